@@ -1,0 +1,113 @@
+"""What is known of base optimizers: which can be wrapped, how they decay themselves, which are fused."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hf_lpwd.diagnostics import layer_norms
+
+# Exact classes only: a subclass may decay otherwise. Of these only Adafactor's update depends on the weights.
+# Adam's family decays in its own pass, coupled or decoupled, and its update is free of lr, on which the
+# identity behind `rwd` rests.
+_ADAM_FAMILY = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam)
+_L2_FAMILY = (
+    torch.optim.SGD,
+    torch.optim.Adagrad,
+    torch.optim.RMSprop,
+    torch.optim.Adadelta,
+    torch.optim.Adamax,
+)
+_DECOUPLED = (torch.optim.Adafactor,)
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def check_base(optimizer_cls: type[Optimizer], kwargs: dict[str, Any]) -> None:
+    """Raises a TypeError that says why, if `LayerwiseDecay` cannot wrap ``optimizer_cls(**kwargs)``."""
+    if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, Optimizer)):
+        raise TypeError(
+            f"optimizer_cls must be a class derived from torch.optim.Optimizer, not {optimizer_cls!r}"
+        )
+    name = optimizer_cls.__name__
+    if callable(getattr(optimizer_cls, "train", None)):
+        raise TypeError(
+            f"{name} cannot be wrapped: it changes the weights itself in train() and eval(); use its own "
+            "weight_decay"
+        )
+    closure = inspect.signature(optimizer_cls.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(f"{name} cannot be wrapped: it takes several gradients in a step")
+    if kwargs.get("differentiable"):
+        raise TypeError(
+            "differentiable=True is not supported: decay is applied in place, outside of autograd"
+        )
+
+
+def division_of_work(base: Optimizer, group: dict[str, Any], share: Any) -> tuple[str | None, dict[str, Any]]:
+    """Divides a group's decay between the base optimizer's step and what surrounds it.
+
+    Args:
+        base: The base optimizer.
+        group: One of its groups.
+        share: `shrinkage(group)`.
+
+    Returns:
+        How to decay outside the step, and the values that the group has to have during it. Outside is one of
+        ``"gradient"`` (add lambda * theta to it), ``"before"`` and ``"after"`` (shrink the weights then),
+        ``"around"`` (after the step, subtract the share of the weights before it) and None.
+    """
+    moment, seen = _division_of_decay(base, group, share)
+    # torch's fused SGD knows no sharded tensors, which FSDP2 may have put into the group since it was made.
+    if type(base) is torch.optim.SGD and group.get("fused") and hasattr(group["params"][0], "full_tensor"):
+        seen = {**seen, "fused": False}
+    return moment, seen
+
+
+def _division_of_decay(
+    base: Optimizer, group: dict[str, Any], share: Any
+) -> tuple[str | None, dict[str, Any]]:
+    timing, lr = group["decay_timing"], group.get("lr")
+    adam, l2 = type(base) in _ADAM_FAMILY, type(base) in _L2_FAMILY
+    if timing == "l2" and group["weight_decay"] > 0.0:
+        if adam:
+            return None, {"decoupled_weight_decay": False}
+        return (None, {}) if l2 else ("gradient", {"weight_decay": 0.0})
+    if timing in ("l2", "pwd") or (isinstance(share, float) and share == 0.0):
+        return None, {"weight_decay": 0.0}
+    if timing == "wd" and group["decay_coupling"] == "lr" and (adam or type(base) in _DECOUPLED):
+        return None, {"decoupled_weight_decay": True} if adam else {}
+    # Reading a tensor would stall the device; independent decay goes on where a warm-up starts from lr = 0.
+    if not adam or isinstance(lr, Tensor) or lr == 0.0:
+        return "after" if timing == "rwd" else "before" if adam or l2 else "around", {"weight_decay": 0.0}
+    lr_seen = lr * (1.0 - share) if timing == "rwd" else lr
+    return None, {"lr": lr_seen, "weight_decay": share / lr_seen, "decoupled_weight_decay": True}
+
+
+def allocates_state(groups: list[dict[str, Any]]) -> bool:
+    """Recognises the step of torch.distributed.checkpoint that only makes an optimizer allocate its state.
+
+    It is made with all learning rates and gradients at zero and must leave the weights as they are, which
+    independent decay and ``pwd`` would not.
+    """
+    if any(
+        lr is None or (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0.0
+        for lr in (group.get("lr") for group in groups)
+    ):
+        return False
+    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    if any(gradient.is_sparse for gradient in gradients):
+        return False
+    return layer_norms({"all": gradients}).get("all") == 0.0
+
+
+def has_fused_kernel(optimizer_cls: type[Optimizer], params: Iterable[Tensor]) -> bool:
+    """Tells whether ``optimizer_cls(params, fused=True)`` works: the class, and the devices of `params`."""
+    return optimizer_cls in _FUSED and all(
+        parameter.device.type in _FUSED_DEVICES and parameter.is_floating_point() for parameter in params
+    )

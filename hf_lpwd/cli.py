@@ -1,0 +1,80 @@
+"""The command `hf-lpwd`. Nothing heavy is imported before it is known what is to be done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from hf_lpwd.messages import BadInputError, refuse, unknown
+
+
+def train(argv: Sequence[str], prog: str = "hf-lpwd train") -> int:
+    """Runs `hf-lpwd train`.
+
+    Args:
+        argv: Command line without the program's name.
+        prog: The program's name in errors and help.
+
+    Returns:
+        The exit code: 0, or 2 where the input is at fault, which one line on standard error then says.
+    """
+    from hf_lpwd.vision.arguments import parse_args
+
+    arguments = parse_args(argv, prog)
+    # What trains takes ten seconds to import; a mistake in the flags is known by now.
+    from hf_lpwd.vision.finetune import finetune
+
+    try:
+        finetune(*arguments, argv)
+    except BadInputError as error:
+        return refuse(prog, error)
+    return 0
+
+
+def _explain(argv: list[str]) -> int:
+    from hf_lpwd.vision.explain_model import main
+
+    return main(argv)
+
+
+_COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "train": (train, "fine-tune an image classifier, or train one from scratch"),
+    "explain": (_explain, "show a model's layers, their decay rates, and what does not decay"),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, _COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in _COMMANDS.items())
+    return (
+        "usage: hf-lpwd COMMAND ...\n\n"
+        "Layer-wise pre-weight decay for transformers and timm models.\n\n"
+        f"commands:\n{commands}\n\n"
+        "options:\n"
+        "  -h, --help  this text; 'hf-lpwd COMMAND --help' for a command's flags\n"
+        "  --version   the version\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: Without the program's name; default `sys.argv[1:]`.
+
+    Returns:
+        The exit code; 2 for bad input.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage(), end="", file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command == "--version":
+        from hf_lpwd import __version__
+
+        print(__version__)
+        return 0
+    if command not in _COMMANDS:
+        return refuse("hf-lpwd", unknown("command", command, _COMMANDS))
+    return _COMMANDS[command][0](rest)

@@ -1,0 +1,159 @@
+"""Layer schedules: layer index -> weight decay rate, as plain floats.
+
+`layer_rates` is the whole interface. Indices run from 0 (the stem) to n (the head); see
+`hf_lpwd.layers` for how a model's parameters get theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+#: A schedule: a name, ``"power:<exponent>"``, the rates themselves (one for each index 0..n), or a
+#: function ``(index, n) -> rate``.
+Schedule: TypeAlias = str | Sequence[float] | Callable[[int, int], float]
+
+DEFAULT_POWER = 2.0
+
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "uniform": lambda depth: 1.0,
+    "linear": lambda depth: depth,
+    "reverse": lambda depth: 1.0 - depth,
+    "cosine": lambda depth: (1.0 - math.cos(math.pi * depth)) / 2.0,
+    "power": lambda depth: depth**DEFAULT_POWER,
+}
+SCHEDULES: tuple[str, ...] = tuple(_SHAPES)
+
+
+def check_rate(value: float, what: str) -> float:
+    """Returns `value` as a float if it can be a decay rate.
+
+    Args:
+        value: The candidate.
+        what: How to call it in the error.
+
+    Raises:
+        ValueError: It is no number, negative, NaN or infinite.
+    """
+    try:
+        rate = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{what} is {value!r}, but must be a number >= 0") from None
+    if not math.isfinite(rate) or rate < 0.0:
+        raise ValueError(f"{what} is {rate}, but must be finite and >= 0")
+    return rate
+
+
+def parse_schedule(text: str) -> Schedule:
+    """Reads a schedule as it is written on a command line.
+
+    Args:
+        text: A name of `SCHEDULES`, ``power:<exponent>``, or the rates of layers 0..n separated by
+            commas (``0,0.01,0.02``).
+
+    Returns:
+        The name (kept as text) or the list of rates.
+
+    Raises:
+        ValueError: The text is none of these.
+    """
+    if "," in text:
+        parts = text.split(",")
+        return [check_rate(part.strip(), f"rate of layer {i}") for i, part in enumerate(parts)]  # type: ignore[arg-type]
+    _shape(text)
+    return text
+
+
+def _shape(name: str) -> Callable[[float], float]:
+    """The function from relative depth i/n to the share of `weight_decay`."""
+    base, colon, argument = name.partition(":")
+    if base == "power" and colon:
+        try:
+            exponent = float(argument)
+        except ValueError:
+            exponent = math.nan
+        if not math.isfinite(exponent) or exponent < 0.0:
+            raise ValueError(f"schedule {name!r}: the exponent must be a finite number >= 0, as in 'power:2'")
+        return lambda depth: depth**exponent
+    if colon or base not in _SHAPES:
+        raise ValueError(
+            f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}, 'power:<exponent>', "
+            "a list of rates for layers 0..n, or a function (index, n) -> rate"
+        )
+    return _SHAPES[base]
+
+
+def layer_rates(
+    weight_decay: float,
+    num_layers: int,
+    schedule: Schedule = "linear",
+    *,
+    match_budget: Sequence[int] | None = None,
+) -> list[float]:
+    r"""Returns the weight decay rate of each layer index.
+
+    With n = `num_layers` and lambda = `weight_decay`:
+
+    | schedule | rate of index i |
+    |---|---|
+    | ``uniform`` | lambda |
+    | ``linear`` (the paper's) | lambda * i / n |
+    | ``reverse`` | lambda * (n - i) / n |
+    | ``cosine`` | lambda * (1 - cos(pi * i / n)) / 2 |
+    | ``power``, ``power:<p>`` | lambda * (i / n)^p, p = 2 by default |
+    | a sequence, a function ``(i, n) -> rate`` | what it says; `weight_decay` then only sets the budget |
+
+    Args:
+        weight_decay: lambda, the rate of the base optimizer's `weight_decay`.
+        num_layers: n, the index of the head; the stem is 0.
+        schedule: See above.
+        match_budget: Number of decayed scalars at each index 0..n. Where given, all rates are multiplied
+            by one factor such that their mean over these scalars is `weight_decay`, so that schedules can
+            be compared at an equal amount of decay.
+
+    Returns:
+        n + 1 rates, of index 0 to n.
+
+    Raises:
+        ValueError: A rate is negative, NaN or infinite, a list has the wrong length, the schedule has no
+            such name, or no decayed scalar has a rate that could be scaled to the budget.
+
+    Source: *Layer-wise Pre-weight Decay* (OpenReview 0GZ1Bq4Tfr) for ``linear``.
+    """
+    weight_decay = check_rate(weight_decay, "weight_decay")
+    if num_layers < 1:
+        raise ValueError(f"num_layers is {num_layers}, but must be at least 1 (the head's index)")
+    indices = range(num_layers + 1)
+    if isinstance(schedule, str):
+        shape = _shape(schedule)
+        rates = [weight_decay * shape(i / num_layers) for i in indices]
+    elif callable(schedule):
+        rates = [schedule(i, num_layers) for i in indices]
+    else:
+        rates = list(schedule)
+        if len(rates) != num_layers + 1:
+            raise ValueError(
+                f"schedule lists {len(rates)} rates, but the model has {num_layers + 1} layer indices "
+                f"(0, the stem, to {num_layers}, the head)"
+            )
+    rates = [check_rate(rate, f"rate of layer {i}") for i, rate in enumerate(rates)]
+    if match_budget is None:
+        return rates
+    return _scaled_to_budget(rates, weight_decay, match_budget)
+
+
+def _scaled_to_budget(rates: list[float], weight_decay: float, counts: Sequence[int]) -> list[float]:
+    if len(counts) != len(rates):
+        raise ValueError(f"match_budget lists {len(counts)} counts for {len(rates)} layer indices")
+    total = math.fsum(rate * count for rate, count in zip(rates, counts, strict=True))
+    scalars = sum(counts)
+    if weight_decay == 0.0 or scalars == 0:
+        return [0.0] * len(rates)
+    if total == 0.0:
+        raise ValueError(
+            f"match_budget cannot reach a mean rate of {weight_decay}: the schedule gives every layer "
+            "that has decayed parameters a rate of 0"
+        )
+    factor = weight_decay * scalars / total
+    return [rate * factor for rate in rates]

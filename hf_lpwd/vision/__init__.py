@@ -1,0 +1,1 @@
+"""Fine-tuning of image classifiers: data, transforms, metrics, models, the run and its model card."""

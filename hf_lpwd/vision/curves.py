@@ -1,0 +1,40 @@
+"""The loss and accuracy curves of a run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_SERIES = (("loss", "training"), ("eval_loss", "validation"), ("eval_accuracy", "validation"))
+
+
+def draw_curves(log_history: Iterable[Mapping[str, Any]], title: str) -> bytes:
+    """Draws training and validation loss, and validation accuracy, against the epoch.
+
+    Args:
+        log_history: `TrainerState.log_history`.
+        title: Written above.
+
+    Returns:
+        A PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    entries = list(log_history)
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    for key, label in _SERIES:
+        points = [(entry["epoch"], entry[key]) for entry in entries if key in entry]
+        if points:
+            axes = accuracy if key == "eval_accuracy" else loss
+            axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 60 else "")
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    figure.suptitle(title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

@@ -1,0 +1,83 @@
+"""The flags that say which data to train and evaluate on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+AUGMENTATIONS = ("random_resized_crop", "crop_flip", "crop", "none")
+
+
+@dataclass
+class DataTrainingArguments:
+    """Which data to train and evaluate on; the flags of transformers' image classification example.
+
+    Raises:
+        ValueError: If a value is out of range or two flags contradict each other.
+    """
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of a data set on the Hub, a local folder, or files (parquet, csv, json; a glob is "
+            "allowed). Without it and without --train_dir: the digits that ship inside scikit-learn."
+        },
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of the data set on the Hub."}
+    )
+    train_dir: str | None = field(
+        default=None, metadata={"help": "Folder of training pictures, one folder a class."}
+    )
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "Folder of validation pictures, one folder a class."}
+    )
+    train_val_split: float = field(
+        default=0.15,
+        metadata={"help": "Share of the training data cut off for validation where the data set has none."},
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on at most this many pictures, drawn by seed and class."}
+    )
+    max_eval_samples: int | None = field(
+        default=None,
+        metadata={"help": "Validate and test on at most this many pictures each, drawn by seed and class."},
+    )
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "Column of the pictures. Default: image or img."}
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Column of the labels. Default: label, labels or fine_label."}
+    )
+    skip_bad_images: bool = field(
+        default=False,
+        metadata={"help": "Leave out pictures that cannot be decoded, and count them, instead of stopping."},
+    )
+    augmentation: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is done to training pictures. random_resized_crop: a random part, resized, and a "
+            "horizontal flip. crop_flip: a shift by up to 1/8 of the side with zeros moved in, and a "
+            "horizontal flip. crop: the shift alone, for pictures such as digits whose mirror image means "
+            "something else. none. Default: crop for scikit-learn's digits, crop_flip for pictures of up to "
+            "64 pixels a side, else random_resized_crop.",
+            "choices": list(AUGMENTATIONS),
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.train_val_split < 1:
+            raise ValueError(f"train_val_split must lie between 0 and 1, not {self.train_val_split}")
+        for name in ("max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.augmentation is not None and self.augmentation not in AUGMENTATIONS:
+            raise ValueError(
+                f"augmentation must be one of {', '.join(AUGMENTATIONS)}, not {self.augmentation!r}"
+            )
+        if self.dataset_name is not None and (self.train_dir or self.validation_dir):
+            raise ValueError("give either dataset_name or train_dir (and validation_dir), not both")
+        if self.validation_dir and not self.train_dir:
+            raise ValueError("validation_dir needs train_dir")
+        if self.dataset_config_name and self.dataset_name is None:
+            raise ValueError("dataset_config_name needs dataset_name")

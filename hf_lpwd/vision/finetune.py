@@ -1,0 +1,229 @@
+"""The main job: one data set, one model, one run, from the command line to the saved model and its card."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from torch import nn
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from hf_lpwd.decay_groups import shrinkage
+from hf_lpwd.explain import Explanation, explain
+from hf_lpwd.files import write_bytes, write_json
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.schedules import parse_schedule
+from hf_lpwd.trainer import LPWDTrainer
+from hf_lpwd.vision.arguments import ImageTrainingArguments, ModelArguments
+from hf_lpwd.vision.card import model_card
+from hf_lpwd.vision.curves import draw_curves
+from hf_lpwd.vision.data import Splits, load_splits
+from hf_lpwd.vision.data_args import DataTrainingArguments
+from hf_lpwd.vision.images import BadImageError, EpochCallback, ImageDataset, collate, default_augmentation
+from hf_lpwd.vision.metrics import compute_metrics, logits_only
+from hf_lpwd.vision.models import load_model_and_processor
+from hf_lpwd.vision.run_folder import check_output_dir, run_settings, write_record
+
+#: Split -> what `Trainer` puts before the names of its metrics.
+PREFIXES = {"validation": "eval", "test": "test"}
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run needs, loaded and checked before its first step."""
+
+    model: nn.Module
+    processor: Any
+    splits: Splits
+    images: dict[str, ImageDataset]
+    explanation: Explanation
+    settings: dict[str, Any]
+
+
+def finetune(
+    model_args: ModelArguments,
+    data_args: DataTrainingArguments,
+    training_args: ImageTrainingArguments,
+    argv: Sequence[str],
+) -> None:
+    """Does one run, from the data to the saved model, its figures and its card.
+
+    Args:
+        model_args: What `hf_lpwd.vision.arguments.parse_args` returns, as the next two.
+        data_args: The data.
+        training_args: How to train.
+        argv: The command line that these came from, for the card.
+
+    Raises:
+        BadInputError: Something in the input is wrong; the message says what.
+    """
+    logging.set_verbosity(training_args.get_process_log_level())
+    # One bar for each saved file would break up the bar of the training.
+    logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        run = prepare(model_args, data_args, training_args)
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
+    try:
+        trainer, metrics = train_and_evaluate(run, training_args)
+    except BadImageError as error:
+        # From a worker it comes with a traceback, which ends with the error.
+        raise BadInputError(
+            str(error).strip().splitlines()[-1].partition("BadImageError: ")[2] or error
+        ) from error
+    if trainer.is_world_process_zero():
+        write_results(run, trainer, metrics, argv)
+        print(_closing_line(run, metrics, str(training_args.output_dir)))
+
+
+def prepare(
+    model_args: ModelArguments, data_args: DataTrainingArguments, training_args: ImageTrainingArguments
+) -> Run:
+    """Loads data and model, and checks all that can be checked before the first step.
+
+    Raises:
+        ValueError: Something in the input is wrong; the message says what, in one line.
+    """
+    settings = run_settings(model_args, data_args, training_args)
+    check_output_dir(str(training_args.output_dir), settings)
+    _check_resumable(training_args)
+    splits = load_splits(
+        data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token
+    )
+    # The model's initial weights depend on the seed alone, not on what loading the data drew.
+    set_seed(training_args.seed)
+    model, processor = load_model_and_processor(model_args, splits.class_names)
+    explanation = explain(
+        model,
+        weight_decay=training_args.weight_decay,
+        schedule=parse_schedule(training_args.layer_schedule),
+        match_budget=training_args.match_decay_budget,
+        decay_all=training_args.decay_all,
+        no_decay=training_args.no_decay_pattern,
+    )
+    for row in explanation.layers:
+        shrinkage(
+            {
+                "weight_decay": row.rate,
+                "lr": training_args.learning_rate,
+                "decay_timing": training_args.decay_timing,
+                "decay_coupling": training_args.decay_coupling,
+            }
+        )
+    augmentation = data_args.augmentation or default_augmentation(splits)
+    wanted = {
+        "train": training_args.do_train,
+        "validation": training_args.do_eval,
+        "test": training_args.do_predict,
+    }
+    images = {
+        role: ImageDataset.from_split(
+            splits,
+            role,
+            processor,
+            augmentation=augmentation if role == "train" else "none",
+            seed=training_args.data_seed if training_args.data_seed is not None else training_args.seed,
+            skip_bad_images=data_args.skip_bad_images,
+        )
+        for role, needed in wanted.items()
+        if needed and getattr(splits, role) is not None
+    }
+    return Run(model, processor, splits, images, explanation, settings)
+
+
+def train_and_evaluate(
+    run: Run, args: ImageTrainingArguments
+) -> tuple[LPWDTrainer, dict[str, dict[str, float]]]:
+    """Trains, keeps the checkpoint that was best on validation, and reads the test split once.
+
+    Args:
+        run: From `prepare`.
+        args: How to train.
+
+    Returns:
+        The trainer, and the metrics of each split that was evaluated, without the Trainer's prefixes.
+    """
+    trainer = LPWDTrainer(
+        model=run.model,
+        args=args,
+        train_dataset=run.images.get("train"),
+        eval_dataset=run.images.get("validation"),
+        data_collator=collate,
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=logits_only,
+        processing_class=run.processor,
+        callbacks=[EpochCallback()],
+    )
+    for role, images in run.images.items():
+        if images.num_skipped:
+            logger.warning(f"{role}: {images.num_skipped} pictures that cannot be decoded are left out")
+    if args.do_train:
+        if args.weight_decay == 0.0:
+            logger.warning("weight_decay is 0, so that nothing decays: set --weight_decay, e.g. to 0.05")
+        if trainer.is_world_process_zero():
+            write_record(str(args.output_dir), run.settings)
+        result = trainer.train(resume_from_checkpoint=_checkpoint(args))
+        trainer.save_model()
+        trainer.save_metrics("train", result.metrics)
+        trainer.save_state()
+    metrics = {}
+    for role, prefix in PREFIXES.items():
+        if role in run.images:
+            values = trainer.evaluate(run.images[role], metric_key_prefix=prefix)
+            trainer.save_metrics(prefix, values)
+            metrics[role] = {key.removeprefix(f"{prefix}_"): value for key, value in values.items()}
+    return trainer, metrics
+
+
+def write_results(
+    run: Run, trainer: LPWDTrainer, metrics: dict[str, dict[str, float]], argv: Sequence[str]
+) -> None:
+    """Writes the layer rates, the curves and the model card into the output folder.
+
+    Args:
+        run: From `prepare`.
+        trainer: After training.
+        metrics: From `train_and_evaluate`.
+        argv: The command line, for the card.
+    """
+    folder = Path(str(trainer.args.output_dir))
+    write_json(folder / "layer_rates.json", asdict(run.explanation))
+    if trainer.args.do_train:
+        write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
+        write_bytes(folder / "README.md", str(model_card(run, metrics, folder.name, argv)).encode())
+
+
+def _checkpoint(args: ImageTrainingArguments) -> str | bool | None:
+    """Reads `resume_from_checkpoint`, which a command line can only give as text."""
+    text = str(args.resume_from_checkpoint).lower()
+    return {"true": True, "false": None, "none": None}.get(text, args.resume_from_checkpoint)
+
+
+def _check_resumable(args: ImageTrainingArguments) -> None:
+    checkpoint = _checkpoint(args)
+    folder = str(args.output_dir)
+    if checkpoint is True and not (os.path.isdir(folder) and get_last_checkpoint(folder)):
+        raise ValueError(f"resume_from_checkpoint is True, but {args.output_dir} has no checkpoint")
+    if isinstance(checkpoint, str) and not (Path(checkpoint) / "trainer_state.json").exists():
+        raise ValueError(f"resume_from_checkpoint is {checkpoint!r}, but no checkpoint is there")
+
+
+def _closing_line(run: Run, metrics: dict[str, dict[str, float]], output_dir: str | None) -> str:
+    accuracies = [
+        f"{role} accuracy {values['accuracy']:.4f} ({len(run.images[role])} pictures)"
+        for role, values in metrics.items()
+    ]
+    if "test" not in run.images:
+        accuracies.append("no labelled test split")
+    return ", ".join(accuracies) + f"; saved in {output_dir}"

@@ -1,0 +1,228 @@
+"""The data set that a DataLoader reads: pictures decoded once where they fit in memory, served in batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.vision.data import DIGITS, Splits
+from hf_lpwd.vision.decoding import image_size, read_image
+from hf_lpwd.vision.transforms import Images, ImageTransform, uniforms
+
+_SMALL_SIDE = 64
+_SAMPLE = 64
+_CHUNK = 256
+
+
+class BadImageError(BadInputError):
+    """A picture that cannot be decoded."""
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Pictures and labels of one split, ready for the model.
+
+    A stock `DataLoader` hands all indices of a batch to `__getitems__`, which augments them at once; use it
+    with `collate_fn=collate`. Where the decoded pictures take less than half of the free memory they are
+    decoded once, here, and workers share them; else each is decoded when it is asked for, in the workers.
+
+    Args:
+        dataset: Rows with a `datasets.Image` and a `datasets.ClassLabel` column.
+        transform: From uint8 pictures to pixel values.
+        image_column: Column of the pictures.
+        label_column: Column of the labels.
+        source: Name of the split that the rows come from, for errors.
+        rows: Their numbers in that split, for errors; default 0, 1, ...
+        seed: Seed of the augmentation.
+        skip_bad_images: Leave out what cannot be decoded; `num_skipped` counts it.
+        in_memory: Whether to decode once; by default, whether it fits.
+
+    Raises:
+        BadImageError: If a picture cannot be decoded, with split and row; from the constructor if decoded
+            once, else when the picture is asked for.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        transform: ImageTransform,
+        *,
+        image_column: str = "image",
+        label_column: str = "label",
+        source: str = "train",
+        rows: Sequence[int] | np.ndarray | None = None,
+        seed: int = 0,
+        skip_bad_images: bool = False,
+        in_memory: bool | None = None,
+    ) -> None:
+        self.transform = transform
+        self.seed = seed
+        self._source = source
+        self._rows = np.arange(len(dataset)) if rows is None else np.asarray(rows)
+        # Shared, so that workers that outlive an epoch see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._column = image_column
+        self._files: datasets.Dataset | None = _undecoded(dataset, image_column)
+        labels = torch.tensor(dataset.select_columns([label_column])[:][label_column], dtype=torch.int64)
+        self.in_memory = _fits_in_memory(self._files, image_column) if in_memory is None else in_memory
+
+        kept, shapes, pixels = list(range(len(labels))), [], bytearray()
+        if self.in_memory or skip_bad_images:
+            kept = []
+            for index, image in self._decode_all(skip_bad_images):
+                kept.append(index)
+                if self.in_memory:
+                    shapes.append(image.shape[1:])
+                    pixels += image.data
+        self.num_skipped = len(labels) - len(kept)
+        if not kept:
+            raise BadImageError(f"{source}: no image can be decoded")
+        self._kept = np.array(kept)
+        self.labels = labels[self._kept]
+        if self.in_memory:
+            self._files = None
+            self._store(pixels, shapes)
+
+    @classmethod
+    def from_split(
+        cls,
+        splits: Splits,
+        role: str,
+        processor: Any,
+        *,
+        augmentation: str = "none",
+        seed: int = 0,
+        skip_bad_images: bool = False,
+    ) -> ImageDataset:
+        """Builds the data set of `"train"`, `"validation"` or `"test"`."""
+        return cls(
+            getattr(splits, role),
+            ImageTransform(processor, augmentation),
+            image_column=splits.image_column,
+            label_column=splits.label_column,
+            source=splits.sources[role],
+            rows=splits.rows[role],
+            seed=seed,
+            skip_bad_images=skip_bad_images,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws other augmentations in every epoch; `Trainer` and accelerate call it, see `EpochCallback`."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Returns a batch: `pixel_values` float32 [B, 3, h, w] and `labels` int64 [B]."""
+        draws = None
+        if self.transform.num_uniforms:
+            draws = uniforms(self.seed, int(self._epoch), indices, self.transform.num_uniforms)
+        pixel_values = self.transform(self.images(indices), draws)
+        return {"pixel_values": pixel_values, "labels": self.labels[list(indices)]}
+
+    def images(self, indices: Sequence[int]) -> Images:
+        """Returns the pictures as decoded, uint8: [B, 3, H, W] if they have one size, else a list."""
+        if self._files is not None:
+            rows = self._kept[list(indices)].tolist()
+            images = [torch.from_numpy(image) for _, image in self._decode(rows)]
+        elif self._same_size is not None:
+            return self._same_size[list(indices)]
+        else:
+            images = [
+                self._pixels[start : start + 3 * height * width].view(3, height, width)
+                for start, height, width in self._places[list(indices)].tolist()
+            ]
+        return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+
+    def _store(self, pixels: bytearray, shapes: list[tuple[int, ...]]) -> None:
+        """Keeps the pixels as one tensor: forked workers share it, others get it through shared memory."""
+        self._pixels = torch.frombuffer(pixels, dtype=torch.uint8)
+        sizes = torch.tensor(shapes)
+        lengths = 3 * sizes.prod(dim=1)
+        self._places = torch.column_stack([lengths.cumsum(0) - lengths, sizes])
+        self._same_size = self._pixels.view(-1, 3, *shapes[0]) if len(set(shapes)) == 1 else None
+
+    def _decode(self, rows: Sequence[int], skip: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields row and picture; leaves out what cannot be decoded if `skip`."""
+        assert self._files is not None
+        for row, cell in zip(rows, self._files[rows][self._column], strict=True):
+            try:
+                yield row, read_image(cell)
+            except ValueError as error:
+                if skip:
+                    continue
+                path = f" ({cell['path']})" if cell and cell["path"] else ""
+                raise BadImageError(
+                    f"{self._source} row {self._rows[row]}{path}: the image cannot be decoded: {error}"
+                ) from error
+
+    def _decode_all(self, skip: bool) -> Iterator[tuple[int, np.ndarray]]:
+        for start in range(0, len(self._rows), _CHUNK):
+            yield from self._decode(range(start, min(start + _CHUNK, len(self._rows))), skip)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the training data the epoch: with several processes, or resumed amid an epoch, nobody else does.
+
+    accelerate's `DataLoaderShard.set_epoch` calls the data set's only if it finds no sampler to call.
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Sets the epoch of the training data set, if it has one."""
+        dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        if dataset is not None and hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(int(state.epoch or 0))
+
+
+def collate(batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Passes on a batch from `ImageDataset.__getitems__`; stacks a list of samples."""
+    if isinstance(batch, dict):
+        return batch
+    if batch and not isinstance(batch[0], dict):
+        raise TypeError("collate needs remove_unused_columns=False in the training arguments")
+    return {name: torch.stack([sample[name] for sample in batch]) for name in batch[0]}
+
+
+def default_augmentation(splits: Splits) -> str:
+    """Chooses crop for scikit-learn's digits, crop_flip for small pictures, else random_resized_crop."""
+    if splits.name == DIGITS:
+        return "crop"
+    sizes = _sample_sizes(_undecoded(splits.train, splits.image_column), splits.image_column)
+    return "crop_flip" if sizes and max(map(max, sizes)) <= _SMALL_SIDE else "random_resized_crop"
+
+
+def _undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+    return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+
+def _sample_sizes(files: datasets.Dataset, column: str) -> list[tuple[int, int]]:
+    """Returns height and width of some pictures spread over the data set, without those that are damaged."""
+    sizes = []
+    for cell in files[np.unique(np.linspace(0, len(files) - 1, _SAMPLE).astype(int))][column]:
+        try:
+            sizes.append(image_size(cell))
+        except ValueError:
+            continue
+    return sizes
+
+
+def _fits_in_memory(files: datasets.Dataset, column: str) -> bool:
+    """Whether the decoded pictures take less than this process's part of half the free memory."""
+    sizes = _sample_sizes(files, column)
+    if not sizes:
+        return True
+    estimate = len(files) * 3 * float(np.mean([height * width for height, width in sizes]))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return estimate < psutil.virtual_memory().available / 2 / processes

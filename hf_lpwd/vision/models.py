@@ -1,0 +1,188 @@
+"""Models and image processors: pretrained, from scratch, and as weightless skeletons to look at."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+from hf_lpwd.messages import unknown
+from hf_lpwd.vision.arguments import DEFAULT_MODEL, ModelArguments, parse_overrides
+
+#: Side in pixels of the pictures of a model whose configuration does not say.
+DEFAULT_IMAGE_SIZE = 224
+
+
+def load_model_and_processor(args: ModelArguments, class_names: list[str]) -> tuple[nn.Module, Any]:
+    """Loads or makes the model that `args` names, with a head for `class_names`, and its image processor.
+
+    Args:
+        args: What the user asked for.
+        class_names: Names of the classes 0, 1, ...
+
+    Returns:
+        A transformers model for image classification and an image processor.
+
+    Raises:
+        ValueError: There is no such model or model type, the configuration has no such key, or the weights do
+            not fit; one line.
+    """
+    labels = {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: i for i, name in enumerate(class_names)},
+    }
+    if args.from_scratch:
+        config, image_size = _config_from_scratch(args, labels)
+        return _from_config(config), _new_processor(image_size)
+    name = args.model_name_or_path or DEFAULT_MODEL
+    source = _hub_options(args)
+    try:
+        config = AutoConfig.from_pretrained(args.config_name or name, **labels, **source)
+        if args.model_type is not None and config.model_type != args.model_type:
+            raise ValueError(
+                f"model_type is {args.model_type!r}, but {name} is of type {config.model_type!r}"
+            )
+        model = AutoModelForImageClassification.from_pretrained(
+            name, config=config, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **source
+        )
+        processor = AutoImageProcessor.from_pretrained(args.image_processor_name or name, **source)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(_why_not_loaded(name, error)) from error
+    return model, processor
+
+
+def model_skeleton(name: str, overrides: str | None = None, **hub_options: Any) -> nn.Module:
+    """Builds a model on the meta device, from its configuration alone.
+
+    Args:
+        name: A folder or configuration file, a transformers model type (``"vit"``), a timm architecture
+            (``"vit_small_patch16_224"``, ``"timm/resnet18.a1_in1k"``), or a name on the Hub.
+        overrides: Changes to a transformers configuration, as in `ModelArguments.config_overrides`.
+        **hub_options: For `AutoConfig.from_pretrained`: `revision`, `token`, `trust_remote_code`.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    if name in CONFIG_MAPPING_NAMES:
+        config = AutoConfig.for_model(name)
+    elif not os.path.exists(name) and (name.startswith("timm/") or "/" not in name):
+        return _timm_skeleton(name.removeprefix("timm/"), overrides)
+    else:
+        try:
+            config = AutoConfig.from_pretrained(name, **hub_options)
+        except (OSError, ValueError) as error:
+            raise ValueError(_why_not_loaded(name, error)) from error
+    _apply_overrides(config, overrides)
+    with torch.device("meta"):
+        return _from_config(config, hub_options.get("trust_remote_code", False))
+
+
+def _timm_skeleton(architecture: str, overrides: str | None) -> nn.Module:
+    import timm
+
+    arguments = parse_overrides(overrides) if overrides else {}
+    if not timm.is_model(architecture):
+        known = [*CONFIG_MAPPING_NAMES, *timm.list_models()]
+        raise ValueError(unknown("model", architecture, known))
+    try:
+        with torch.device("meta"):
+            return timm.create_model(architecture, **arguments)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"timm cannot make {architecture} with {overrides}: {error}") from error
+
+
+def _config_from_scratch(args: ModelArguments, labels: dict[str, Any]) -> tuple[PreTrainedConfig, int]:
+    if args.config_name is not None:
+        try:
+            config = AutoConfig.from_pretrained(args.config_name, **labels, **_hub_options(args))
+        except (OSError, ValueError) as error:
+            raise ValueError(_why_not_loaded(args.config_name, error)) from error
+    elif args.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        config = AutoConfig.for_model(args.model_type, **labels)
+    else:
+        raise ValueError(
+            unknown(
+                "image classification model_type",
+                args.model_type,
+                MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+            )
+        )
+    image_size = _apply_overrides(config, args.config_overrides)
+    return config, image_size
+
+
+def _apply_overrides(config: PreTrainedConfig, text: str | None) -> int:
+    """Changes `config`; returns the side of its pictures, which `image_size` may set for any model."""
+    overrides = parse_overrides(text) if text else {}
+    if not hasattr(config, "image_size"):
+        image_size = overrides.pop("image_size", DEFAULT_IMAGE_SIZE)
+    else:
+        image_size = overrides.get("image_size", config.image_size)
+    for key, value in overrides.items():
+        if not hasattr(config, key):
+            raise ValueError(
+                f"config_overrides: {unknown(f'{config.model_type} setting', key, config.to_dict())}"
+            )
+        # YAML reads 1e-5 as text.
+        as_before = isinstance(getattr(config, key), float) and not isinstance(value, bool)
+        try:
+            setattr(config, key, float(value) if as_before else value)
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            why = " ".join(str(error).split())
+            raise ValueError(f"config_overrides: {key}={value!r}: {why}") from error
+    side = image_size[0] if isinstance(image_size, (list, tuple)) else image_size
+    if not isinstance(side, int) or side < 1:
+        raise ValueError(f"config_overrides: image_size is {image_size!r}, but must be a number of pixels")
+    return side
+
+
+def _from_config(config: PreTrainedConfig, trust_remote_code: bool = False) -> nn.Module:
+    """Makes a model of the class that `config` names, or of its image classification class."""
+    import transformers
+
+    if config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[config.model_type]
+        # Where a type has several classes (DeiT with and without teacher), the auto class needs to be told.
+        if not isinstance(classes, str) and not config.architectures:
+            config.architectures = [classes[0]]
+        auto_class = AutoModelForImageClassification
+    else:
+        named = [getattr(transformers, name, None) for name in config.architectures or []]
+        if named and named[0] is not None:
+            return named[0](config)
+        auto_class = transformers.AutoModel
+    try:
+        return auto_class.from_config(config, trust_remote_code=trust_remote_code)
+    except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"no {config.model_type} can be made with these settings: {first}") from error
+
+
+def _new_processor(image_size: int) -> Any:
+    from transformers import ViTImageProcessor
+
+    return ViTImageProcessor(size={"height": image_size, "width": image_size})
+
+
+def _hub_options(args: ModelArguments) -> dict[str, Any]:
+    return {
+        "cache_dir": args.cache_dir,
+        "revision": args.model_revision,
+        "token": args.token,
+        "trust_remote_code": args.trust_remote_code,
+    }
+
+
+def _why_not_loaded(name: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "size mismatch" in text or "mismatched" in text:
+        return f"the head of {name} has another number of classes: --ignore_mismatched_sizes starts a new one"
+    if isinstance(error, OSError):
+        return f"no model {name!r} in a folder here, in the cache or on the Hub ({text[:200]})"
+    return f"{name} cannot be loaded: {text[:300]}"

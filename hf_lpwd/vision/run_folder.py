@@ -1,0 +1,95 @@
+"""What identifies a run, kept in its output folder, so that another run cannot be mixed into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hf_lpwd.files import write_json
+from hf_lpwd.vision.arguments import ImageTrainingArguments, ModelArguments
+from hf_lpwd.vision.data_args import DataTrainingArguments
+
+RECORD = "run_settings.json"
+
+_NOT_THE_RUN = {"cache_dir", "token", "trust_remote_code"}
+_OF_THE_RUN = (
+    "weight_decay",
+    "decay_timing",
+    "layer_schedule",
+    "decay_coupling",
+    "match_decay_budget",
+    "decay_all",
+    "no_decay_pattern",
+    "optim",
+    "optim_args",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "bf16",
+    "fp16",
+    "seed",
+    "data_seed",
+)
+
+
+def run_settings(
+    model_args: ModelArguments, data_args: DataTrainingArguments, training_args: ImageTrainingArguments
+) -> dict[str, Any]:
+    """Returns the settings that decide what a run computes, by name; none of them is secret."""
+    settings = {
+        field.name: getattr(part, field.name)
+        for part in (model_args, data_args)
+        for field in fields(part)
+        if field.name not in _NOT_THE_RUN
+    }
+    settings |= {name: getattr(training_args, name) for name in _OF_THE_RUN}
+    return json.loads(json.dumps(settings, default=str))
+
+
+def check_output_dir(output_dir: str, settings: Mapping[str, Any]) -> None:
+    """Raises a ValueError if `output_dir` holds something else than the run of these settings.
+
+    Args:
+        output_dir: A folder, there or not.
+        settings: From `run_settings`.
+    """
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir {output_dir} is a file: name a folder")
+    if not folder.exists() or not any(not path.name.startswith(".") for path in folder.iterdir()):
+        return
+    record = folder / RECORD
+    if not record.exists():
+        raise ValueError(
+            f"output_dir {output_dir} is not empty and holds no run of hf-lpwd: name another one"
+        )
+    try:
+        there = json.loads(record.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{record} cannot be read ({error}): name another output_dir") from None
+    changed = [name for name in settings if there.get(name) != settings[name]]
+    if changed:
+        name = changed[0]
+        others = f" (and {len(changed) - 1} other settings)" if len(changed) > 1 else ""
+        raise ValueError(
+            f"output_dir {output_dir} holds another run: its {name} is {there.get(name)!r}, "
+            f"now {settings[name]!r}{others}: name another folder"
+        )
+
+
+def write_record(output_dir: str, settings: Mapping[str, Any]) -> None:
+    """Marks `output_dir` as the folder of the run of these settings."""
+    write_json(Path(output_dir) / RECORD, dict(settings))

@@ -1,0 +1,73 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hf_lpwd import __version__
+from hf_lpwd.cli import main
+
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "timm", "evaluate", "sklearn", "numpy")
+
+
+def test_help_imports_nothing_heavy_and_answers_in_under_a_second():
+    code = (
+        "import sys; from hf_lpwd.cli import main; main(['--help']);"
+        f"assert not [m for m in {HEAVY!r} if m in sys.modules]"
+    )
+    start = time.perf_counter()
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 1.0
+    assert "train" in answer.stdout
+    assert "explain" in answer.stdout
+
+
+def test_bad_flags_are_refused_before_the_trainer_is_imported():
+    code = (
+        "import sys; from hf_lpwd.cli import main\n"
+        "try: main(['train', '--weight_decay', '-1'])\n"
+        "except SystemExit as end: assert end.code == 2\n"
+        "assert not [m for m in ('transformers.trainer', 'datasets', 'timm', 'evaluate') if m in sys.modules]"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stderr.splitlines() == [
+        "hf-lpwd train: error: weight_decay is -1.0, but must be finite and >= 0"
+    ]
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "hf-lpwd: error: unknown command 'trian': did you mean 'train'?\n"),
+        (["explain", "vitt"], "hf-lpwd explain: error: unknown model 'vitt': did you mean 'vit'?\n"),
+        (
+            ["explain", "vit", "--layer_schedule", "0,1"],
+            "hf-lpwd explain: error: schedule lists 2 rates, but the model has 14 layer indices "
+            "(0, the stem, to 13, the head)\n",
+        ),
+        (
+            ["explain", "vit", "--config_overrides", "num_hidden_layer=2"],
+            "hf-lpwd explain: error: config_overrides: unknown vit setting 'num_hidden_layer': "
+            "did you mean 'num_hidden_layers'?\n",
+        ),
+        (
+            ["explain", "vit", "--no_decay_pattern", "nothing"],
+            "hf-lpwd explain: error: no_decay pattern 'nothing' matches no parameter; names are like "
+            "'vit.embeddings.cls_token'\n",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(argv, message, capsys):
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", message)
+
+
+def test_without_a_command_it_shows_the_usage_and_fails(capsys):
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("usage: hf-lpwd COMMAND")

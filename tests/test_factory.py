@@ -1,0 +1,201 @@
+import inspect
+import math
+
+import pytest
+import tiny_models
+import torch
+from accelerate import Accelerator
+
+import hf_lpwd
+from hf_lpwd.factory import create_lpwd_optimizer, lpwd_optimizer_factory
+from hf_lpwd.layers import layer_index_map
+
+
+def make_model():
+    torch.manual_seed(0)
+    return tiny_models.HandWritten(depth=3)
+
+
+def rate_by_name(optimizer):
+    return {name: group["weight_decay"] for group in optimizer.param_groups for name in group["param_names"]}
+
+
+DECAYED = {
+    "project.weight": 0,
+    **{f"body.{i}.{layer}.weight": i + 1 for i in range(3) for layer in ("up", "down")},
+    "out.weight": 4,
+}
+
+
+def test_the_defaults_are_the_papers_method():
+    optimizer = create_lpwd_optimizer(make_model(), lr=1e-3, weight_decay=0.4)
+    assert type(optimizer) is hf_lpwd.LayerwiseDecay
+    assert type(optimizer.base) is torch.optim.AdamW
+    expected = {
+        name: pytest.approx(0.1 * DECAYED.get(name, 0)) for name, _ in make_model().named_parameters()
+    }
+    assert rate_by_name(optimizer) == expected
+    for group in optimizer.param_groups:
+        assert (group["decay_timing"], group["decay_coupling"], group["lr"]) == ("pwd", "lr", 1e-3)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx(
+        [0, 0.1, 0.2, 0.3, 0.4]
+    )
+
+
+def test_signature():
+    assert str(inspect.signature(create_lpwd_optimizer)).replace("'", "") == (
+        "(model: nn.Module, optimizer_cls: type[torch.optim.Optimizer] = <class torch.optim.adamw.AdamW>, *, "
+        "lr: float, weight_decay: float, timing: str = pwd, schedule: Schedule = linear, "
+        "coupling: str = lr, match_budget: bool = False, decay_all: bool = False, "
+        "no_decay: NoDecay | None = None, layer_map: Layers | None = None, "
+        "**optimizer_kwargs: Any) -> LayerwiseDecay"
+    )
+    assert lpwd_optimizer_factory() is create_lpwd_optimizer
+
+
+def test_match_budget_keeps_the_mean_over_decayed_scalars():
+    model = make_model()
+    for schedule in ("linear", "reverse", "cosine", "power:3"):
+        optimizer = create_lpwd_optimizer(
+            model, lr=1e-3, weight_decay=0.4, schedule=schedule, match_budget=True
+        )
+        rates = rate_by_name(optimizer)
+        sizes = {name: p.numel() for name, p in model.named_parameters() if name in DECAYED}
+        total = math.fsum(rates[name] * size for name, size in sizes.items())
+        assert total / sum(sizes.values()) == pytest.approx(0.4, rel=1e-14)
+
+
+def test_what_decays_is_the_users():
+    model = make_model()
+    rates = rate_by_name(create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.4, decay_all=True))
+    assert rates["body.1.norm.bias"] == pytest.approx(0.2)
+    assert rates["last_norm.weight"] == pytest.approx(0.4)
+    rates = rate_by_name(
+        create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.4, no_decay=[r"\.up\.", "bias$"])
+    )
+    assert (rates["body.1.up.weight"], rates["out.bias"]) == (0.0, 0.0)
+    assert rates["last_norm.weight"] == pytest.approx(0.4)
+
+
+def test_frozen_parameters_are_left_out():
+    model = make_model()
+    model.body.requires_grad_(False)
+    optimizer = create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.4)
+    assert set(rate_by_name(optimizer)) == {
+        name for name, _ in model.named_parameters() if not name.startswith("body")
+    }
+    # Layers keep their index: the head's rate does not depend on what is frozen.
+    assert rate_by_name(optimizer)["out.weight"] == 0.4
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.4)
+
+
+def test_a_layer_map_takes_the_place_of_detection():
+    model = make_model()
+    layer_map = layer_index_map(model)
+    assert rate_by_name(
+        create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.4, layer_map=layer_map)
+    ) == rate_by_name(create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.4))
+    rules = {"project.*": "stem", r"body\.(\d+)\..*": "block", ".*": "head"}
+    by_rules = create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.4, layer_map=rules)
+    assert rate_by_name(by_rules)["body.2.up.weight"] == pytest.approx(0.3)
+    with pytest.raises(ValueError, match=r"has no parameter 'body\.3\.norm\.weight'"):
+        create_lpwd_optimizer(
+            tiny_models.HandWritten(depth=4), lr=1e-3, weight_decay=0.4, layer_map=layer_map
+        )
+
+
+@pytest.mark.parametrize(
+    ("optimizer_cls", "kwargs", "fused"),
+    [
+        (torch.optim.AdamW, {}, True),
+        (torch.optim.Adam, {}, True),
+        (torch.optim.SGD, {"momentum": 0.9}, True),
+        (torch.optim.AdamW, {"fused": False}, False),
+        (torch.optim.AdamW, {"foreach": True}, None),
+        (torch.optim.RAdam, {}, None),
+    ],
+)
+def test_fused_is_the_default_where_there_is_a_kernel(optimizer_cls, kwargs, fused):
+    optimizer = create_lpwd_optimizer(make_model(), optimizer_cls, lr=1e-3, weight_decay=0.4, **kwargs)
+    assert {group.get("fused") for group in optimizer.param_groups} == {fused}
+
+
+def test_no_fused_kernel_without_a_device():
+    with torch.device("meta"):
+        model = tiny_models.HandWritten()
+    optimizer = create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.4)
+    assert {group["fused"] for group in optimizer.param_groups} == {None}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"betaz": (0.9, 0.99)}, TypeError, "unexpected keyword argument 'betaz'"),
+        ({"timing": "after"}, ValueError, "unknown timing 'after'"),
+        ({"coupling": "both"}, ValueError, "unknown coupling 'both'"),
+        ({"schedule": "up"}, ValueError, "unknown schedule 'up'"),
+        ({"schedule": [0.1, 0.2]}, ValueError, "lists 2 rates, but the model has 5 layer indices"),
+        ({"weight_decay": math.nan}, ValueError, "weight_decay is nan"),
+        ({"weight_decay": 1000.0}, ValueError, r"lr \* weight_decay = 0\.001 \* 1000\.0 must be in"),
+        ({"no_decay": "nothing_like_it"}, ValueError, "matches no parameter"),
+        ({"no_decay": "bias", "decay_all": True}, ValueError, "drop one"),
+        ({"optimizer_cls": torch.optim.LBFGS}, TypeError, "LBFGS cannot be wrapped"),
+        ({"optimizer_cls": lpwd_optimizer_factory}, TypeError, "must be a class derived from"),
+    ],
+)
+def test_bad_input_is_named(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        create_lpwd_optimizer(make_model(), **{"lr": 1e-3, "weight_decay": 0.4, **kwargs})
+
+
+@pytest.mark.parametrize("missing", ["lr", "weight_decay"])
+def test_lr_and_weight_decay_have_no_default(missing):
+    kwargs = {"lr": 1e-3, "weight_decay": 0.4}
+    del kwargs[missing]
+    with pytest.raises(TypeError, match=missing):
+        create_lpwd_optimizer(make_model(), **kwargs)
+
+
+@pytest.mark.parametrize("timing", ["l2", "wd", "rwd", "pwd"])
+def test_a_loop_with_accelerate_is_the_loop_without(timing):
+    """Four micro-batches a step, the last window with two, in a loop of one's own."""
+    batches = torch.randn(10, 6, 4, generator=torch.Generator().manual_seed(0))
+    settings = {"lr": 0.05, "weight_decay": 0.4, "timing": timing}
+
+    model = make_model()
+    optimizer = create_lpwd_optimizer(model, **settings)
+    for start in range(0, 10, 4):
+        window = batches[start : start + 4]
+        optimizer.train()
+        for batch in window:
+            (model(batch).square().mean() / 4).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    other = make_model()
+    other, wrapped = accelerator.prepare(other, create_lpwd_optimizer(other, **settings))
+    for i, batch in enumerate(batches):
+        accelerator.gradient_state._set_sync_gradients(i % 4 == 3 or i == 9)
+        wrapped.train()
+        accelerator.backward(other(batch).square().mean())
+        wrapped.step()
+        wrapped.zero_grad()
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["vit", "timm_swin", "clip", "t5"])
+def test_any_model_of_either_library_takes_a_step(name):
+    torch.manual_seed(0)
+    model = tiny_models.TINY_MODELS[name]()
+    optimizer = create_lpwd_optimizer(model, lr=1e-2, weight_decay=0.4)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    rates = rate_by_name(optimizer)
+    optimizer.train()
+    for key, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), before[key] * (1 - 1e-2 * rates[key]), rtol=1e-6, atol=0)
+    optimizer.step()
+    assert sum(rate > 0 for rate in rates.values()) > 5

@@ -1,0 +1,95 @@
+"""Imports go one way: core <- vision <- study <- cli, and along the chain of the design within the core."""
+
+import ast
+from pathlib import Path
+
+import hf_lpwd
+
+PACKAGE = Path(hf_lpwd.__file__).parent
+# Each module of the core may import modules of its own line and of lines above it.
+CORE_CHAIN = [
+    {"layers", "layer_assignment", "layer_detection", "layer_rules", "schedules", "messages", "files"},
+    {"param_groups", "explain", "diagnostics", "decay_groups", "base_optimizer"},
+    {"optimizer"},
+    {"factory"},
+    {"trainer", "training_args"},
+]
+HIGHER = ["vision", "study", "cli"]
+
+
+def modules():
+    """Module name relative to the package ("layers", "vision.data") -> its file."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        found[name] = path
+    return found
+
+
+def imports(path):
+    """The modules of this package that a file imports anywhere, also inside of functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    known = modules()
+    found = set()
+    for name in names:
+        parts = name.split(".")
+        if parts[0] != "hf_lpwd":
+            continue
+        while parts and ".".join(parts[1:]) not in known:
+            parts.pop()
+        found.add(".".join(parts[1:]))
+    return found
+
+
+def rank(module):
+    floor = module.split(".")[0]
+    if floor in HIGHER:
+        return len(CORE_CHAIN) + HIGHER.index(floor)
+    return next(i for i, line in enumerate(CORE_CHAIN) if floor in line)
+
+
+def test_every_module_is_known():
+    known = set().union(*CORE_CHAIN, HIGHER)
+    assert {name.split(".")[0] for name in modules() if name} <= known
+
+
+def test_no_module_imports_a_higher_one():
+    faults = [
+        f"{module} imports {imported}"
+        for module, path in modules().items()
+        if module
+        for imported in imports(path)
+        if imported and rank(imported) > rank(module)
+    ]
+    assert faults == []
+
+
+def test_the_package_itself_imports_lazily():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    at_import = {
+        alias.name if isinstance(node, ast.Import) else node.module
+        for node in tree.body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    assert at_import <= {"__future__", "importlib", "typing"}
+
+
+def test_the_check_finds_imports(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text(
+        "import hf_lpwd.cli\n"
+        "def f():\n"
+        "    from hf_lpwd.vision import data\n"
+        "    from hf_lpwd.layers import LayerMap\n"
+    )
+    found = imports(path)
+    assert {"cli", "layers"} <= found
+    assert any(name.startswith("vision") for name in found)

@@ -1,0 +1,156 @@
+"""Every image classifier of transformers and every family of timm: layers of all parameters, in running order.
+
+Models have their default size but no weights: they are built, and run, on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+import timm
+import torch
+import transformers
+from timm.models import group_parameters, model_entrypoint
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+from hf_lpwd.layers import layer_index_map
+from hf_lpwd.param_groups import no_decay_reasons
+
+
+def _blocks(layer_map):
+    """Path of each block -> (stack, index)."""
+    return {
+        reason.removeprefix("block "): (layer_map.stack_by_name[name], layer_map.index_by_name[name])
+        for name, reason in layer_map.reason_by_name.items()
+        if reason.startswith("block ")
+    }
+
+
+def _check_indices(model, layer_map):
+    names = [name for name, _ in model.named_parameters()]
+    assert list(layer_map.index_by_name) == names
+    for stack, n in layer_map.num_layers_by_stack.items():
+        indices = {layer_map.index_by_name[name] for name in names if layer_map.stack_by_name[name] == stack}
+        assert indices == set(range(n + 1))
+        assert sorted(i for s, i in _blocks(layer_map).values() if s == stack) == list(range(1, n))
+    stem = [name for name, index in layer_map.index_by_name.items() if index == 0]
+    assert names[0] in stem or layer_map.reason_by_name[names[0]].startswith("head")
+    exempt = no_decay_reasons(model)
+    assert any(name in stem for name in names if name not in exempt)
+
+
+def _check_running_order(model, layer_map, *args, **kwargs):
+    ran = []
+    for path, (_, index) in _blocks(layer_map).items():
+        model.get_submodule(path).register_forward_pre_hook(lambda *_, index=index: ran.append(index))
+    with torch.no_grad():
+        model.eval()(*args, **kwargs)
+    assert list(dict.fromkeys(ran)) == list(range(1, layer_map.num_layers))
+
+
+# Dinat needs the natten kernels, which have no wheel for every platform.
+_NOT_BUILT = {"dinat"}
+_SETTINGS = {
+    "PerceiverForImageClassificationFourier": {"num_cross_attention_heads": 1},
+    "PerceiverForImageClassificationConvProcessing": {"num_cross_attention_heads": 1},
+}
+_TRANSFORMERS = [
+    (family, class_name)
+    for family, classes in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.items()
+    if family not in _NOT_BUILT
+    for class_name in ([classes] if isinstance(classes, str) else classes)
+]
+
+
+def _inputs(family, config):
+    """A batch for a classifier of default size."""
+    vision = getattr(config, "vision_config", config)
+    size = getattr(vision, "image_size", 224)
+    size = size if isinstance(size, int) else size[0]
+    if family == "imagegpt":
+        return {"input_ids": torch.zeros(1, 16, dtype=torch.long, device="meta")}
+    if family == "siglip2":
+        return {
+            "pixel_values": torch.zeros(1, 16, 3 * vision.patch_size**2, device="meta"),
+            "pixel_attention_mask": torch.ones(1, 16, device="meta"),
+            "spatial_shapes": torch.tensor([[4, 4]]),
+        }
+    return {"pixel_values": torch.zeros(1, 3, size, size, device="meta")}
+
+
+@pytest.mark.parametrize(("family", "class_name"), _TRANSFORMERS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_transformers_image_classifier(family, class_name):
+    config = transformers.AutoConfig.for_model(family, **_SETTINGS.get(class_name, {}))
+    with torch.device("meta"):
+        model = getattr(transformers, class_name)(config)
+    layer_map = layer_index_map(model)
+    _check_indices(model, layer_map)
+    if family == "shieldgemma2":
+        assert list(layer_map.num_layers_by_stack) == [
+            "model.model.vision_tower",
+            "model.model.language_model",
+        ]
+    elif family != "perceiver":  # reads positions out of tensors, which have no values here
+        _check_running_order(model, layer_map, **_inputs(family, config))
+
+
+def _timm_families():
+    """One architecture of each of timm's model files: the one with the shortest name."""
+    names = defaultdict(list)
+    for name in timm.list_models():
+        names[model_entrypoint(name).__module__.rsplit(".", 1)[-1]].append(name)
+    return {family: min(members, key=lambda name: (len(name), name)) for family, members in names.items()}
+
+
+_TIMM = _timm_families()
+
+# Where timm's "fine" groups are whole stages, or several of the blocks found here.
+_COARSER_IN_TIMM = {
+    "cpubone",
+    "dla",
+    "efficientformer",
+    "efficientformer_v2",
+    "gcvit",
+    "hrnet",
+    "maxxvit",
+    "mobilevit",
+    "mvitv2",
+    "pvt_v2",
+    "rdnet",
+    "xception",
+}
+
+
+def test_many_families():
+    assert len(_TRANSFORMERS) >= 40
+    assert len(_TIMM) >= 60
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        pytest.param(family, name, marks=pytest.mark.slow if family == "sequencer" else ())
+        for family, name in sorted(_TIMM.items())
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_timm_family(family, name):
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False, num_classes=10)
+    layer_map = layer_index_map(model)
+    _check_indices(model, layer_map)
+    images = torch.zeros(1, *model.pretrained_cfg["input_size"], device="meta")
+    _check_running_order(model, layer_map, images)
+
+    if not hasattr(model, "group_matcher") or family == "cait":  # timm counts its class blocks from the end
+        return
+    groups = group_parameters(model, model.group_matcher(coarse=False))
+    theirs = {key: index for index, keys in groups.items() for key in keys}
+    in_blocks = [key for key, reason in layer_map.reason_by_name.items() if reason.startswith("block ")]
+    pairs = sorted({(layer_map.index_by_name[key], theirs[key]) for key in in_blocks})
+    assert [ours for ours, _ in pairs] == list(range(1, layer_map.num_layers))
+    assert [index for _, index in pairs] == sorted(index for _, index in pairs)
+    if family not in _COARSER_IN_TIMM:
+        assert len({index for _, index in pairs}) == len(pairs)

@@ -1,0 +1,50 @@
+import pytest
+
+from hf_lpwd.vision.arguments import parse_args
+from hf_lpwd.vision.run_folder import RECORD, check_output_dir, run_settings, write_record
+
+
+def settings_of(*argv):
+    return run_settings(*parse_args(["--token", "hf_secret", "--hub_token", "hf_secret", *argv]))
+
+
+def test_settings_hold_what_the_run_computes_and_no_secret():
+    settings = settings_of("--layer_schedule", "cosine")
+    assert settings["layer_schedule"] == "cosine"
+    assert settings["model_type"] == "vit"
+    assert {"output_dir", "logging_steps", "token", "hub_token"}.isdisjoint(settings)
+    assert "hf_secret" not in str(settings)
+
+
+def test_an_empty_or_new_folder_and_the_same_run_are_right(tmp_path):
+    check_output_dir(str(tmp_path / "new"), settings_of())
+    (tmp_path / ".gitkeep").touch()
+    check_output_dir(str(tmp_path), settings_of())
+    write_record(str(tmp_path), settings_of())
+    check_output_dir(str(tmp_path), settings_of("--logging_steps", "7"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--layer_schedule", "uniform"], "its layer_schedule is 'linear', now 'uniform': name another folder"),
+        (["--decay_timing", "wd"], "its decay_timing is 'pwd', now 'wd'"),
+        (["--seed", "1", "--weight_decay", "0.5"], r"\(and 1 other settings\)"),
+        (["--dataset_name", "beans"], "holds another run"),
+    ],
+)
+def test_another_run_is_refused(tmp_path, flags, message):
+    write_record(str(tmp_path), settings_of())
+    with pytest.raises(ValueError, match=message):
+        check_output_dir(str(tmp_path), settings_of(*flags))
+
+
+def test_foreign_folders_are_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file: name a folder"):
+        check_output_dir(str(tmp_path / "file"), settings_of())
+    with pytest.raises(ValueError, match="is not empty and holds no run of hf-lpwd"):
+        check_output_dir(str(tmp_path), settings_of())
+    (tmp_path / RECORD).write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        check_output_dir(str(tmp_path), settings_of())

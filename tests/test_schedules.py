@@ -1,0 +1,80 @@
+import math
+
+import pytest
+
+from hf_lpwd.schedules import SCHEDULES, layer_rates, parse_schedule
+
+
+def test_names():
+    assert SCHEDULES == ("uniform", "linear", "reverse", "cosine", "power")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("uniform", [0.4, 0.4, 0.4, 0.4, 0.4]),
+        ("linear", [0.0, 0.1, 0.2, 0.3, 0.4]),
+        ("reverse", [0.4, 0.3, 0.2, 0.1, 0.0]),
+        ("cosine", [0.0, 0.4 * (1 - math.sqrt(0.5)) / 2, 0.2, 0.4 * (1 + math.sqrt(0.5)) / 2, 0.4]),
+        ("power", [0.0, 0.025, 0.1, 0.225, 0.4]),
+        ("power:3", [0.0, 0.00625, 0.05, 0.16875, 0.4]),
+        ("power:0", [0.4, 0.4, 0.4, 0.4, 0.4]),
+        ([0.0, 0.5, 0.0, 0.25, 1.0], [0.0, 0.5, 0.0, 0.25, 1.0]),
+        (lambda i, n: 0.01 * i + n, [4.0, 4.01, 4.02, 4.03, 4.04]),
+    ],
+)
+def test_rates(schedule, expected):
+    assert layer_rates(0.4, 4, schedule) == pytest.approx(expected, abs=1e-15)
+
+
+def test_linear_is_the_default():
+    assert layer_rates(0.4, 4) == layer_rates(0.4, 4, "linear")
+
+
+def test_match_budget_makes_the_mean_over_scalars_the_weight_decay():
+    counts = [100, 10, 30, 0, 60]
+    rates = layer_rates(0.4, 4, "linear", match_budget=counts)
+    mean = sum(r * c for r, c in zip(rates, counts, strict=True)) / sum(counts)
+    assert mean == pytest.approx(0.4, abs=1e-15)
+    # One factor for all: unmatched mean is (10*.1 + 30*.2 + 60*.4) / 200 = 0.155.
+    assert rates == pytest.approx([r * 0.4 / 0.155 for r in layer_rates(0.4, 4)], abs=1e-15)
+
+
+def test_match_budget_leaves_uniform_alone_and_zero_at_zero():
+    assert layer_rates(0.4, 2, "uniform", match_budget=[5, 1, 1]) == pytest.approx([0.4] * 3, abs=1e-15)
+    assert layer_rates(0.0, 2, match_budget=[5, 1, 1]) == [0.0] * 3
+    assert layer_rates(0.4, 2, match_budget=[0, 0, 0]) == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"weight_decay": math.nan}, "weight_decay is nan"),
+        ({"weight_decay": math.inf}, "weight_decay is inf"),
+        ({"weight_decay": "much"}, "weight_decay is 'much'"),
+        ({"num_layers": 0}, "num_layers is 0"),
+        ({"schedule": "liner"}, "unknown schedule 'liner': choose one of uniform, linear"),
+        ({"schedule": "linear:2"}, "unknown schedule 'linear:2'"),
+        ({"schedule": "power:x"}, "'power:x': the exponent"),
+        ({"schedule": "power:-1"}, "'power:-1': the exponent"),
+        ({"schedule": [0.1, 0.2]}, "lists 2 rates, but the model has 4 layer indices"),
+        ({"schedule": [0.1, 0.2, -0.3, 0.1]}, "rate of layer 2 is -0.3"),
+        ({"schedule": lambda i, n: math.nan if i == 1 else 0.0}, "rate of layer 1 is nan"),
+        ({"match_budget": [1, 2]}, "lists 2 counts for 4"),
+        ({"match_budget": [7, 0, 0, 0]}, "cannot reach a mean rate of 0.4"),
+    ],
+)
+def test_errors_name_the_value(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        layer_rates(**{"weight_decay": 0.4, "num_layers": 3, **kwargs})
+
+
+def test_parse_schedule():
+    assert parse_schedule("cosine") == "cosine"
+    assert parse_schedule("power:1.5") == "power:1.5"
+    assert parse_schedule("0, 0.01,0.5") == [0.0, 0.01, 0.5]
+    with pytest.raises(ValueError, match="rate of layer 1 is 'x'"):
+        parse_schedule("0,x")
+    with pytest.raises(ValueError, match="unknown schedule"):
+        parse_schedule("quadratic")

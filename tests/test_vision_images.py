@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import io
+
+import datasets
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments, ViTImageProcessor
+from transformers.image_utils import load_image
+
+from hf_lpwd.vision.data import load_splits
+from hf_lpwd.vision.data_args import DataTrainingArguments
+from hf_lpwd.vision.decoding import image_size, read_image
+from hf_lpwd.vision.images import BadImageError, EpochCallback, ImageDataset, collate, default_augmentation
+from hf_lpwd.vision.transforms import ImageTransform, uniforms
+
+PROCESSOR = ViTImageProcessor(size={"height": 16, "width": 16})
+
+
+def encode(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def cell(content: bytes | None) -> dict[str, object]:
+    return {"bytes": content, "path": None}
+
+
+def dataset_of(contents, labels=None) -> datasets.Dataset:
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list("abcd"))}
+    )
+    labels = [row % 4 for row in range(len(contents))] if labels is None else labels
+    cells = [content if content is None else cell(content) for content in contents]
+    return datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
+
+
+def pngs(count: int, height: int = 16, width: int = 16) -> list[bytes]:
+    return [encode(Image.fromarray(noise(height, width, 3, seed=row))) for row in range(count)]
+
+
+PALETTE = Image.fromarray(noise(9, 7, 3)).convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
+MODES = {
+    "1": (Image.fromarray(noise(9, 7)).convert("1"), "PNG"),
+    "L": (Image.fromarray(noise(9, 7)), "PNG"),
+    "LA": (Image.fromarray(noise(9, 7, 2), "LA"), "PNG"),
+    "P": (PALETTE, "PNG"),
+    "P with transparency": (PALETTE, "GIF"),
+    "RGB": (Image.fromarray(noise(9, 7, 3)), "PNG"),
+    "RGBA": (Image.fromarray(noise(9, 7, 4), "RGBA"), "PNG"),
+    "one pixel": (Image.fromarray(noise(1, 1, 3)), "PNG"),
+    "RGB in JPEG": (Image.fromarray(noise(9, 7, 3)), "JPEG"),
+    "grey in JPEG": (Image.fromarray(noise(9, 7)), "JPEG"),
+    "CMYK in JPEG": (Image.fromarray(noise(9, 7, 4), "CMYK"), "JPEG"),
+    "WebP": (Image.fromarray(noise(9, 7, 3)), "WEBP"),
+    "BMP": (Image.fromarray(noise(9, 7, 3)), "BMP"),
+    "TIFF": (Image.fromarray(noise(9, 7, 3)), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_every_mode_gives_the_picture_of_the_pipeline(name):
+    image, file_format = MODES[name]
+    options = {"transparency": 0} if name == "P with transparency" else {}
+    content = encode(image, file_format, **options)
+    decoded = read_image(cell(content))
+    with Image.open(io.BytesIO(content)) as opened:
+        expected = np.asarray(load_image(opened))
+    assert decoded.dtype == np.uint8
+    assert decoded.flags["C_CONTIGUOUS"]
+    assert decoded.flags["WRITEABLE"]
+    assert (decoded == expected.transpose(2, 0, 1)).all()
+    assert image_size(cell(content)) == decoded.shape[1:]
+
+
+def test_exact_values_of_grey_alpha_and_palette():
+    grey = noise(5, 6)
+    assert (read_image(cell(encode(Image.fromarray(grey)))) == grey).all()
+    rgba = noise(5, 6, 4)
+    assert (read_image(cell(encode(Image.fromarray(rgba, "RGBA")))) == rgba[..., :3].transpose(2, 0, 1)).all()
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putdata([1, 0])
+    assert read_image(cell(encode(palette))).tolist() == [[[40, 10]], [[50, 20]], [[60, 30]]]
+
+
+@pytest.mark.parametrize(
+    ("values", "file_format", "expected"),
+    [
+        (np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16), "PNG", [0, 0, 1, 1, 128, 255]),
+        (np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16), "TIFF", [0, 0, 1, 1, 128, 255]),
+        (np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.int32), "TIFF", [0, 0, 1, 1, 128, 255]),
+        (np.array([[0.0, 0.5, 1.0]], dtype=np.float32), "TIFF", [0, 128, 255]),
+        (np.array([[0.0, 0.5, 1.6, 255.0]], dtype=np.float32), "TIFF", [0, 0, 2, 255]),
+    ],
+)
+def test_more_than_8_bits_are_scaled(values, file_format, expected):
+    decoded = read_image(cell(encode(Image.fromarray(values), file_format)))
+    assert decoded.tolist() == [[expected]] * 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[-1, 5]], dtype=np.int32), "grey values from -1 to 5, expected 0 to 65535"),
+        (np.array([[0, 65536]], dtype=np.int32), "grey values from 0 to 65536, expected 0 to 65535"),
+        (np.array([[0, 300]], dtype=np.float32), "grey values from 0.0 to 300.0, expected 0 to 255"),
+        (np.array([[0, np.nan]], dtype=np.float32), "grey values from nan to nan, expected 0 to 255"),
+    ],
+)
+def test_grey_values_of_no_known_range(values, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        read_image(cell(encode(Image.fromarray(values), "TIFF")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_exif_orientation_is_applied(orientation, file_format):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(Image.fromarray(noise(9, 7, 3)), file_format, exif=exif)
+    with Image.open(io.BytesIO(content)) as opened:
+        plain = np.asarray(opened)
+        expected = np.asarray(load_image(opened))
+    decoded = read_image(cell(content))
+    assert decoded.shape == ((3, 9, 7) if orientation < 5 else (3, 7, 9))
+    assert (decoded == expected.transpose(2, 0, 1)).all()
+    assert (orientation == 1) == (decoded.shape[1:] == (9, 7) and (decoded == plain.transpose(2, 0, 1)).all())
+
+
+def test_a_path_is_read_where_there_are_no_bytes(tmp_path):
+    (tmp_path / "a.png").write_bytes(pngs(1)[0])
+    assert (
+        read_image({"bytes": None, "path": str(tmp_path / "a.png")}) == read_image(cell(pngs(1)[0]))
+    ).all()
+
+
+BAD = {
+    "truncated PNG": (pngs(1)[0][:-40], "image file is truncated"),
+    "truncated JPEG": (encode(Image.fromarray(noise(40, 40, 3)), "JPEG")[:-60], "image file is truncated"),
+    "no bytes": (b"", "there are no bytes"),
+    "nothing": (None, "there are no bytes"),
+    "text": (b"<html>not found</html>", "not a picture in a known format"),
+}
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_image_is_named_by_split_and_row(name, in_memory):
+    content, reason = BAD[name]
+    data = dataset_of([*pngs(2), content, *pngs(1)])
+    options = {"source": "train", "rows": [4, 9, 17, 20], "in_memory": in_memory}
+    with pytest.raises(BadImageError, match=f"^train row 17: the image cannot be decoded: {reason}"):
+        ImageDataset(data, ImageTransform(PROCESSOR), **options).__getitems__([0, 2])
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_bad_images_are_skipped_and_counted(in_memory):
+    good = pngs(3)
+    contents = [BAD["text"][0], good[0], None, good[1], BAD["truncated PNG"][0], good[2]]
+    data = ImageDataset(
+        dataset_of(contents, [0, 1, 2, 3, 0, 1]),
+        ImageTransform(PROCESSOR),
+        skip_bad_images=True,
+        in_memory=in_memory,
+    )
+    assert (len(data), data.num_skipped) == (3, 3)
+    assert data.labels.tolist() == [1, 3, 1]
+    assert data.__getitems__([2, 0])["labels"].tolist() == [1, 1]
+    for index, content in enumerate(good):
+        assert (data.images([index])[0].numpy() == read_image(cell(content))).all()
+
+
+def test_nothing_but_bad_images():
+    with pytest.raises(BadImageError, match=r"^test: no image can be decoded$"):
+        ImageDataset(dataset_of([b"x", b"y"]), ImageTransform(PROCESSOR), source="test", skip_bad_images=True)
+
+
+@pytest.mark.parametrize("sizes", [[(16, 16)] * 6, [(10, 20), (16, 16), (16, 16), (30, 8), (1, 1), (9, 9)]])
+def test_in_memory_and_streamed_give_the_same(sizes):
+    contents = [encode(Image.fromarray(noise(*size, 3, seed=row))) for row, size in enumerate(sizes)]
+    memory, streamed = (
+        ImageDataset(
+            dataset_of(contents), ImageTransform(PROCESSOR, "crop_flip"), seed=1, in_memory=in_memory
+        )
+        for in_memory in (True, False)
+    )
+    assert (memory.in_memory, streamed.in_memory) == (True, False)
+    for indices in ([0, 1, 2, 3, 4, 5], [5, 2], [1, 2]):
+        first, second = memory.__getitems__(indices), streamed.__getitems__(indices)
+        assert torch.equal(first["pixel_values"], second["pixel_values"])
+        assert torch.equal(first["labels"], second["labels"])
+        for index, image in zip(indices, memory.images(indices), strict=True):
+            assert (image.numpy() == read_image(cell(contents[index]))).all()
+
+
+def test_what_does_not_fit_in_memory_is_streamed(monkeypatch):
+    data = dataset_of(pngs(10))
+
+    def available(count):
+        memory = psutil.virtual_memory()._replace(available=count)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        return ImageDataset(data, ImageTransform(PROCESSOR)).in_memory
+
+    decoded = 10 * 3 * 16 * 16
+    assert available(2 * decoded + 1)
+    assert not available(2 * decoded)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert not available(8 * decoded)
+    assert available(8 * decoded + 1)
+
+
+@pytest.mark.parametrize("augmentation", ["crop", "crop_flip", "random_resized_crop"])
+def test_a_picture_is_the_same_in_every_batch(augmentation):
+    data = ImageDataset(dataset_of(pngs(8)), ImageTransform(PROCESSOR, augmentation), seed=5)
+    whole = data.__getitems__(range(8))["pixel_values"]
+    for indices in ([3], [7, 0, 3], [3, 3]):
+        assert torch.equal(data.__getitems__(indices)["pixel_values"], whole[indices])
+    assert torch.equal(data[3]["pixel_values"], whole[3])
+    data.set_epoch(1)
+    assert not torch.equal(data.__getitems__(range(8))["pixel_values"], whole)
+    data.set_epoch(0)
+    assert torch.equal(data.__getitems__(range(8))["pixel_values"], whole)
+    other = ImageDataset(dataset_of(pngs(8)), ImageTransform(PROCESSOR, augmentation), seed=6)
+    assert not torch.equal(other.__getitems__(range(8))["pixel_values"], whole)
+
+
+def test_the_random_numbers_are_those_of_seed_epoch_and_index():
+    transform = ImageTransform(PROCESSOR, "crop_flip")
+    data = ImageDataset(dataset_of(pngs(5)), transform, seed=5)
+    data.set_epoch(2)
+    expected = transform(data.images([4, 1]), uniforms(5, 2, [4, 1], 3))
+    assert torch.equal(data.__getitems__([4, 1])["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_workers_that_persist_see_the_epoch(in_memory):
+    data = ImageDataset(dataset_of(pngs(8)), ImageTransform(PROCESSOR, "crop_flip"), in_memory=in_memory)
+    loader = DataLoader(data, batch_size=3, collate_fn=collate, num_workers=2, persistent_workers=True)
+    for epoch in (0, 1, 5):
+        data.set_epoch(epoch)
+        batches = list(loader)
+        assert [len(batch["labels"]) for batch in batches] == [3, 3, 2]
+        actual = torch.cat([batch["pixel_values"] for batch in batches])
+        assert torch.equal(actual, data.__getitems__(range(8))["pixel_values"])
+
+
+def test_spawned_workers_give_the_same():
+    data = ImageDataset(dataset_of(pngs(4)), ImageTransform(PROCESSOR, "crop_flip"))
+    loader = DataLoader(
+        data, batch_size=4, collate_fn=collate, num_workers=1, multiprocessing_context="spawn"
+    )
+    assert torch.equal(next(iter(loader))["pixel_values"], data.__getitems__(range(4))["pixel_values"])
+
+
+def test_collate():
+    batch = {"pixel_values": torch.zeros(2, 3, 4, 4), "labels": torch.tensor([1, 2])}
+    assert collate(batch) is batch
+    samples = [{"pixel_values": torch.full((3, 4, 4), i), "labels": torch.tensor(i)} for i in range(2)]
+    stacked = collate(samples)
+    assert stacked["pixel_values"].shape == (2, 3, 4, 4)
+    assert stacked["labels"].tolist() == [0, 1]
+    with pytest.raises(TypeError, match="remove_unused_columns=False"):
+        collate(["pixel_values", "labels"])
+
+
+class Recorder(torch.nn.Module):
+    """Keeps a checksum of every batch that it was trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[float] = []
+
+    def forward(self, pixel_values, labels):
+        if self.training:
+            self.seen.append(pixel_values.double().square().sum().item())
+        return {"loss": self.weight**2, "logits": pixel_values.mean(dim=(2, 3))}
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+@pytest.mark.parametrize(("step", "workers"), [(3, 0), (4, 0), (6, 2)])
+def test_a_resumed_run_sees_the_pictures_of_an_unbroken_one(tmp_path, step, workers):
+    """Four batches an epoch: resumed amid epoch 0 and 1, and at the start of epoch 1."""
+    data = ImageDataset(dataset_of(pngs(8)), ImageTransform(PROCESSOR, "crop_flip"), seed=1)
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        num_train_epochs=3,
+        per_device_train_batch_size=2,
+        save_steps=step,
+        use_cpu=True,
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_num_workers=workers,
+        dataloader_persistent_workers=workers > 0,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
+
+    def train(callbacks, **options):
+        data.set_epoch(0)
+        model = Recorder()
+        trainer = Trainer(
+            model, args, train_dataset=data, data_collator=collate, callbacks=[EpochCallback(), *callbacks]
+        )
+        trainer.train(**options)
+        return model.seen
+
+    whole = train([])
+    assert len(set(whole)) == len(whole) == 12
+    first = train([StopAt(step)])
+    rest = train([], resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert first + rest == whole
+
+
+def test_the_default_augmentation():
+    digits = load_splits(DataTrainingArguments(max_train_samples=20), seed=0)
+    assert default_augmentation(digits) == "crop"
+    from dataclasses import replace
+
+    for size, expected in (((64, 64), "crop_flip"), ((64, 65), "random_resized_crop")):
+        splits = replace(digits, name="pets", train=dataset_of(pngs(3, *size)))
+        assert default_augmentation(splits) == expected
+
+
+def test_from_split_names_the_row_in_the_source():
+    splits = load_splits(DataTrainingArguments(), seed=0)
+    data = ImageDataset.from_split(splits, "validation", PROCESSOR)
+    expected = torch.cat(
+        [
+            PROCESSOR(image.convert("RGB"), return_tensors="pt")["pixel_values"]
+            for image in splits.validation["image"]
+        ]
+    )
+    assert torch.equal(data.__getitems__(range(len(data)))["pixel_values"], expected)
+    assert data.labels.tolist() == splits.validation["label"][:]
+    row = splits.rows["validation"][3]
+    broken = splits.validation.cast_column("image", datasets.Image(decode=False)).map(
+        lambda example, index: {"image": cell(b"x")} if index == 3 else example, with_indices=True
+    )
+    from dataclasses import replace
+
+    with pytest.raises(BadImageError, match=f"^train row {row}: the image cannot be decoded: not a picture"):
+        ImageDataset.from_split(replace(splits, validation=broken), "validation", PROCESSOR)

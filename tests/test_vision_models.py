@@ -1,0 +1,107 @@
+import pytest
+import torch
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from hf_lpwd.vision.arguments import ModelArguments
+from hf_lpwd.vision.models import load_model_and_processor, model_skeleton
+
+NAMES = ["cat", "dog", "eel"]
+TINY = "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=16,image_size=8,patch_size=4"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A folder with a ViT of three other classes."""
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=8,
+        patch_size=4,
+        num_labels=3,
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_pretrained_weights_and_processor_with_the_classes_of_the_data(checkpoint):
+    model, processor = load_model_and_processor(ModelArguments(model_name_or_path=str(checkpoint)), NAMES)
+    saved = AutoModelForImageClassification.from_pretrained(checkpoint)
+    for name, weight in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    assert model.config.id2label == {0: "cat", 1: "dog", 2: "eel"}
+    assert model.config.label2id == {"cat": 0, "dog": 1, "eel": 2}
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3]
+
+
+def test_another_number_of_classes_has_to_be_asked_for(checkpoint):
+    args = ModelArguments(model_name_or_path=str(checkpoint))
+    with pytest.raises(ValueError, match="--ignore_mismatched_sizes starts a new one"):
+        load_model_and_processor(args, [*NAMES, "fox"])
+    args = ModelArguments(model_name_or_path=str(checkpoint), ignore_mismatched_sizes=True)
+    model, _ = load_model_and_processor(args, [*NAMES, "fox"])
+    assert model.classifier.out_features == 4
+
+
+@pytest.mark.parametrize(
+    ("model_type", "overrides", "side", "class_name"),
+    [
+        ("vit", TINY, 8, "ViTForImageClassification"),
+        ("deit", TINY, 8, "DeiTForImageClassification"),
+        ("convnext", "depths=[1,1,1,1],hidden_sizes=[4,4,4,4],image_size=32", 32, "ConvNextForImageClassification"),
+        ("resnet", "depths=[1,1,1,1],hidden_sizes=[4,4,4,4],embedding_size=4,image_size=32", 32,
+         "ResNetForImageClassification"),
+        ("timm_wrapper", "architecture=resnet18,image_size=32", 32, "TimmWrapperForImageClassification"),
+    ],
+)  # fmt: skip
+def test_from_scratch(model_type, overrides, side, class_name):
+    args = ModelArguments(model_type=model_type, config_overrides=overrides)
+    model, processor = load_model_and_processor(args, NAMES)
+    assert type(model).__name__ == class_name
+    assert dict(processor.size) == {"height": side, "width": side}
+    logits = model.eval()(pixel_values=torch.zeros(2, 3, side, side)).logits
+    assert logits.shape == (2, 3)
+
+
+def test_numbers_in_overrides_have_the_type_of_the_configuration():
+    args = ModelArguments(model_type="vit", config_overrides=f"{TINY},layer_norm_eps=1e-5,qkv_bias=false")
+    model, _ = load_model_and_processor(args, NAMES)
+    assert model.config.layer_norm_eps == 1e-5
+    assert model.config.qkv_bias is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_name_or_path": "no/such-model"}, "no model 'no/such-model' in a folder here, in the cache"),
+        ({"model_name_or_path": "./nothing"}, "no model './nothing' in a folder here"),
+        ({"model_type": "vitt"}, "unknown image classification model_type 'vitt': did you mean 'vit'?"),
+        ({"model_type": "bert"}, "unknown image classification model_type 'bert'"),
+        ({"model_type": "vit", "config_overrides": "depth=3"}, "config_overrides: unknown vit setting 'depth'"),
+        ({"model_type": "vit", "config_overrides": "image_size=big"}, "config_overrides: image_size='big': "),
+        ({"model_type": "vit", "config_overrides": "hidden_size=7"}, "no vit can be made with these settings"),
+    ],
+)
+def test_errors_name_the_value(settings, message):
+    with pytest.raises(ValueError) as error:
+        load_model_and_processor(ModelArguments(**settings), NAMES)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_model_type_must_agree_with_the_checkpoint(checkpoint):
+    args = ModelArguments(model_name_or_path=str(checkpoint), model_type="swin")
+    with pytest.raises(ValueError, match=r"model_type is 'swin', but .* is of type 'vit'"):
+        load_model_and_processor(args, NAMES)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "swin", "timm/vit_tiny_patch16_224.augreg_in21k", "resnet18"])
+def test_skeletons_hold_no_weights(name):
+    assert {parameter.device.type for parameter in model_skeleton(name).parameters()} == {"meta"}
+
+
+def test_a_config_names_its_own_class(tmp_path):
+    ViTConfig(architectures=["ViTModel"], num_hidden_layers=1).save_pretrained(tmp_path)
+    assert type(model_skeleton(str(tmp_path))).__name__ == "ViTForImageClassification"

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import kstest
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional as tvf
+from transformers import (
+    BitImageProcessor,
+    ConvNextImageProcessor,
+    DeiTImageProcessor,
+    EfficientNetImageProcessor,
+    MobileViTImageProcessor,
+    ViTImageProcessor,
+    ViTImageProcessorPil,
+)
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.vision.transforms import (
+    ImageTransform,
+    crop_boxes,
+    horizontal_flip,
+    random_resized_crop,
+    shift_crop,
+    uniforms,
+)
+
+PROCESSORS = {
+    "vit": lambda: ViTImageProcessor(size={"height": 48, "width": 48}),
+    "vit without resize": lambda: ViTImageProcessor(do_resize=False),
+    "vit with other constants": lambda: ViTImageProcessor(
+        size={"height": 24, "width": 24}, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6], resample=3
+    ),
+    "vit on PIL": lambda: ViTImageProcessorPil(size={"height": 48, "width": 48}),
+    "convnext with crop_pct": lambda: ConvNextImageProcessor(size={"shortest_edge": 48}, crop_pct=0.8),
+    "bit": lambda: BitImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 40, "width": 40}),
+    "deit": lambda: DeiTImageProcessor(
+        size={"height": 56, "width": 56}, crop_size={"height": 48, "width": 48}
+    ),
+    "mobilevit, BGR": lambda: MobileViTImageProcessor(
+        size={"shortest_edge": 48}, crop_size={"height": 40, "width": 40}
+    ),
+    "efficientnet, nearest": lambda: EfficientNetImageProcessor(size={"height": 48, "width": 48}),
+    "timm": lambda: timm_processor(48, 0.9),
+    "timm at its own size": lambda: timm_processor(32, 1.0),
+}
+
+
+def timm_processor(side, crop_pct):
+    config = {
+        "input_size": (3, side, side),
+        "interpolation": "bicubic",
+        "crop_pct": crop_pct,
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.2, 0.3, 0.4),
+    }
+    return TimmWrapperImageProcessor(pretrained_cfg=config)
+
+
+def pictures(*sizes, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in sizes]
+
+
+def tensors(arrays):
+    return [torch.from_numpy(array).permute(2, 0, 1).contiguous() for array in arrays]
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("sizes", [[(32, 32)] * 3, [(48, 48)] * 2, [(60, 40), (40, 64), (90, 100)]])
+def test_without_augmentation_the_result_is_the_processors_for_a_pil_picture(name, sizes):
+    if name == "vit without resize" and len(set(sizes)) > 1:
+        sizes = [(60, 40)] * 2
+    processor = PROCESSORS[name]()
+    arrays = pictures(*sizes)
+    expected = torch.cat(
+        [
+            torch.as_tensor(processor(Image.fromarray(array), return_tensors="pt")["pixel_values"])
+            for array in arrays
+        ]
+    )
+    batch = tensors(arrays)
+    actual = ImageTransform(processor)(torch.stack(batch) if len(set(sizes)) == 1 else batch)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected)
+
+
+def test_rescaling_and_normalising_is_the_formula():
+    processor = ViTImageProcessor(
+        size={"height": 8, "width": 8}, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]
+    )
+    batch = torch.stack(tensors(pictures((8, 8), (8, 8))))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]))
+    actual = ImageTransform(processor)(batch)
+    assert torch.allclose(actual.double(), (batch.double() / 255 - mean) / std, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in PROCESSORS if name != "vit without resize"])
+def test_random_resized_crop_replaces_the_processors_resizing_alone(name):
+    processor = PROCESSORS[name]()
+    transform = ImageTransform(processor, "random_resized_crop")
+    arrays = pictures((60, 40), (40, 64), (90, 100), (64, 64))
+    draws = np.random.default_rng(1).random((4, transform.num_uniforms))
+    actual = transform(tensors(arrays), draws)
+    expected_size = ImageTransform(processor)(tensors(arrays[:1])).shape[-2:]
+    assert transform.size == tuple(expected_size)
+    crops = random_resized_crop(tensors(arrays), draws, transform.size)
+    crops = torch.stack(
+        [crop.flip(-1) if draw < 0.5 else crop for crop, draw in zip(crops, draws[:, -1], strict=True)]
+    )
+    if isinstance(processor, TimmWrapperImageProcessor):
+        mean, std = torch.tensor((0.5, 0.4, 0.3)), torch.tensor((0.2, 0.3, 0.4))
+        expected = (crops / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    else:
+        expected = torch.cat(
+            [
+                processor(tvf.to_pil_image(crop), do_resize=False, return_tensors="pt")["pixel_values"]
+                for crop in crops
+            ]
+        )
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-6)
+
+
+def test_random_resized_crop_needs_a_fixed_size():
+    with pytest.raises(BadInputError, match=r"needs an image processor that resizes to a fixed size$"):
+        ImageTransform(ViTImageProcessor(do_resize=False), "random_resized_crop")
+
+
+def test_an_unknown_augmentation():
+    with pytest.raises(BadInputError, match=r"^augmentation must be one of .*, not 'mixup'$"):
+        ImageTransform(ViTImageProcessor(), "mixup")
+
+
+def test_random_resized_crop_equals_torchvisions_for_the_same_box():
+    images = tensors(pictures((60, 40), (200, 300)))
+    draws = np.random.default_rng(2).random((2, 23))
+    boxes = crop_boxes(np.array([60, 200]), np.array([40, 300]), draws)
+    actual = random_resized_crop(images, draws, (32, 48))
+    for image, box, crop in zip(images, boxes.tolist(), actual, strict=True):
+        assert torch.equal(crop, tvf.resized_crop(image, *box, [32, 48], antialias=True))
+
+
+def test_shift_crop_is_a_crop_of_the_zero_padded_picture():
+    images = torch.stack(tensors(pictures((16, 24), (16, 24), (16, 24), seed=3)))
+    draws = np.array([[0.0, 0.0], [0.999, 0.5], [0.41, 0.999]])
+    # Up to 2 of 16 rows and 3 of 24 columns each way: 5 and 7 places.
+    places = [(0, 0), (4, 3), (2, 6)]
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (3, 3)))
+    actual = shift_crop(images, draws)
+    for index, (top, left) in enumerate(places):
+        assert (actual[index].numpy() == padded[index, :, top : top + 16, left : left + 24]).all()
+
+
+def test_all_shifts_are_equally_likely():
+    # A one-pixel picture's place in its frame tells the shift; 8 pixels a side: -1, 0 or 1 each way.
+    images = torch.zeros(9000, 1, 8, 8, dtype=torch.uint8)
+    images[:, :, 4, 4] = 1
+    shifted = shift_crop(images, uniforms(0, 0, range(9000), 2))
+    counts = shifted.sum(dim=(0, 1)).numpy()[3:6, 3:6]
+    assert counts.sum() == 9000
+    assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000)
+
+
+def test_half_of_the_pictures_are_flipped():
+    images = torch.arange(4, dtype=torch.uint8).view(1, 1, 1, 4).expand(10000, 1, 2, 4)
+    flipped = horizontal_flip(images, uniforms(0, 0, range(10000), 1)[:, 0])
+    first = flipped[:, 0, 0, 0]
+    assert set(first.tolist()) == {0, 3}
+    assert abs((first == 3).sum().item() - 5000) < 5 * 50
+    assert torch.equal(flipped[first == 3], images[first == 3].flip(-1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 100), (60, 240)])
+def test_crop_boxes_are_distributed_as_torchvisions(height, width):
+    count = 4000
+    draws = np.random.default_rng(0).random((count, 23))
+    ours = crop_boxes(np.full(count, height), np.full(count, width), draws).astype(float)
+    torch.manual_seed(0)
+    image = torch.zeros(1, height, width)
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(count)], dtype=float
+    )
+    for measure in (
+        lambda boxes: boxes[:, 2] * boxes[:, 3],
+        lambda boxes: boxes[:, 3] / boxes[:, 2],
+        lambda boxes: boxes[:, 0],
+        lambda boxes: boxes[:, 1],
+    ):
+        assert kstest(measure(ours), measure(theirs)).pvalue > 1e-3
+    assert (ours[:, 0] + ours[:, 2] <= height).all()
+    assert (ours[:, 1] + ours[:, 3] <= width).all()
+
+
+def test_a_picture_that_no_try_fits_is_cropped_in_its_middle():
+    sizes = np.array([[10, 1000], [1000, 10], [100, 100]])
+    draws = np.full((3, 23), 0.999)
+    boxes = crop_boxes(sizes[:, 0], sizes[:, 1], draws)
+    # 13 = round(10 * 4/3) wide, and as high where it is the height that is too large.
+    assert boxes.tolist() == [[0, 493, 10, 13], [493, 0, 13, 10], [0, 0, 100, 100]]
+
+
+def test_uniforms_depend_on_seed_epoch_and_index_alone():
+    whole = uniforms(7, 3, range(50), 5)
+    assert whole.shape == (50, 5)
+    assert (uniforms(7, 3, [41, 2, 41], 5) == whole[[41, 2, 41]]).all()
+    assert (uniforms(7, 3, range(50), 2) == whole[:, :2]).all()
+    for other in (uniforms(8, 3, range(50), 5), uniforms(7, 4, range(50), 5), uniforms(3, 7, range(50), 5)):
+        assert not np.isin(other, whole).any()
+    assert len(np.unique(whole)) == whole.size
+    assert kstest(uniforms(0, 0, range(2000), 3).ravel(), "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("augmentation", ["crop", "crop_flip"])
+def test_batch_and_list_are_augmented_alike(augmentation):
+    transform = ImageTransform(ViTImageProcessor(size={"height": 16, "width": 16}), augmentation)
+    images = torch.stack(tensors(pictures(*[(16, 16)] * 20)))
+    draws = np.random.default_rng(0).random((20, transform.num_uniforms))
+    batch = transform(images, draws)
+    assert torch.equal(batch, transform(list(images), draws))
+    moved = shift_crop(images, draws[:, :2])
+    if augmentation == "crop_flip":
+        moved = horizontal_flip(moved, draws[:, 2])
+    assert torch.equal(batch, ImageTransform(transform.processor)(moved))
