@@ -64,7 +64,8 @@ def division_of_work(base: Optimizer, group: dict[str, Any], share: Any) -> tupl
     """
     moment, seen = _division_of_decay(base, group, share)
     # torch's fused SGD knows no sharded tensors, which FSDP2 may have put into the group since it was made.
-    if type(base) is torch.optim.SGD and group.get("fused") and hasattr(group["params"][0], "full_tensor"):
+    sharded = any(hasattr(parameter, "full_tensor") for parameter in group["params"][:1])
+    if sharded and type(base) is torch.optim.SGD and group.get("fused"):
         seen = {**seen, "fused": False}
     return moment, seen
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from operator import itemgetter
 
 from torch import nn
 
@@ -16,22 +17,22 @@ from hf_lpwd.layer_detection import (
     is_called,
     join,
     lists_in,
-    unwrap_name,
 )
+from hf_lpwd.layer_map import LayerMap, unwrap_name
 
 _HEAD_NAME = re.compile(r"(?:.*_)?(?:head|heads|classifier|pooler|score|logit\w*)(?:_.*)?", re.IGNORECASE)
 _NORM_NAME = re.compile(r"norm|(?:^|\.)ln_?\w*\.(?:weight|bias)$", re.IGNORECASE)
 
+#: A parameter's name, its index, and why.
 Placed = Iterator[tuple[str, int, str]]
 
 
-def assign_by_structure(
-    model: nn.Module,
-) -> tuple[dict[str, int], dict[str, int], dict[str, str], dict[str, str]]:
+def map_by_structure(model: nn.Module, sizes: Mapping[str, int]) -> LayerMap:
     """Gives each parameter a layer index from the model's structure.
 
-    Returns:
-        The first four fields of a `LayerMap`.
+    Args:
+        model: Any module.
+        sizes: Parameter name -> number of scalars.
 
     Raises:
         ValueError: There are no repeated blocks.
@@ -43,30 +44,32 @@ def assign_by_structure(
             "several modules of one class): pass layers, such as "
             r"{r'stem\..*': 'stem', r'body\.(\d+)\..*': 'block', '.*': 'head'}"
         )
-    indices: dict[str, int] = {}
-    stack_of: dict[str, str] = {}
-    reasons: dict[str, str] = {}
     labels = [unwrap_name(stack.path) if len(stacks) > 1 else "" for stack in stacks]
+    heads = {label: len(stack.blocks) + 1 for label, stack in zip(labels, stacks, strict=True)}
+    #: Index, stack and reason by name; a tied parameter has several names.
+    places: dict[str, tuple[int, str, str]] = {}
     for label, stack in zip(labels, stacks, strict=True):
-        for name, index, reason in _Walk(model, stack).placed():
-            indices[name], stack_of[name], reasons[name] = index, label, reason
-    names = [name for name, _ in model.named_parameters()]
-    sizes = {label: len(stack.blocks) + 1 for label, stack in zip(labels, stacks, strict=True)}
+        places |= {name: (index, label, reason) for name, index, reason in _Walk(model, stack).placed()}
+    names_of: dict[int, list[str]] = {}
     previous = None
-    for name in names:
-        if name in indices:
-            previous = stack_of[name]
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names_of.setdefault(id(parameter), []).append(name)
+        if name in places:
+            previous = places[name][1]
             continue
-        # Shared by the stacks: embeddings stand before the first of them, projections and heads after them.
+        # Shared by the stacks: embeddings stand before the first of them, projections and heads behind them.
         label = _tower_called(name, labels) or previous or labels[0]
         is_stem = previous is None and not _HEAD_NAME.fullmatch(name.split(".")[-1])
-        indices[name], stack_of[name] = (0 if is_stem else sizes[label]), label
-        reasons[name] = "stem" if is_stem else "head"
-    return (
-        {name: indices[name] for name in names},
-        sizes,
-        {name: stack_of[name] for name in names},
-        {name: reasons[name] for name in names},
+        places[name] = (0, label, "stem") if is_stem else (heads[label], label, "head")
+    first = {
+        names[0]: min((places[name] for name in names), key=itemgetter(0)) for names in names_of.values()
+    }
+    return LayerMap(
+        index_by_name={name: first[name][0] for name in sizes},
+        num_layers_by_stack=heads,
+        stack_by_name={name: first[name][1] for name in sizes},
+        reason_by_name={name: first[name][2] for name in sizes},
+        size_by_name=dict(sizes),
     )
 
 

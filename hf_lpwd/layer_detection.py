@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from hf_lpwd.layer_map import full_shape
+
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 # Convolutional stems and the hybrid ViTs' whole backbones are lists of blocks too, but stand for the stem.
-STEM_NAME = re.compile(r"stem|embed(?!_out)", re.IGNORECASE)
+STEM_NAME = re.compile(r"(?<!sy)stem|embed(?!_out)", re.IGNORECASE)
 DOWNSAMPLE_NAME = re.compile(r"down_?sampl|patch_?merg|patch_embed|transition|reduction", re.IGNORECASE)
 _NO_BLOCKS = re.compile(rf"{STEM_NAME.pattern}|{DOWNSAMPLE_NAME.pattern}|pos_?enc", re.IGNORECASE)
 _NOTHING = re.compile(r"(?!)")
 
-_WRAPPERS = re.compile(
-    r"^(?:module\.|base_model\.model\.|timm_model\.)+"
-    r"|(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|modules_to_save\.\w+)\."
-)
 
-
-@dataclass
+@dataclass(frozen=True)
 class Stack:
     """Blocks that data flows through one after another.
 
@@ -38,19 +35,12 @@ class Stack:
     """
 
     path: str
-    blocks: list[str] = field(default_factory=list)
+    blocks: list[str]
 
 
 def join(path: str, name: str) -> str:
     """Path of the child `name` of the module at `path`."""
     return f"{path}.{name}" if path else name
-
-
-def unwrap_name(name: str) -> str:
-    """Returns a name without the prefixes of DDP, `torch.compile`, FSDP, PEFT and timm's wrapper."""
-    while (shorter := _WRAPPERS.sub("", name)) != name:
-        name = shorter
-    return name
 
 
 def is_called(pattern: re.Pattern[str], name: str, module: nn.Module) -> bool:
@@ -83,7 +73,7 @@ def _without_ends(model: nn.Module, layers: list[str]) -> list[str]:
     others = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.ndim >= 2 and not any(name.startswith(f"{layer}.") for layer in layers)
+        if len(full_shape(parameter)) >= 2 and not any(name.startswith(f"{layer}.") for layer in layers)
     ]
     if len(layers) > 2 and first_name.startswith(f"{layers[0]}.") and not any(map(STEM_NAME.search, others)):
         layers = layers[1:]
@@ -104,7 +94,7 @@ def _split(module: nn.Module, path: str, blocks: list[str]) -> list[Stack]:
         return [
             stack
             for name, (child, inner) in children.items()
-            for stack in _split(child, join(path, name), inner) or [Stack(join(path, name), inner)]
+            for stack in _split(child, join(path, name), inner)
         ]
     if len(children) == 1:
         (name, (child, inner)) = next(iter(children.items()))
@@ -201,7 +191,7 @@ def lists_in(module: nn.Module) -> list[dict[str, nn.Module]]:
 def _weights(module: nn.Module) -> int:
     """Number of weight matrices and convolution kernels; adapters do not count."""
     return sum(
-        parameter.ndim >= 2 and sum(size > 1 for size in parameter.shape) >= 2 and "lora_" not in name
+        sum(size > 1 for size in full_shape(parameter)) >= 2 and "lora_" not in name
         for name, parameter in module.named_parameters()
     )
 
@@ -218,4 +208,4 @@ def _kind(module: nn.Module) -> str | tuple[Any, ...]:
 
 
 def _shapes(module: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((name, tuple(parameter.shape)) for name, parameter in module.named_parameters())
+    return tuple((name, full_shape(parameter)) for name, parameter in module.named_parameters())

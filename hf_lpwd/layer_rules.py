@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-Assignment = tuple[dict[str, int], dict[str, int], dict[str, str], dict[str, str]]
+from hf_lpwd.layer_map import LayerMap, unwrap_name
 
 
-def assign_by_rules(names: Mapping[str, str], rules: Mapping[str, int | str]) -> Assignment:
+def map_by_rules(sizes: Mapping[str, int], rules: Mapping[str, int | str]) -> LayerMap:
     """Applies rules to parameter names; see `layer_index_map`.
 
     Args:
-        names: Parameter name -> the same without wrappers' prefixes; a rule may match either.
+        sizes: Parameter name -> number of scalars.
         rules: Name or regular expression -> index, ``"stem"``, ``"block"`` or ``"head"``.
-
-    Returns:
-        The first four fields of a `LayerMap`.
 
     Raises:
         ValueError: A rule is wrong or matches nothing, or no rule reaches a parameter.
@@ -27,7 +24,7 @@ def assign_by_rules(names: Mapping[str, str], rules: Mapping[str, int | str]) ->
             raise ValueError(
                 f"layers[{rule!r}] is {value!r}: it must be an index >= 0, 'stem', 'block' or 'head'"
             )
-    matched = _first_matches(names, rules)
+    matched = _first_matches({name: unwrap_name(name) for name in sizes}, rules)
     block_of = {
         name: _captured(rule, match) for name, (rule, match) in matched.items() if rules[rule] == "block"
     }
@@ -47,13 +44,18 @@ def assign_by_rules(names: Mapping[str, str], rules: Mapping[str, int | str]) ->
         else:
             indices[name] = {"stem": 0, "head": n}[value] if isinstance(value, str) else value
         reasons[name] = f"rule {rule!r}"
-    return indices, {"": n}, dict.fromkeys(names, ""), reasons
+    return LayerMap(indices, {"": n}, dict.fromkeys(sizes, ""), reasons, dict(sizes))
 
 
 def _first_matches(
     names: Mapping[str, str], rules: Mapping[str, int | str]
 ) -> dict[str, tuple[str, re.Match[str] | None]]:
-    """Name -> the rule that decides on it, with its match if it is an expression."""
+    """Name -> the rule that decides on it, with its match if it is an expression.
+
+    Args:
+        names: Parameter name -> the same without wrappers' prefixes; a rule may match either.
+        rules: As for `map_by_rules`.
+    """
     matched: dict[str, tuple[str, re.Match[str] | None]] = {}
     for name, plain in names.items():
         for exact in (name, plain):

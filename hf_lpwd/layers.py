@@ -8,60 +8,17 @@ n = N + 1. A downsampling layer has the index of the block that it feeds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from itertools import groupby
+from math import prod
 from typing import TypeAlias
 
 from torch import nn
 
-from hf_lpwd.layer_assignment import assign_by_structure
-from hf_lpwd.layer_detection import unwrap_name
-from hf_lpwd.layer_rules import assign_by_rules
+from hf_lpwd.layer_assignment import map_by_structure
+from hf_lpwd.layer_map import LayerMap, full_shape
+from hf_lpwd.layer_rules import map_by_rules
 
 #: What a user may give in place of detection: a map, or rules as `layer_index_map` describes them.
-Layers: TypeAlias = "LayerMap | Mapping[str, int | str]"
-
-
-@dataclass(frozen=True)
-class LayerMap:
-    """The layer index of each parameter of a model.
-
-    Towers, and an encoder and its decoder, are separate stacks: each counts from 0 and has its own n. A model
-    that is one stack calls it ``""``.
-
-    Attributes:
-        index_by_name: Parameter name -> index, 0 to n of its stack.
-        num_layers_by_stack: Stack -> n, the index of its head.
-        stack_by_name: Parameter name -> stack.
-        reason_by_name: Parameter name -> short reason, such as ``"block vit.layers.3"``.
-        size_by_name: Parameter name -> number of scalars.
-    """
-
-    index_by_name: dict[str, int]
-    num_layers_by_stack: dict[str, int]
-    stack_by_name: dict[str, str]
-    reason_by_name: dict[str, str] = field(default_factory=dict)
-    size_by_name: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def num_layers(self) -> int:
-        """n, the index of the head; the largest where there are several stacks."""
-        return max(self.num_layers_by_stack.values())
-
-    def __str__(self) -> str:
-        rows = [("layer", "what", "parameters")]
-        for stack in self.num_layers_by_stack:
-            names = [name for name in self.index_by_name if self.stack_by_name[name] == stack]
-            names.sort(key=self.index_by_name.__getitem__)
-            for index, layer in groupby(names, key=self.index_by_name.__getitem__):
-                members = list(layer)
-                what = ", ".join(dict.fromkeys(self.reason_by_name.get(name, name) for name in members))
-                size = sum(self.size_by_name.get(name, 0) for name in members)
-                rows.append((f"{stack} {index}".strip(), what, f"{size:,}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        return "\n".join(
-            f"{layer:<{widths[0]}}  {what:<{widths[1]}}  {size:>{widths[2]}}" for layer, what, size in rows
-        )
+Layers: TypeAlias = LayerMap | Mapping[str, int | str]
 
 
 def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
@@ -88,15 +45,18 @@ def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
     Examples:
         >>> layer_index_map(model, {r"embed\..*": "stem", r"layers\.(\d+)\..*": "block", r".*": "head"})
     """
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sizes = {name: prod(full_shape(parameter)) for name, parameter in model.named_parameters()}
     if not sizes:
         raise ValueError(f"{type(model).__name__} has no parameters")
+    if any(getattr(parameter, "_fsdp_flattened", False) for parameter in model.parameters()):
+        raise ValueError(
+            "FSDP1 has flattened the parameters, so weights cannot be told from biases: use FSDP2 "
+            "(fsdp_version: 2), or make the optimizer before the model is wrapped"
+        )
     if isinstance(layers, LayerMap):
         _check_covers(layers, sizes)
         return layers
-    if layers is not None:
-        return LayerMap(*assign_by_rules({name: unwrap_name(name) for name in sizes}, layers), sizes)
-    return LayerMap(*assign_by_structure(model), sizes)
+    return map_by_structure(model, sizes) if layers is None else map_by_rules(sizes, layers)
 
 
 def _check_covers(layer_map: LayerMap, names: Mapping[str, int]) -> None:

@@ -32,8 +32,9 @@ class LayerwiseDecay(Optimizer):
 
     ``pwd`` decays in `train()`, which has to be called before each forward pass; `transformers.Trainer`
     does so by itself. Calling it again before `step()` does nothing, so gradient accumulation decays once,
-    and so does a step that a gradient scaler skips and repeats. Between `step()` and the next `train()` the
-    weights are the undecayed theta', which is what is to be evaluated and saved. A state dict made between
+    and so does a step that a gradient scaler skips and repeats (the weights stay decayed until it succeeds).
+    Between `step()` and the next `train()` the weights are the undecayed theta', which is what is to be
+    evaluated and saved. A state dict made between
     `train()` and `step()` says so, and goes with the decayed weights of that moment. A parameter without a
     gradient is left alone by all timings but ``pwd``, which cannot know.
 
@@ -162,19 +163,18 @@ class LayerwiseDecay(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
-        if allocates_state(groups):
-            shares: list[Any] = [0.0] * len(groups)
-        else:
-            shares = [shrinkage(group) for group in groups]
-            if any(group["decay_timing"] == "pwd" and not group["decay_applied"] for group in groups):
-                raise RuntimeError(
-                    "timing 'pwd' decays before the forward pass, but optimizer.train() was not called "
-                    "since the last step: call it before each forward pass, or use timing 'rwd', which "
-                    "needs no call"
-                )
+        allocating = allocates_state(groups)
+        shares = [0.0 if allocating else shrinkage(group) for group in groups]
+        pending = [g for g in groups if g["decay_timing"] == "pwd" and not g["decay_applied"]]
+        if pending and not allocating:
+            raise RuntimeError(
+                "timing 'pwd' decays before the forward pass, but optimizer.train() was not called since the "
+                "last step: call it before each forward pass, or use timing 'rwd', which needs no call"
+            )
+        self._decaying_step(shares)
+        if not allocating:
             for group in groups:
                 group["decay_applied"] = False
-        self._decaying_step(shares)
         return loss
 
     def _decaying_step(self, shares: list[Any]) -> None:

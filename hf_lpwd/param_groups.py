@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from math import prod
 from typing import Any, TypeAlias
 
 from torch import nn
 
-from hf_lpwd.layers import LayerMap, unwrap_name
+from hf_lpwd.layer_map import LayerMap, full_shape, unwrap_name
 from hf_lpwd.schedules import Schedule, layer_rates
 
 #: What the user calls exempt: one regular expression or several, searched in parameter names.
@@ -81,13 +82,14 @@ def _exempt_by_kind(module: nn.Module, local_name: str, parameter: nn.Parameter)
         return "bias"
     if re.search(r"norm|GRN", type(module).__name__, re.IGNORECASE):
         return "normalization"
-    if parameter.ndim <= 1:
+    shape = full_shape(parameter)
+    if len(shape) <= 1:
         return "one-dimensional"
     # A matrix of one row multiplies its input as any matrix does; a (1, 1, C) parameter scales or shifts.
     multiplies = local_name == "weight" and isinstance(
         module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
     )
-    if not multiplies and sum(size > 1 for size in parameter.shape) <= 1:
+    if not multiplies and sum(size > 1 for size in shape) <= 1:
         return "one-dimensional"
     return None
 
@@ -132,7 +134,8 @@ def decayed_scalars(model: nn.Module, layer_map: LayerMap, exempt: Mapping[str, 
     counts = {stack: [0] * (n + 1) for stack, n in layer_map.num_layers_by_stack.items()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and name not in exempt:
-            counts[layer_map.stack_by_name[name]][layer_map.index_by_name[name]] += parameter.numel()
+            stack, index = layer_map.stack_by_name[name], layer_map.index_by_name[name]
+            counts[stack][index] += prod(full_shape(parameter))
     return counts
 
 

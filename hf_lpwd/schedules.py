@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 #: A schedule: a name, ``"power:<exponent>"``, the rates themselves (one for each index 0..n), or a
@@ -118,6 +118,7 @@ def layer_rates(
     Raises:
         ValueError: A rate is negative, NaN or infinite, a list has the wrong length, the schedule has no
             such name, or no decayed scalar has a rate that could be scaled to the budget.
+        TypeError: `match_budget` is True or False, not counts.
 
     Source: *Layer-wise Pre-weight Decay* (OpenReview 0GZ1Bq4Tfr) for ``linear``.
     """
@@ -130,6 +131,8 @@ def layer_rates(
         rates = [weight_decay * shape(i / num_layers) for i in indices]
     elif callable(schedule):
         rates = [schedule(i, num_layers) for i in indices]
+    elif not isinstance(schedule, Iterable):
+        raise ValueError(f"schedule is {schedule!r}, but must be a name, a list of rates or a function")
     else:
         rates = list(schedule)
         if len(rates) != num_layers + 1:
@@ -144,6 +147,10 @@ def layer_rates(
 
 
 def _scaled_to_budget(rates: list[float], weight_decay: float, counts: Sequence[int]) -> list[float]:
+    if not isinstance(counts, Sequence):
+        raise TypeError(
+            f"match_budget is {counts!r}, but must list the number of decayed scalars at each index"
+        )
     if len(counts) != len(rates):
         raise ValueError(f"match_budget lists {len(counts)} counts for {len(rates)} layer indices")
     total = math.fsum(rate * count for rate, count in zip(rates, counts, strict=True))

@@ -44,14 +44,14 @@ def test_a_data_set_means_the_defaults_of_transformers(tmp_path):
 
 def test_a_command_line_of_the_example_script_is_read(tmp_path):
     """The one in the README of transformers' image classification examples."""
-    argv = (
+    line = (
         "--dataset_name beans --output_dir ./beans_outputs/ --remove_unused_columns False "
         "--label_column_name labels --do_train --do_eval --learning_rate 2e-5 --num_train_epochs 5 "
         "--per_device_train_batch_size 8 --per_device_eval_batch_size 8 --logging_strategy steps "
         "--logging_steps 10 --eval_strategy epoch --save_strategy epoch --load_best_model_at_end True "
         "--save_total_limit 3 --seed 1337"
-    ).split()
-    _, data_args, training_args = parse_args(argv)
+    )
+    _, data_args, training_args = parse_args(line.split())
     assert data_args.label_column_name == "labels"
     assert (training_args.do_train, training_args.do_eval, training_args.do_predict) == (True, True, False)
     assert (training_args.logging_steps, training_args.save_total_limit, training_args.seed) == (10, 3, 1337)

@@ -42,7 +42,17 @@ def test_rows_and_parameters():
 
 def test_its_text_is_a_table():
     lines = str(explain(Tiny(), weight_decay=0.3)).splitlines()
-    assert lines[0].split() == ["layer", "blocks", "parameters", "decayed", "rate", "not", "decayed,", "and", "why"]
+    assert lines[0].split() == [
+        "layer",
+        "blocks",
+        "parameters",
+        "decayed",
+        "rate",
+        "not",
+        "decayed,",
+        "and",
+        "why",
+    ]
     assert lines[2].split() == ["1", "block", "blocks.0", "12", "9", "0.1", "1", "bias"]
     assert lines[-1] == "47 parameters, 30 of them decayed, at a mean rate of 0.15"
 
@@ -66,7 +76,9 @@ def test_the_same_schedule_and_budget_as_the_optimizer():
     explanation = explain(model, **settings)
     assert {name: about["rate"] for name, about in explanation.parameters.items()} == rate_of
     decayed = sum(row.decayed for row in explanation.layers)
-    assert sum(row.rate * row.decayed for row in explanation.layers) / decayed == pytest.approx(0.3, abs=1e-15)
+    assert sum(row.rate * row.decayed for row in explanation.layers) / decayed == pytest.approx(
+        0.3, abs=1e-15
+    )
 
 
 @pytest.mark.parametrize(

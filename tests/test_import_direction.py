@@ -8,13 +8,22 @@ import hf_lpwd
 PACKAGE = Path(hf_lpwd.__file__).parent
 # Each module of the core may import modules of its own line and of lines above it.
 CORE_CHAIN = [
-    {"layers", "layer_assignment", "layer_detection", "layer_rules", "schedules", "messages", "files"},
+    {
+        "layers",
+        "layer_assignment",
+        "layer_detection",
+        "layer_map",
+        "layer_rules",
+        "schedules",
+        "messages",
+        "files",
+    },
     {"param_groups", "explain", "diagnostics", "decay_groups", "base_optimizer"},
     {"optimizer"},
     {"factory"},
     {"trainer", "training_args"},
 ]
-HIGHER = ["vision", "study", "cli"]
+HIGHER = ["vision", "study", "cli", "__main__"]
 
 
 def modules():

@@ -9,10 +9,11 @@ import pytest
 import timm
 import torch
 from timm.models import group_parameters
+from tiny_models import TINY_MODELS, HandWritten, ResidualBlock, tiny_inputs
 from torch import nn
 
-from hf_lpwd.layers import LayerMap, layer_index_map, unwrap_name
-from tests.tiny_models import TINY_MODELS, HandWritten, ResidualBlock, tiny_inputs
+from hf_lpwd.layer_map import unwrap_name
+from hf_lpwd.layers import LayerMap, layer_index_map
 
 
 def _blocks(pattern, start=1, count=3):
@@ -466,19 +467,22 @@ def test_depth_of_one_is_enough():
     assert layer_index_map(swin).num_layers == 5
 
 
-def test_experts_and_branches_belong_to_their_block():
-    class Sparse(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.attention = ResidualBlock(8)
-            self.experts = nn.ModuleList([ResidualBlock(8) for _ in range(4)])
+class _Mixture(nn.Module):
+    """A block with experts, or without."""
 
-    model = _Network(
-        embed=nn.Linear(4, 8), layers=nn.ModuleList([Sparse() for _ in range(2)]), head=nn.Linear(8, 2)
-    )
-    layer_map = layer_index_map(model)
-    assert layer_map.num_layers == 3
-    assert layer_map.index_by_name["layers.1.experts.3.up.weight"] == 2
+    def __init__(self, experts):
+        super().__init__()
+        self.attention = ResidualBlock(8)
+        self.experts = nn.ModuleList([ResidualBlock(8) for _ in range(experts)])
+
+
+@pytest.mark.parametrize("experts", [(4, 4), (0, 4), (0, 4, 0, 4)])
+def test_experts_belong_to_their_block(experts):
+    layers = nn.ModuleList([_Mixture(count) for count in experts])
+    model = _Network(stem=nn.Linear(4, 8), layers=layers, head=nn.Linear(8, 2))
+    indices = layer_index_map(model).index_by_name
+    expected = {f"layers.{i}": i + 1 for i in range(len(experts))}
+    assert indices == _expanded({"stem": 0, **expected, "head": len(experts) + 1}, indices)
 
 
 def test_stage_lists_side_by_side():
@@ -532,6 +536,28 @@ def test_backbone_in_a_module_that_is_called_as_a_stem():
     assert layer_index_map(model).index_by_name["embedder.body.2.up.weight"] == 3
 
 
+def test_system_is_no_stem():
+    model = _Network(stem=nn.Linear(4, 8), system=nn.ModuleList([ResidualBlock(8) for _ in range(2)]))
+    assert layer_index_map(model).index_by_name["system.1.up.weight"] == 2
+
+
+def test_partitioned_weights_have_their_full_shape():
+    """DeepSpeed's ZeRO-3 leaves empty tensors behind, and the shape in `ds_shape`."""
+    model = HandWritten()
+    expected = layer_index_map(model)
+    for parameter in model.parameters():
+        parameter.ds_shape = parameter.shape
+        parameter.data = torch.empty(0)
+    assert layer_index_map(model) == expected
+
+
+def test_flattened_weights_are_refused():
+    model = HandWritten()
+    model.out.weight._fsdp_flattened = True
+    with pytest.raises(ValueError, match="FSDP1 has flattened the parameters"):
+        layer_index_map(model)
+
+
 def test_torch_transformer_has_two_stacks():
     model = nn.Transformer(
         8, 2, num_encoder_layers=2, num_decoder_layers=3, dim_feedforward=8, batch_first=True
@@ -548,6 +574,19 @@ def test_tied_parameter_has_its_first_index():
     index = layer_index_map(model).index_by_name
     assert index["project.weight"] == 0
     assert "out.weight" not in index
+
+
+def test_head_that_is_registered_before_the_embedding_it_is_tied_to():
+    model = _Network(out=nn.Linear(4, 8, bias=False), stem=nn.Linear(4, 8), body=HandWritten().body)
+    model.stem.weight = model.out.weight
+    layer_map = layer_index_map(model)
+    assert layer_map.index_by_name["out.weight"] == 0
+    model = _Network(head=nn.Linear(4, 8, bias=False), stem=nn.Linear(4, 8), body=HandWritten().body)
+    assert layer_index_map(model).index_by_name["head.weight"] == 4
+    model.stem.weight = model.head.weight
+    layer_map = layer_index_map(model)
+    assert layer_map.index_by_name["head.weight"] == 0
+    assert layer_map.reason_by_name["head.weight"] == "stem"
 
 
 def test_model_without_repeated_blocks_is_refused():

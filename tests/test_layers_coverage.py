@@ -1,4 +1,4 @@
-"""Every image classifier of transformers and every family of timm: layers of all parameters, in running order.
+"""Every image classifier of transformers, every family of timm: layers of all parameters, in running order.
 
 Models have their default size but no weights: they are built, and run, on the meta device.
 """
@@ -51,49 +51,65 @@ def _check_running_order(model, layer_map, *args, **kwargs):
 
 # Dinat needs the natten kernels, which have no wheel for every platform.
 _NOT_BUILT = {"dinat"}
-_SETTINGS = {
-    "PerceiverForImageClassificationFourier": {"num_cross_attention_heads": 1},
-    "PerceiverForImageClassificationConvProcessing": {"num_cross_attention_heads": 1},
-}
 _TRANSFORMERS = [
     (family, class_name)
     for family, classes in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.items()
     if family not in _NOT_BUILT
     for class_name in ([classes] if isinstance(classes, str) else classes)
 ]
+# These look at values while they run, so they are made small and get weights.
+_SMALL = {
+    "imagegpt": {"n_embd": 16, "n_layer": 3, "n_head": 2, "vocab_size": 9, "n_positions": 16},
+    "siglip2": {
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "patch_size": 4,
+        }
+    },
+    "perceiver": {
+        "num_latents": 4,
+        "d_latents": 16,
+        "num_blocks": 2,
+        "num_self_attends_per_block": 3,
+        "num_self_attention_heads": 2,
+        "num_cross_attention_heads": 1,
+    },
+}
 
 
 def _inputs(family, config):
-    """A batch for a classifier of default size."""
+    """A batch for a classifier."""
     vision = getattr(config, "vision_config", config)
     size = getattr(vision, "image_size", 224)
     size = size if isinstance(size, int) else size[0]
     if family == "imagegpt":
-        return {"input_ids": torch.zeros(1, 16, dtype=torch.long, device="meta")}
+        return {"input_ids": torch.zeros(1, 16, dtype=torch.long)}
     if family == "siglip2":
         return {
-            "pixel_values": torch.zeros(1, 16, 3 * vision.patch_size**2, device="meta"),
-            "pixel_attention_mask": torch.ones(1, 16, device="meta"),
-            "spatial_shapes": torch.tensor([[4, 4]]),
+            "pixel_values": torch.zeros(1, 4, 3 * vision.patch_size**2),
+            "pixel_attention_mask": torch.ones(1, 4),
+            "spatial_shapes": torch.tensor([[2, 2]]),
         }
-    return {"pixel_values": torch.zeros(1, 3, size, size, device="meta")}
+    return {"pixel_values": torch.zeros(1, 3, size, size)}
 
 
 @pytest.mark.parametrize(("family", "class_name"), _TRANSFORMERS)
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_transformers_image_classifier(family, class_name):
-    config = transformers.AutoConfig.for_model(family, **_SETTINGS.get(class_name, {}))
-    with torch.device("meta"):
+    config = transformers.AutoConfig.for_model(family, **_SMALL.get(family, {}))
+    with torch.device("cpu" if family in _SMALL else "meta"):
         model = getattr(transformers, class_name)(config)
-    layer_map = layer_index_map(model)
-    _check_indices(model, layer_map)
-    if family == "shieldgemma2":
-        assert list(layer_map.num_layers_by_stack) == [
-            "model.model.vision_tower",
-            "model.model.language_model",
-        ]
-    elif family != "perceiver":  # reads positions out of tensors, which have no values here
-        _check_running_order(model, layer_map, **_inputs(family, config))
+        layer_map = layer_index_map(model)
+        _check_indices(model, layer_map)
+        if family == "shieldgemma2":  # classifies by the words it writes
+            assert layer_map.num_layers_by_stack.keys() == {
+                "model.model.vision_tower",
+                "model.model.language_model",
+            }
+        else:
+            _check_running_order(model, layer_map, **_inputs(family, config))
 
 
 def _timm_families():
@@ -135,7 +151,6 @@ def test_many_families():
         for family, name in sorted(_TIMM.items())
     ],
 )
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_timm_family(family, name):
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False, num_classes=10)
@@ -154,3 +169,38 @@ def test_timm_family(family, name):
     assert [index for _, index in pairs] == sorted(index for _, index in pairs)
     if family not in _COARSER_IN_TIMM:
         assert len({index for _, index in pairs}) == len(pairs)
+
+
+# The same architecture at its default size, with 1000 classes, in transformers and timm.
+_IN_BOTH = {
+    "Bit": "resnetv2_50",
+    "ConvNext": "convnext_tiny",
+    "ConvNextV2": "convnextv2_tiny",
+    "EfficientNet": "efficientnet_b7",
+    "FocalNet": "focalnet_tiny_srf",
+    "Hiera": "hiera_base_224",
+    "PoolFormer": "poolformer_s12",
+    "PvtV2": "pvt_v2_b0",
+    "RegNet": "regnety_040",
+    "ResNet": "resnet50",
+    "Swin": "swin_tiny_patch4_window7_224",
+    "SwiftFormer": "swiftformer_xs",
+    "Swinv2": "swinv2_tiny_window8_256",
+    "ViT": "vit_base_patch16_224",
+}
+
+
+@pytest.mark.parametrize("name", _IN_BOTH)
+def test_both_libraries_put_as_many_scalars_into_each_layer(name):
+    config = getattr(transformers, f"{name}Config")(num_labels=1000)
+    with torch.device("meta"):
+        models = [
+            getattr(transformers, f"{name}ForImageClassification")(config),
+            timm.create_model(_IN_BOTH[name], pretrained=False),
+        ]
+    ours, theirs = ([0] * (layer_index_map(model).num_layers + 1) for model in models)
+    for model, sizes in zip(models, (ours, theirs), strict=True):
+        layer_map = layer_index_map(model)
+        for key, index in layer_map.index_by_name.items():
+            sizes[index] += layer_map.size_by_name[key]
+    assert ours == theirs

@@ -7,12 +7,13 @@ import re
 import pytest
 import torch
 from timm.optim import param_groups_weight_decay
+from tiny_models import TINY_MODELS, HandWritten
 from torch import nn
 
+from hf_lpwd.factory import create_lpwd_optimizer
 from hf_lpwd.layers import LayerMap, layer_index_map
 from hf_lpwd.param_groups import decayed_scalars, layer_param_groups, no_decay_reasons, stack_rates
 from hf_lpwd.schedules import layer_rates
-from tests.tiny_models import TINY_MODELS, HandWritten
 
 _VIT = (
     {"embeddings.patch_embeddings.projection"}
@@ -233,6 +234,18 @@ def test_shape_tells_scales_from_matrices():
     assert no_decay_reasons(model) == {"conv.gain": "one-dimensional"}
 
 
+def test_partitioned_weights_are_told_from_biases():
+    model = HandWritten()
+    exempt, groups = no_decay_reasons(model), _groups(model)
+    counts = decayed_scalars(model, layer_index_map(model), exempt)
+    for parameter in model.parameters():
+        parameter.ds_shape = parameter.shape
+        parameter.data = torch.empty(0)
+    assert no_decay_reasons(model) == exempt
+    assert [group["param_names"] for group in _groups(model)] == [group["param_names"] for group in groups]
+    assert decayed_scalars(model, layer_index_map(model), exempt) == counts
+
+
 def test_decay_all_exempts_nothing(models):
     assert no_decay_reasons(models["swinv2"], decay_all=True) == {}
 
@@ -377,6 +390,17 @@ def test_list_of_rates_has_to_fit_every_stack(models):
     layer_map = layer_index_map(models["clip"])
     with pytest.raises(ValueError, match="lists 5 rates, but the model has 4 layer indices"):
         stack_rates(models["clip"], layer_map, {}, 0.8, [0.0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_optimizer_takes_rules_and_maps():
+    rules = {"project.*": "stem", r"body\.(\d+)\..*": "block", ".*": "head"}
+    settings = {"lr": 0.1, "weight_decay": 0.8}
+    found = create_lpwd_optimizer(HandWritten(), **settings)
+    for given in (rules, layer_index_map(HandWritten())):
+        optimizer = create_lpwd_optimizer(HandWritten(), layer_map=given, **settings)
+        assert [(g["weight_decay"], g["param_names"]) for g in optimizer.param_groups] == [
+            (g["weight_decay"], g["param_names"]) for g in found.param_groups
+        ]
 
 
 def test_layer_map_of_the_user_decides():

@@ -27,7 +27,10 @@ def test_an_empty_or_new_folder_and_the_same_run_are_right(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--layer_schedule", "uniform"], "its layer_schedule is 'linear', now 'uniform': name another folder"),
+        (
+            ["--layer_schedule", "uniform"],
+            "its layer_schedule is 'linear', now 'uniform': name another folder",
+        ),
         (["--decay_timing", "wd"], "its decay_timing is 'pwd', now 'wd'"),
         (["--seed", "1", "--weight_decay", "0.5"], r"\(and 1 other settings\)"),
         (["--dataset_name", "beans"], "holds another run"),

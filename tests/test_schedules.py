@@ -55,6 +55,7 @@ def test_match_budget_leaves_uniform_alone_and_zero_at_zero():
         ({"weight_decay": "much"}, "weight_decay is 'much'"),
         ({"num_layers": 0}, "num_layers is 0"),
         ({"schedule": "liner"}, "unknown schedule 'liner': choose one of uniform, linear"),
+        ({"schedule": None}, "schedule is None, but must be a name, a list"),
         ({"schedule": "linear:2"}, "unknown schedule 'linear:2'"),
         ({"schedule": "power:x"}, "'power:x': the exponent"),
         ({"schedule": "power:-1"}, "'power:-1': the exponent"),
@@ -68,6 +69,12 @@ def test_match_budget_leaves_uniform_alone_and_zero_at_zero():
 def test_errors_name_the_value(kwargs, message):
     with pytest.raises(ValueError, match=message):
         layer_rates(**{"weight_decay": 0.4, "num_layers": 3, **kwargs})
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_match_budget_wants_counts(flag):
+    with pytest.raises(TypeError, match=f"match_budget is {flag}, but must list the number"):
+        layer_rates(0.4, 3, match_budget=flag)
 
 
 def test_parse_schedule():

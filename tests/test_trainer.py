@@ -1,5 +1,6 @@
 """`LPWDTrainer`: equal to the stock Trainer where it has to be, resumable, logged; and what it refuses."""
 
+import importlib
 import json
 
 import pytest
@@ -24,8 +25,15 @@ from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin, layer_values
 from hf_lpwd.training_args import LPWDTrainingArguments
 
 STEPS = 20
-BUILT_IN = ["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"]
+BUILT_IN = ["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop", "stable_adamw"]
 TIMINGS = ["l2", "wd", "rwd", "pwd"]
+
+
+@pytest.fixture(autouse=True)
+def no_triton(monkeypatch):
+    """StableAdamW takes its triton kernel wherever triton is installed, and fails where there is no GPU."""
+    module = importlib.import_module("optimi.stableadamw")
+    monkeypatch.setattr(module, "_default_to_triton", lambda params: False)
 
 
 class Images(Dataset):

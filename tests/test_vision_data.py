@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import io
 import json
-import logging
-import re
+from functools import partial
 
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import CLASSES, load_from_parquet, red, reds, table
 from sklearn.datasets import load_digits as sklearn_digits
 
 from hf_lpwd.messages import BadInputError
@@ -17,39 +15,9 @@ from hf_lpwd.vision.data_args import DataTrainingArguments
 from hf_lpwd.vision.labels import stratified_cut
 
 
-def png(value: int, size: tuple[int, int] = (4, 4)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (value, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def table(labels, image="image", label="label", feature=None) -> datasets.Dataset:
-    """One picture a label; the red value of a picture is its row."""
-    columns = {image: [{"bytes": png(row), "path": None} for row in range(len(labels))], label: labels}
-    features = datasets.Features({image: datasets.Image(), label: feature}) if feature else None
-    data = datasets.Dataset.from_dict(columns, features=features)
-    return data.cast_column(image, datasets.Image())
-
-
 @pytest.fixture
 def load(tmp_path):
-    """Writes splits as parquet files of one folder and loads them."""
-
-    def load(splits, seed=0, **arguments):
-        for split, data in splits.items():
-            data.to_parquet(tmp_path / "set" / f"{split}-00000-of-00001.parquet")
-        args = DataTrainingArguments(dataset_name=str(tmp_path / "set"), **arguments)
-        return load_splits(args, seed=seed, cache_dir=str(tmp_path / "cache"))
-
-    (tmp_path / "set").mkdir()
-    return load
-
-
-def reds(data: datasets.Dataset, column="image") -> list[int]:
-    return [image.getpixel((0, 0))[0] for image in data[column]]
-
-
-CLASSES = datasets.ClassLabel(names=["cat", "dog"])
+    return partial(load_from_parquet, tmp_path)
 
 
 def test_without_arguments_the_digits_are_loaded():
@@ -80,23 +48,6 @@ def test_digits_are_scaled_to_8_bit_and_their_test_split_never_changes():
     assert first.rows["validation"].tolist() != second.rows["validation"].tolist()
     again = load_splits(DataTrainingArguments(), seed=0)
     assert again.rows["validation"].tolist() == first.rows["validation"].tolist()
-
-
-def test_stratified_cut_keeps_proportions_and_single_rows():
-    labels = np.array([0] * 40 + [1] * 20 + [2])
-    rest, cut = stratified_cut(labels, 15, seed=5)
-    assert np.bincount(labels[cut], minlength=3).tolist() == [10, 5, 0]
-    assert np.sort(np.concatenate([rest, cut])).tolist() == list(range(61))
-    assert rest.tolist() == sorted(rest)
-    assert cut.tolist() == sorted(cut)
-
-
-def test_stratified_cut_smaller_than_the_classes_says_so(caplog):
-    labels = np.arange(10).repeat(2)
-    with caplog.at_level(logging.WARNING):
-        rest, cut = stratified_cut(labels, 3, seed=0)
-    assert (len(rest), len(cut)) == (17, 3)
-    assert caplog.messages == ["3 of 20 rows for 10 classes: not stratified"]
 
 
 def test_train_and_test_only_cuts_the_validation_from_train(load):
@@ -141,25 +92,6 @@ def test_no_training_split(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("labels", "names", "encoded"),
-    [
-        (["dog", "cat", "dog", "ant"], ["ant", "cat", "dog"], [2, 1, 2, 0]),
-        ([3, 1, 3, 7], ["1", "3", "7"], [1, 0, 1, 2]),
-        ([-1, 1, 1, -1], ["-1", "1"], [0, 1, 1, 0]),
-        ([10, 9, 10, 9], ["9", "10"], [1, 0, 1, 0]),
-        ([True, False, True, False], ["False", "True"], [1, 0, 1, 0]),
-    ],
-)
-def test_other_labels_become_classes(load, labels, names, encoded):
-    splits = load({"train": table(labels), "validation": table(labels), "test": table(labels)})
-    assert splits.class_names == names
-    for part in (splits.train, splits.validation, splits.test):
-        assert part["label"][:] == encoded
-        assert part.features["label"] == datasets.ClassLabel(names=names)
-        assert reds(part) == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize(
     ("columns", "arguments", "found"),
     [
         (("img", "fine_label"), {}, ("img", "fine_label")),
@@ -186,7 +118,8 @@ def test_no_label_column_found(load):
     with pytest.raises(BadInputError) as error:
         load({"train": table([0, 1] * 4, "image", "kind")})
     assert str(error.value) == (
-        "no label column found: the data set has image, kind; name it with label_column_name"
+        "no label column found: the data set has image, kind; name it with label_column_name; "
+        "a folder of pictures needs two or more class folders"
     )
 
 
@@ -196,75 +129,11 @@ def test_a_column_that_holds_no_pictures(load):
         load({"train": data})
 
 
-def test_labels_that_are_floats(load):
-    with pytest.raises(
-        BadInputError, match=r"^label column 'label' holds Value.*must be strings, integers or"
-    ):
-        load({"train": table([0.0, 1.0] * 2)})
-
-
-@pytest.mark.parametrize("missing", [[-1, -1], [None, None]])
-def test_an_unlabelled_test_split_counts_as_none(load, missing, caplog):
-    with caplog.at_level(logging.WARNING):
-        splits = load({"train": table([0, 1] * 10, feature=CLASSES), "test": table(missing, feature=CLASSES)})
-    assert splits.test is None
-    assert splits.source_sizes == {"train": 20, "test": 2}
-    assert caplog.messages == ["the test split (test) has no labels and is not used"]
-
-
-@pytest.mark.parametrize(
-    ("split", "train", "other", "message"),
-    [
-        ("test", ["a", "b"] * 5, ["a", "c"], "test row 1: label 'c' is none of the 2 classes"),
-        ("validation", [4, 5] * 5, [4, 6], "validation row 1: label 6 is none of the 2 classes"),
-        ("test", ["a", "b"] * 5, ["a", None], "test row 1: the label is missing"),
-        ("test", ["a", None] * 5, ["a", "a"], "train row 1: the label is missing"),
-    ],
-)
-def test_a_label_outside_the_classes(load, split, train, other, message):
-    with pytest.raises(BadInputError) as error:
-        load({"train": table(train), split: table(other)})
-    assert str(error.value) == message
-
-
-def test_an_integer_outside_the_named_classes(load, monkeypatch):
-    with pytest.raises(BadInputError, match=r"^train row 3: label -1 is none of the 2 classes$"):
-        load({"train": table([0, 1, 0, -1], feature=CLASSES)})
-    features = datasets.Features({"image": datasets.Image(), "label": CLASSES})
-    data = table([0, 1, 2, 0]).data.table.replace_schema_metadata(None)
-    broken = datasets.Dataset(data, info=datasets.DatasetInfo(features=features))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: datasets.DatasetDict({"train": broken}))
-    with pytest.raises(BadInputError, match=r"^train row 2: label 2 is none of the 2 classes$"):
-        load_splits(DataTrainingArguments(dataset_name="a/b"), seed=0)
-
-
-@pytest.mark.parametrize(
-    ("labels", "arguments"), [([1] * 6, {}), ([1], {}), ([0, 1] * 5, {"max_train_samples": 1})]
-)
-def test_one_class_only(load, labels, arguments):
-    with pytest.raises(
-        BadInputError, match=r"the training data has one class only \('(cat|dog)'\); a classifier"
-    ):
-        load({"train": table(labels, feature=CLASSES)}, **arguments)
-
-
-def test_max_samples_are_drawn_by_seed_and_class(load):
-    labels = [0] * 60 + [1] * 20
-    data = {name: table(labels, feature=CLASSES) for name in ("train", "validation", "test")}
-    splits = load(data, max_train_samples=8, max_eval_samples=4)
-    assert np.bincount(splits.train["label"][:]).tolist() == [6, 2]
-    assert np.bincount(splits.validation["label"][:]).tolist() == [3, 1]
-    assert np.bincount(splits.test["label"][:]).tolist() == [3, 1]
-    assert reds(splits.train) == splits.rows["train"].tolist()
-    assert load(data, max_train_samples=8).rows["train"].tolist() == splits.rows["train"].tolist()
-    assert load(data, seed=1, max_train_samples=8).rows["train"].tolist() != splits.rows["train"].tolist()
-
-
 def class_folders(folder, counts):
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
         for row in range(count):
-            (folder / name / f"{row}.png").write_bytes(png(row))
+            (folder / name / f"{row}.png").write_bytes(red(row))
 
 
 @pytest.mark.parametrize("given", ["dataset_name", "train_dir"])
@@ -290,7 +159,7 @@ def test_train_dir_and_validation_dir(tmp_path):
 def test_parquet_files_without_huggingface_metadata(tmp_path):
     import pandas
 
-    cells = [{"bytes": png(row), "path": None} for row in range(8)]
+    cells = [{"bytes": red(row), "path": None} for row in range(8)]
     for part in range(2):
         frame = pandas.DataFrame({"image": cells[4 * part : 4 * part + 4], "label": ["x", "y"] * 2})
         frame.to_parquet(tmp_path / f"part-{part}.parquet")
@@ -302,7 +171,7 @@ def test_parquet_files_without_huggingface_metadata(tmp_path):
 
 def test_json_and_csv_files_of_paths(tmp_path):
     for row in range(4):
-        (tmp_path / f"{row}.png").write_bytes(png(row))
+        (tmp_path / f"{row}.png").write_bytes(red(row))
     rows = [{"image": str(tmp_path / f"{row}.png"), "label": "ab"[row % 2]} for row in range(4)]
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "list.csv").write_text(
@@ -365,27 +234,3 @@ def test_an_error_never_shows_the_token(monkeypatch):
     with pytest.raises(BadInputError) as error:
         load_splits(DataTrainingArguments(dataset_name="a/b"), seed=0, token="secret")
     assert str(error.value) == "data set 'a/b' cannot be loaded: 401 for Bearer *** and hf_***"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"train_val_split": 0.0}, "train_val_split must lie between 0 and 1, not 0.0"),
-        ({"train_val_split": 1.0}, "train_val_split must lie between 0 and 1, not 1.0"),
-        ({"max_train_samples": 0}, "max_train_samples must be at least 1, not 0"),
-        ({"max_eval_samples": -1}, "max_eval_samples must be at least 1, not -1"),
-        (
-            {"augmentation": "mixup"},
-            "augmentation must be one of random_resized_crop, crop_flip, crop, none, not 'mixup'",
-        ),
-        (
-            {"dataset_name": "a", "train_dir": "b"},
-            "give either dataset_name or train_dir (and validation_dir), not both",
-        ),
-        ({"validation_dir": "b"}, "validation_dir needs train_dir"),
-        ({"dataset_config_name": "b"}, "dataset_config_name needs dataset_name"),
-    ],
-)
-def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        DataTrainingArguments(**arguments)

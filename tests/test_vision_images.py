@@ -1,38 +1,23 @@
 from __future__ import annotations
 
-import io
+from dataclasses import replace
 
 import datasets
-import numpy as np
 import psutil
 import pytest
 import torch
+from pictures import cell, encode, noise, pngs
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTImageProcessor
-from transformers.image_utils import load_image
 
 from hf_lpwd.vision.data import load_splits
 from hf_lpwd.vision.data_args import DataTrainingArguments
-from hf_lpwd.vision.decoding import image_size, read_image
+from hf_lpwd.vision.decoding import read_image
 from hf_lpwd.vision.images import BadImageError, EpochCallback, ImageDataset, collate, default_augmentation
 from hf_lpwd.vision.transforms import ImageTransform, uniforms
 
 PROCESSOR = ViTImageProcessor(size={"height": 16, "width": 16})
-
-
-def encode(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def cell(content: bytes | None) -> dict[str, object]:
-    return {"bytes": content, "path": None}
 
 
 def dataset_of(contents, labels=None) -> datasets.Dataset:
@@ -42,106 +27,6 @@ def dataset_of(contents, labels=None) -> datasets.Dataset:
     labels = [row % 4 for row in range(len(contents))] if labels is None else labels
     cells = [content if content is None else cell(content) for content in contents]
     return datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
-
-
-def pngs(count: int, height: int = 16, width: int = 16) -> list[bytes]:
-    return [encode(Image.fromarray(noise(height, width, 3, seed=row))) for row in range(count)]
-
-
-PALETTE = Image.fromarray(noise(9, 7, 3)).convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
-MODES = {
-    "1": (Image.fromarray(noise(9, 7)).convert("1"), "PNG"),
-    "L": (Image.fromarray(noise(9, 7)), "PNG"),
-    "LA": (Image.fromarray(noise(9, 7, 2), "LA"), "PNG"),
-    "P": (PALETTE, "PNG"),
-    "P with transparency": (PALETTE, "GIF"),
-    "RGB": (Image.fromarray(noise(9, 7, 3)), "PNG"),
-    "RGBA": (Image.fromarray(noise(9, 7, 4), "RGBA"), "PNG"),
-    "one pixel": (Image.fromarray(noise(1, 1, 3)), "PNG"),
-    "RGB in JPEG": (Image.fromarray(noise(9, 7, 3)), "JPEG"),
-    "grey in JPEG": (Image.fromarray(noise(9, 7)), "JPEG"),
-    "CMYK in JPEG": (Image.fromarray(noise(9, 7, 4), "CMYK"), "JPEG"),
-    "WebP": (Image.fromarray(noise(9, 7, 3)), "WEBP"),
-    "BMP": (Image.fromarray(noise(9, 7, 3)), "BMP"),
-    "TIFF": (Image.fromarray(noise(9, 7, 3)), "TIFF"),
-}
-
-
-@pytest.mark.parametrize("name", MODES)
-def test_every_mode_gives_the_picture_of_the_pipeline(name):
-    image, file_format = MODES[name]
-    options = {"transparency": 0} if name == "P with transparency" else {}
-    content = encode(image, file_format, **options)
-    decoded = read_image(cell(content))
-    with Image.open(io.BytesIO(content)) as opened:
-        expected = np.asarray(load_image(opened))
-    assert decoded.dtype == np.uint8
-    assert decoded.flags["C_CONTIGUOUS"]
-    assert decoded.flags["WRITEABLE"]
-    assert (decoded == expected.transpose(2, 0, 1)).all()
-    assert image_size(cell(content)) == decoded.shape[1:]
-
-
-def test_exact_values_of_grey_alpha_and_palette():
-    grey = noise(5, 6)
-    assert (read_image(cell(encode(Image.fromarray(grey)))) == grey).all()
-    rgba = noise(5, 6, 4)
-    assert (read_image(cell(encode(Image.fromarray(rgba, "RGBA")))) == rgba[..., :3].transpose(2, 0, 1)).all()
-    palette = Image.new("P", (2, 1))
-    palette.putpalette([10, 20, 30, 40, 50, 60])
-    palette.putdata([1, 0])
-    assert read_image(cell(encode(palette))).tolist() == [[[40, 10]], [[50, 20]], [[60, 30]]]
-
-
-@pytest.mark.parametrize(
-    ("values", "file_format", "expected"),
-    [
-        (np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16), "PNG", [0, 0, 1, 1, 128, 255]),
-        (np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16), "TIFF", [0, 0, 1, 1, 128, 255]),
-        (np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.int32), "TIFF", [0, 0, 1, 1, 128, 255]),
-        (np.array([[0.0, 0.5, 1.0]], dtype=np.float32), "TIFF", [0, 128, 255]),
-        (np.array([[0.0, 0.5, 1.6, 255.0]], dtype=np.float32), "TIFF", [0, 0, 2, 255]),
-    ],
-)
-def test_more_than_8_bits_are_scaled(values, file_format, expected):
-    decoded = read_image(cell(encode(Image.fromarray(values), file_format)))
-    assert decoded.tolist() == [[expected]] * 3
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (np.array([[-1, 5]], dtype=np.int32), "grey values from -1 to 5, expected 0 to 65535"),
-        (np.array([[0, 65536]], dtype=np.int32), "grey values from 0 to 65536, expected 0 to 65535"),
-        (np.array([[0, 300]], dtype=np.float32), "grey values from 0.0 to 300.0, expected 0 to 255"),
-        (np.array([[0, np.nan]], dtype=np.float32), "grey values from nan to nan, expected 0 to 255"),
-    ],
-)
-def test_grey_values_of_no_known_range(values, message):
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        read_image(cell(encode(Image.fromarray(values), "TIFF")))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
-def test_exif_orientation_is_applied(orientation, file_format):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    content = encode(Image.fromarray(noise(9, 7, 3)), file_format, exif=exif)
-    with Image.open(io.BytesIO(content)) as opened:
-        plain = np.asarray(opened)
-        expected = np.asarray(load_image(opened))
-    decoded = read_image(cell(content))
-    assert decoded.shape == ((3, 9, 7) if orientation < 5 else (3, 7, 9))
-    assert (decoded == expected.transpose(2, 0, 1)).all()
-    assert (orientation == 1) == (decoded.shape[1:] == (9, 7) and (decoded == plain.transpose(2, 0, 1)).all())
-
-
-def test_a_path_is_read_where_there_are_no_bytes(tmp_path):
-    (tmp_path / "a.png").write_bytes(pngs(1)[0])
-    assert (
-        read_image({"bytes": None, "path": str(tmp_path / "a.png")}) == read_image(cell(pngs(1)[0]))
-    ).all()
 
 
 BAD = {
@@ -161,6 +46,13 @@ def test_a_bad_image_is_named_by_split_and_row(name, in_memory):
     options = {"source": "train", "rows": [4, 9, 17, 20], "in_memory": in_memory}
     with pytest.raises(BadImageError, match=f"^train row 17: the image cannot be decoded: {reason}"):
         ImageDataset(data, ImageTransform(PROCESSOR), **options).__getitems__([0, 2])
+
+
+def test_a_bad_image_met_in_a_worker_is_one_line():
+    data = ImageDataset(dataset_of([*pngs(2), b"x"]), ImageTransform(PROCESSOR), in_memory=False)
+    with pytest.raises(BadImageError) as error:
+        list(DataLoader(data, batch_size=3, collate_fn=collate, num_workers=1))
+    assert str(error.value) == "train row 2: the image cannot be decoded: not a picture in a known format"
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -332,8 +224,6 @@ def test_a_resumed_run_sees_the_pictures_of_an_unbroken_one(tmp_path, step, work
 def test_the_default_augmentation():
     digits = load_splits(DataTrainingArguments(max_train_samples=20), seed=0)
     assert default_augmentation(digits) == "crop"
-    from dataclasses import replace
-
     for size, expected in (((64, 64), "crop_flip"), ((64, 65), "random_resized_crop")):
         splits = replace(digits, name="pets", train=dataset_of(pngs(3, *size)))
         assert default_augmentation(splits) == expected
@@ -354,7 +244,5 @@ def test_from_split_names_the_row_in_the_source():
     broken = splits.validation.cast_column("image", datasets.Image(decode=False)).map(
         lambda example, index: {"image": cell(b"x")} if index == 3 else example, with_indices=True
     )
-    from dataclasses import replace
-
     with pytest.raises(BadImageError, match=f"^train row {row}: the image cannot be decoded: not a picture"):
         ImageDataset.from_split(replace(splits, validation=broken), "validation", PROCESSOR)

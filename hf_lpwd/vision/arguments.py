@@ -172,7 +172,8 @@ class ImageTrainingArguments(LPWDTrainingArguments):
                 setattr(self, name, True)
         self.remove_unused_columns = False
         # Pinned memory serves copies to an accelerator; without one torch warns.
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False
         super().__post_init__()
 
 

@@ -242,7 +242,10 @@ def _find_column(dataset: Dataset, given: str | None, usual: tuple[str, ...], wh
     found += [name for name, feature in dataset.features.items() if type(feature).__name__ == feature_type]
     if found and (found[0] in usual or len(found) == 1):
         return found[0]
-    raise BadInputError(f"no {what} column found: {has}; name it with {what}_column_name")
+    hint = f"name it with {what}_column_name"
+    if what == "label":
+        hint += "; a folder of pictures needs two or more class folders"
+    raise BadInputError(f"no {what} column found: {has}; {hint}")
 
 
 def _require_two_classes(labels: np.ndarray, class_names: list[str], name: str) -> None:

@@ -26,6 +26,10 @@ _CHUNK = 256
 class BadImageError(BadInputError):
     """A picture that cannot be decoded."""
 
+    def __init__(self, message: str) -> None:
+        # A DataLoader makes the error of a worker anew, from its whole traceback: the last line is ours.
+        super().__init__(message.rstrip().splitlines()[-1].rpartition("BadImageError: ")[-1])
+
 
 class ImageDataset(torch.utils.data.Dataset):
     """Pictures and labels of one split, ready for the model.
@@ -115,7 +119,7 @@ class ImageDataset(torch.utils.data.Dataset):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws other augmentations in every epoch; `Trainer` and accelerate call it, see `EpochCallback`."""
+        """Chooses the epoch whose augmentations are drawn; in a `Trainer`, `EpochCallback` sees to it."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from numpy.random import Generator, Philox
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
-from transformers.image_processing_backends import TorchvisionBackend
+from transformers import TorchvisionBackend
 
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data_args import AUGMENTATIONS

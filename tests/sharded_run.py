@@ -1,0 +1,85 @@
+"""Run by test_sharded.py in two processes: FSDP2 training against training in one process."""
+
+import copy
+
+import tiny_models
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import fully_shard
+
+from hf_lpwd.factory import create_lpwd_optimizer
+from hf_lpwd.layers import layer_index_map
+from hf_lpwd.trainer import layer_values
+
+SETTINGS = [("l2", "lr")] + [(t, c) for t in ("wd", "rwd", "pwd") for c in ("lr", "independent")]
+BATCHES = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(0))
+
+
+def build(optimizer_cls, timing, coupling, sharded=True, seed=0):
+    torch.manual_seed(seed)
+    model = tiny_models.HandWritten()
+    layer_map = layer_index_map(model)
+    if sharded:
+        for block in model.body:
+            fully_shard(block)
+        fully_shard(model)
+    optimizer = create_lpwd_optimizer(
+        model, optimizer_cls, lr=0.05, weight_decay=0.4, timing=timing, coupling=coupling, layer_map=layer_map
+    )
+    return model, optimizer, layer_map
+
+
+def train(model, optimizer, steps, rank=None):
+    for step in steps:
+        batch = BATCHES[step] if rank is None else BATCHES[step, 4 * rank : 4 * rank + 4]
+        optimizer.zero_grad()
+        optimizer.train()
+        model(batch).square().mean().backward()
+        optimizer.step()
+
+
+def check(rank, optimizer_cls, timing, coupling):
+    whole, whole_optimizer, layer_map = build(optimizer_cls, timing, coupling, sharded=False)
+    sharded, optimizer, _ = build(optimizer_cls, timing, coupling)
+    train(whole, whole_optimizer, range(3))
+    train(sharded, optimizer, range(3), rank)
+    values = layer_values(optimizer.param_groups, layer_map)
+    for key, value in layer_values(whole_optimizer.param_groups, layer_map).items():
+        torch.testing.assert_close(torch.tensor(values[key]), torch.tensor(value), rtol=1e-5, atol=1e-6)
+
+    optimizer.zero_grad()
+    saved_model = copy.deepcopy(get_model_state_dict(sharded))
+    saved_optimizer = copy.deepcopy(get_optimizer_state_dict(sharded, optimizer))
+    train(whole, whole_optimizer, range(3, 6))
+    train(sharded, optimizer, range(3, 6), rank)
+    for a, b in zip(whole.parameters(), sharded.parameters(), strict=True):
+        torch.testing.assert_close(a.detach(), b.full_tensor().detach(), rtol=1e-4, atol=1e-5)
+
+    resumed, resumed_optimizer, _ = build(optimizer_cls, timing, coupling, seed=1)
+    set_model_state_dict(resumed, saved_model)
+    set_optimizer_state_dict(resumed, resumed_optimizer, saved_optimizer)
+    train(resumed, resumed_optimizer, range(3, 6), rank)
+    for a, b in zip(resumed.parameters(), sharded.parameters(), strict=True):
+        assert torch.equal(a.full_tensor(), b.full_tensor())
+
+
+def main():
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    assert dist.get_world_size() == 2
+    for timing, coupling in SETTINGS:
+        for optimizer_cls in (torch.optim.AdamW, torch.optim.SGD):
+            check(rank, optimizer_cls, timing, coupling)
+            if rank == 0:
+                print("equal:", optimizer_cls.__name__, timing, coupling)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
