@@ -1,34 +1,22 @@
-"""Layer-wise weight decay in `transformers.Trainer`: mixin, trainer, logged norms."""
+"""Layer-wise weight decay in `transformers.Trainer`: a mixin, and a trainer made with it."""
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer_utils import IntervalStrategy
+from torch import nn
+from transformers import PreTrainedModel, Trainer
 from transformers.utils import CONFIG_NAME
 
 from hf_lpwd.base_optimizer import has_fused_kernel
-from hf_lpwd.diagnostics import layer_norms
 from hf_lpwd.factory import create_lpwd_optimizer
+from hf_lpwd.layer_log import QUIET, LayerLog
 from hf_lpwd.layers import LayerMap, layer_index_map
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.schedules import parse_schedule
 from hf_lpwd.training_args import LPWDTrainingArguments
-
-#: First part of the keys of the per-layer values in the Trainer's logs.
-LAYER_LOG_KEYS = ("weight_decay", "weight_norm", "grad_to_weight")
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -41,7 +29,7 @@ class LPWDTrainerMixin(_Base):
 
     The base optimizer is `args.optim`, or the class in `optimizer_cls_and_kwargs`; the decay is that of
     `LPWDTrainingArguments`. At `logging_steps` each layer's rate, weight norm and ratio of gradient norm to
-    weight norm go to the Trainer's logs; see `layer_values`.
+    weight norm go to the Trainer's logs; see `hf_lpwd.layer_log.layer_values`.
 
     Attributes:
         layer_map: The layer index of each parameter, from the start of training on.
@@ -56,7 +44,7 @@ class LPWDTrainerMixin(_Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.layer_map: LayerMap | None = None
-        self._layer_log = _LayerLog()
+        self._layer_log = LayerLog()
         if not isinstance(self.args, LPWDTrainingArguments):
             raise TypeError(f"args must be LPWDTrainingArguments, not {type(self.args).__name__}")
         if self.optimizer is not None and not isinstance(self.optimizer, LayerwiseDecay):
@@ -70,6 +58,8 @@ class LPWDTrainerMixin(_Base):
                 "copy of them there: use 'rwd', the same walk over the weights shifted by one decay"
             )
         self.add_callback(self._layer_log)
+        callbacks = self.callback_handler.callbacks
+        callbacks[:] = [QUIET[type(c)]() if type(c) in QUIET else c for c in callbacks]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Creates the `LayerwiseDecay` optimizer, as `Trainer.create_optimizer` does its own."""
@@ -163,60 +153,3 @@ class LPWDTrainerMixin(_Base):
 
 class LPWDTrainer(LPWDTrainerMixin, Trainer):
     """`transformers.Trainer` with layer-wise weight decay; see `LPWDTrainerMixin`."""
-
-
-class _LayerLog(TrainerCallback):
-    """Measures the layers after the optimizer's step, while gradients are still there."""
-
-    def __init__(self) -> None:
-        self.layer_map: LayerMap | None = None
-        self.values: dict[str, float] = {}
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        step = state.global_step + 1
-        due = args.logging_strategy == IntervalStrategy.STEPS and step % state.logging_steps == 0
-        if self.layer_map is not None and (due or (step == 1 and args.logging_first_step)):
-            self.values = layer_values(kwargs["optimizer"].param_groups, self.layer_map)
-
-    def take(self) -> dict[str, float]:
-        """The values of the step just made; each is given out once."""
-        values, self.values = self.values, {}
-        return values
-
-
-def layer_values(groups: list[dict[str, Any]], layer_map: LayerMap) -> dict[str, float]:
-    """Returns each layer's decay rate, weight norm and gradient-to-weight ratio.
-
-    Args:
-        groups: Parameter groups with `param_names`; parameters that `layer_map` does not name are left out.
-        layer_map: Parameter name -> layer index.
-
-    Returns:
-        ``weight_decay/layer_i``, the highest rate in the layer; ``weight_norm/layer_i``, the L2 norm of its
-        trained parameters; ``grad_to_weight/layer_i``, their gradient's norm (clipped, as the optimizer saw
-        it) over that, left out where there is no gradient or the weights are all 0. In a model of several
-        stacks the keys are like ``weight_norm/text_model/layer_i``.
-    """
-    rates: dict[tuple[str, int], float] = defaultdict(float)
-    weights: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
-    gradients: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
-    for group in groups:
-        for name, parameter in zip(group.get("param_names", ()), group["params"], strict=False):
-            if name not in layer_map.index_by_name:
-                continue
-            layer = layer_map.stack_by_name[name], layer_map.index_by_name[name]
-            rates[layer] = max(rates[layer], group["weight_decay"])
-            weights[layer].append(parameter)
-            if parameter.grad is not None:
-                gradients[layer].append(parameter.grad)
-    weight_norms, grad_norms = layer_norms(weights), layer_norms(gradients)
-    ratios = {
-        layer: norm / weight_norms[layer] for layer, norm in grad_norms.items() if weight_norms[layer] > 0.0
-    }
-    return {
-        f"{key}/{stack}/layer_{index}" if stack else f"{key}/layer_{index}": values[stack, index]
-        for key, values in zip(LAYER_LOG_KEYS, (rates, weight_norms, ratios), strict=True)
-        for stack, index in sorted(values)
-    }

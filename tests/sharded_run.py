@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard
 
 from hf_lpwd.factory import create_lpwd_optimizer
+from hf_lpwd.layer_log import layer_values
 from hf_lpwd.layers import layer_index_map
-from hf_lpwd.trainer import layer_values
 
 SETTINGS = [("l2", "lr")] + [(t, c) for t in ("wd", "rwd", "pwd") for c in ("lr", "independent")]
 BATCHES = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(0))

@@ -12,8 +12,8 @@ from transformers import (
 )
 
 from hf_lpwd.factory import create_lpwd_optimizer, lpwd_optimizer_factory
+from hf_lpwd.layer_log import layer_values
 from hf_lpwd.layers import layer_index_map
-from hf_lpwd.trainer import layer_values
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +105,16 @@ def test_layers_are_logged_at_logging_steps(tmp_path):
     last = trainer.state.log_history[-1]
     assert "train_loss" in last
     assert not any("layer_" in key for key in last)
+
+
+@pytest.mark.parametrize("disable_tqdm", [False, True])
+def test_the_console_shows_the_loss_without_the_layers(tmp_path, disable_tqdm, capsys):
+    trainer = make_trainer(tmp_path, max_steps=5, disable_tqdm=disable_tqdm)
+    trainer.train()
+    printed = capsys.readouterr().out
+    assert "'loss'" in printed
+    assert "layer_" not in printed
+    assert "weight_norm/layer_1" in trainer.state.log_history[0]
 
 
 def test_layers_reach_tensorboard(tmp_path):

@@ -98,11 +98,13 @@ class ModelArguments:
                     "config_overrides changes a model trained from scratch, but model_name_or_path is given"
                 )
             parse_overrides(self.config_overrides)
+        if not (self.model_name_or_path or self.model_type or self.config_name):
+            self.model_name_or_path = DEFAULT_MODEL
 
     @property
     def from_scratch(self) -> bool:
         """Whether the weights are made new."""
-        return self.model_name_or_path is None and (self.model_type or self.config_name) is not None
+        return self.model_name_or_path is None
 
 
 def parse_overrides(text: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("hf-lpwd", "torch", "transformers", "accelerate", "datasets", "timm")
 _METRICS = {"accuracy": "Accuracy", "top5_accuracy": "Top-5 accuracy", "f1_macro": "Macro F1"}
-_SECRET_FLAGS = ("--token", "--hub_token")
+_SECRET_FLAGS = ("--token", "--hub_token", "--hub-token")
 
 _TIMINGS = {
     "l2": "as an L2 penalty: rate times weight is added to the gradient, before the optimizer sees it",
@@ -51,10 +51,10 @@ def model_card(
         A card with metadata, not yet written.
     """
     settings = run.settings
-    # A path says nothing to others, and may say too much.
-    dataset = Path(run.splits.name).name or run.splits.name
-    on_hub = settings["dataset_name"] is not None and not Path(settings["dataset_name"]).expanduser().exists()
-    base_model = None if settings["model_type"] or settings["config_name"] else settings["model_name_or_path"]
+    # The path of a local folder says nothing to others and may say too much: its last part stands for it.
+    dataset_id, model_id = _hub_name(settings["dataset_name"]), _hub_name(settings["model_name_or_path"])
+    dataset = dataset_id or Path(run.splits.name).name
+    base_model = model_id or Path(settings["model_name_or_path"] or "").name
     measured = {
         split: {metric: values[metric] for metric in _METRICS if metric in values}
         for split, values in metrics.items()
@@ -63,7 +63,7 @@ def model_card(
         EvalResult(
             task_type="image-classification",
             task_name="Image Classification",
-            dataset_type=settings["dataset_name"] if on_hub else "image",
+            dataset_type=dataset_id or "image",
             dataset_name=dataset,
             dataset_split=split,
             metric_type=metric,
@@ -78,8 +78,8 @@ def model_card(
         pipeline_tag="image-classification",
         tags=["image-classification", "vision", "lpwd", "weight-decay"],
         metrics=["accuracy", "f1"],
-        base_model=base_model,
-        datasets=[settings["dataset_name"]] if on_hub else None,
+        base_model=model_id,
+        datasets=[dataset_id] if dataset_id else None,
         model_name=name,
         eval_results=results or None,
     )
@@ -102,3 +102,8 @@ def model_card(
         command=public_command(command),
         versions={library: metadata.version(library) for library in _LIBRARIES},
     )
+
+
+def _hub_name(given: str | None) -> str | None:
+    """Returns the name of a model or data set on the Hub; None for local ones."""
+    return None if given is None or Path(given).expanduser().exists() else given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from typing import Any
 
 _SERIES = (("loss", "training"), ("eval_loss", "validation"), ("eval_accuracy", "validation"))
@@ -21,7 +22,8 @@ def draw_curves(log_history: Iterable[Mapping[str, Any]], title: str) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    entries = list(log_history)
+    # What follows the training's own summary was measured with the best checkpoint, not with the last.
+    entries = list(takewhile(lambda entry: "train_runtime" not in entry, log_history))
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for key, label in _SERIES:

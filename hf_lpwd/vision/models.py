@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_lpwd.messages import unknown
-from hf_lpwd.vision.arguments import DEFAULT_MODEL, ModelArguments, parse_overrides
+from hf_lpwd.vision.arguments import ModelArguments, parse_overrides
 
 #: Side in pixels of the pictures of a model whose configuration does not say.
 DEFAULT_IMAGE_SIZE = 224
@@ -37,10 +37,10 @@ def load_model_and_processor(args: ModelArguments, class_names: list[str]) -> tu
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: i for i, name in enumerate(class_names)},
     }
-    if args.from_scratch:
+    if args.model_name_or_path is None:
         config, image_size = _config_from_scratch(args, labels)
         return _from_config(config), _new_processor(image_size)
-    name = args.model_name_or_path or DEFAULT_MODEL
+    name = args.model_name_or_path
     source = _hub_options(args)
     try:
         config = AutoConfig.from_pretrained(args.config_name or name, **labels, **source)
