@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hf_lpwd.diagnostics import layer_norms
+from hf_lpwd.low_precision import is_low_precision
 
 # Exact classes only: a subclass may decay otherwise. Of these only Adafactor's update depends on the weights.
 # Adam's family decays in its own pass, coupled or decoupled, and its update is free of lr, on which the
@@ -81,10 +82,12 @@ def _division_of_decay(
         return (None, {}) if l2 else ("gradient", {"weight_decay": 0.0})
     if timing in ("l2", "pwd") or (isinstance(share, float) and share == 0.0):
         return None, {"weight_decay": 0.0}
-    if timing == "wd" and group["decay_coupling"] == "lr" and (adam or type(base) in _DECOUPLED):
+    # Its own pass would round the decay of low-precision weights to nothing.
+    own_pass = not any(is_low_precision(parameter) for parameter in group["params"])
+    if timing == "wd" and group["decay_coupling"] == "lr" and own_pass and (adam or type(base) in _DECOUPLED):
         return None, {"decoupled_weight_decay": True} if adam else {}
     # Reading a tensor would stall the device; independent decay goes on where a warm-up starts from lr = 0.
-    if not adam or isinstance(lr, Tensor) or lr == 0.0:
+    if not (adam and own_pass) or isinstance(lr, Tensor) or lr == 0.0:
         return "after" if timing == "rwd" else "before" if adam or l2 else "around", {"weight_decay": 0.0}
     lr_seen = lr * (1.0 - share) if timing == "rwd" else lr
     return None, {"lr": lr_seen, "weight_decay": share / lr_seen, "decoupled_weight_decay": True}

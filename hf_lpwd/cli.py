@@ -16,18 +16,23 @@ def train(argv: Sequence[str], prog: str = "hf-lpwd train") -> int:
         prog: The program's name in errors and help.
 
     Returns:
-        The exit code: 0, or 2 where the input is at fault, which one line on standard error then says.
+        The exit code: 0; 1 where the run is done and saved but not pushed as `--push_to_hub` wants it; 2
+        where the input is at fault. One line on standard error then says what to do.
     """
     from hf_lpwd.vision.arguments import parse_args
 
     arguments = parse_args(argv, prog)
     # What trains takes ten seconds to import; a mistake in the flags is known by now.
     from hf_lpwd.vision.finetune import finetune
+    from hf_lpwd.vision.push import PushError
 
     try:
         finetune(*arguments, argv)
     except BadInputError as error:
         return refuse(prog, error)
+    except PushError as error:
+        refuse(prog, error)
+        return 1
     return 0
 
 
@@ -37,9 +42,30 @@ def _explain(argv: list[str]) -> int:
     return main(argv)
 
 
+def _push(argv: list[str]) -> int:
+    from hf_lpwd.vision.push import main
+
+    return main(argv)
+
+
+def _space(argv: list[str]) -> int:
+    from hf_lpwd.vision.space import main
+
+    return main(argv)
+
+
+def _sweep(argv: list[str]) -> int:
+    from hf_lpwd.study.sweep import main
+
+    return main(argv)
+
+
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (train, "fine-tune an image classifier, or train one from scratch"),
     "explain": (_explain, "show a model's layers, their decay rates, and what does not decay"),
+    "sweep": (_sweep, "do the runs of a study: decay methods, compared on your task"),
+    "push": (_push, "upload a run to the Hub"),
+    "space": (_space, "write a Gradio app of a run, to try it in the browser or as a Space"),
 }
 
 

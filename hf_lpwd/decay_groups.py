@@ -8,6 +8,8 @@ A group of `hf_lpwd.LayerwiseDecay` holds beside torch's own keys:
 | `initial_weight_decay` | lambda as first given; identifies the run, as `initial_lr` does |
 | `decay_timing`, `decay_coupling` | see `LayerwiseDecay` |
 | `decay_applied` | ``pwd`` has decayed, and the step that belongs to it is yet to come |
+| `decay_debt` | decay that low-precision weights are yet to get, see `hf_lpwd.low_precision` |
+| `decay_portions` | how often they got some |
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def completed(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
     """
     if not isinstance(group, dict):
         raise TypeError(f"a parameter group must be a dict, not a {type(group).__name__}")
-    group = {**defaults, **group, "decay_applied": False}
+    group = {**defaults, **group, "decay_applied": False, "decay_debt": 0.0, "decay_portions": 0}
     group["weight_decay"] = check_rate(group["weight_decay"], "weight_decay")
     return {"initial_weight_decay": group["weight_decay"], **group}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from operator import itemgetter
 
 from torch import nn
@@ -20,7 +21,12 @@ from hf_lpwd.layer_detection import (
 )
 from hf_lpwd.layer_map import LayerMap, unwrap_name
 
-_HEAD_NAME = re.compile(r"(?:.*_)?(?:head|heads|classifier|pooler|score|logit\w*)(?:_.*)?", re.IGNORECASE)
+# Models like DETR call their heads embeddings, and what embeds the positions of their queries a head.
+_HEAD_NAME = re.compile(
+    r"(?!query_pos)(?:.*_)?(?:head|heads|classifier|pooler|score|logit\w*)(?:_.*)?|(?:class|bbox)_embed",
+    re.IGNORECASE,
+)
+_INPUT_NAME = re.compile(rf"{STEM_NAME.pattern}|input_proj|quer(?:y|ies)", re.IGNORECASE)
 _NORM_NAME = re.compile(r"norm|(?:^|\.)ln_?\w*\.(?:weight|bias)$", re.IGNORECASE)
 
 #: A parameter's name, its index, and why.
@@ -50,17 +56,11 @@ def map_by_structure(model: nn.Module, sizes: Mapping[str, int]) -> LayerMap:
     places: dict[str, tuple[int, str, str]] = {}
     for label, stack in zip(labels, stacks, strict=True):
         places |= {name: (index, label, reason) for name, index, reason in _Walk(model, stack).placed()}
+    named = list(model.named_parameters(remove_duplicate=False))
+    places |= _outside([name for name, _ in named], places, heads)
     names_of: dict[int, list[str]] = {}
-    previous = None
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in named:
         names_of.setdefault(id(parameter), []).append(name)
-        if name in places:
-            previous = places[name][1]
-            continue
-        # Shared by the stacks: embeddings stand before the first of them, projections and heads behind them.
-        label = _tower_called(name, labels) or previous or labels[0]
-        is_stem = previous is None and not _HEAD_NAME.fullmatch(name.split(".")[-1])
-        places[name] = (0, label, "stem") if is_stem else (heads[label], label, "head")
     first = {
         names[0]: min((places[name] for name in names), key=itemgetter(0)) for names in names_of.values()
     }
@@ -73,9 +73,38 @@ def map_by_structure(model: nn.Module, sizes: Mapping[str, int]) -> LayerMap:
     )
 
 
-def _tower_called(name: str, labels: list[str]) -> str | None:
-    """The stack whose name begins as a projection's does: ``visual_projection``, ``vision_model``."""
-    beginnings = {part[:3] for part in name.split(".")}
+def _outside(
+    names: list[str], places: Mapping[str, tuple[int, str, str]], heads: Mapping[str, int]
+) -> dict[str, tuple[int, str, str]]:
+    """Places what is in no stack: embeddings and input projections before one, projections and heads behind.
+
+    Args:
+        names: All names of parameters, in the order of registration.
+        places: Index, stack and reason of those in a stack.
+        heads: Stack -> n.
+    """
+    labels, found = list(heads), {}
+    following: list[str | None] = []
+    for name in reversed(names):
+        following.append(places[name][1] if name in places else following[-1] if following else None)
+    previous = None
+    for name, after in zip(names, reversed(following), strict=True):
+        if name in places:
+            previous = places[name][1]
+            continue
+        is_head = any(map(_HEAD_NAME.fullmatch, name.split(".")[-2:]))
+        enters = not is_head and after is not None and (previous is None or _INPUT_NAME.search(name))
+        label = _stack_called(name, labels) or (after if enters else previous) or labels[0]
+        found[name] = (0, label, "stem") if enters else (heads[label], label, "head")
+    return found
+
+
+def _stack_called(name: str, labels: list[str]) -> str | None:
+    """The stack whose name begins as a parameter's does: ``visual_projection``, ``vision_model``.
+
+    Queries enter the decoder.
+    """
+    beginnings = {part[:3] for part in name.split(".")} | ({"dec"} if "quer" in name else set())
     return next((label for label in labels if label.split(".")[-1][:3] in beginnings), None)
 
 
@@ -148,7 +177,7 @@ class _Walk:
             return self._feeding(self.passed + 1) if is_downsampling else self._behind(self.passed)
         if not is_final:
             return self._behind(self.passed)
-        if is_called(STEM_NAME, name, child) and not _HEAD_NAME.fullmatch(name):
+        if is_called(_INPUT_NAME, name, child) and not _HEAD_NAME.fullmatch(name):
             return 0, "stem"
         return self.n, "head"
 
@@ -173,6 +202,7 @@ class _Walk:
             for name, child in children.items()
             if isinstance(child, CONTAINERS)
         ]
+        self._align_feeders([elements for _, elements in lists])
         lists += [("", [join(path, name) for name in elements]) for elements in lists_in(module)]
         order = [inner_path for inner_path, _ in module.named_modules(prefix=path)]
         for _, stages in lists:
@@ -192,6 +222,17 @@ class _Walk:
                         self.beside[element] = self._feeding(blocks[-1] + 1)
                     else:
                         self.beside[element] = self._behind(blocks[-1])
+
+    def _align_feeders(self, lists: list[list[str]]) -> None:
+        """Finds lists that stand right before a list of as many blocks and feed it, one each."""
+        for before, blocks in pairwise(lists):
+            if len(before) != len(blocks) or not self.index_of.keys() >= set(blocks):
+                continue
+            # Elements of several classes run one after another, as a norm and a convolution do.
+            alike = len({type(self.model.get_submodule(element)) for element in before}) == 1
+            if alike and len(before) >= 2 and (self.scopes | self.index_of.keys()).isdisjoint(before):
+                for element, block in zip(before, blocks, strict=True):
+                    self.beside[element] = self._feeding(self.index_of[block])
 
 
 def _is_stem(name: str) -> bool:

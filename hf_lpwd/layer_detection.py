@@ -23,6 +23,9 @@ STEM_NAME = re.compile(r"(?<!sy)stem|embed(?!_out)", re.IGNORECASE)
 DOWNSAMPLE_NAME = re.compile(r"down_?sampl|patch_?merg|patch_embed|transition|reduction", re.IGNORECASE)
 _NO_BLOCKS = re.compile(rf"{STEM_NAME.pattern}|{DOWNSAMPLE_NAME.pattern}|pos_?enc", re.IGNORECASE)
 _NOTHING = re.compile(r"(?!)")
+_IN_HEAD = re.compile(r"(?:^|[._])heads?\.", re.IGNORECASE)
+# What transformers and torch call a transformer's layer: a block also where it stands alone, as in RT-DETR.
+_LAYER_CLASS = re.compile(r"(?:En|De)coderLayer$")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def find_stacks(model: nn.Module) -> list[Stack]:
             blocks = _Search(model, min_weights, min_repeats, no_blocks).blocks_in(model, "")
             if min_weights == 1:
                 blocks = _without_ends(model, blocks)
+            # A segmentation head may be a small network of its own, but is the head all the same.
+            blocks = [block for block in blocks if not _IN_HEAD.search(block)] or blocks
             if blocks:
                 return _split(model, "", blocks)
     return []
@@ -83,25 +88,25 @@ def _without_ends(model: nn.Module, layers: list[str]) -> list[str]:
 
 
 def _split(module: nn.Module, path: str, blocks: list[str]) -> list[Stack]:
-    """Separates towers, encoder and decoder: sibling models that each count from 0."""
+    """Separates backbone, towers, encoder and decoder: sibling models that each count from 0."""
     children = {
         name: (child, inner)
         for name, child in module.named_children()
         if (inner := [block for block in blocks if f"{block}.".startswith(f"{join(path, name)}.")])
     }
+    stacks = {
+        name: _split(child, join(path, name), inner)
+        for name, (child, inner) in children.items()
+        if inner != [join(path, name)]
+    }
     towers = [name for name, (child, _) in children.items() if _is_model(child)]
-    if len(towers) >= 2 or children.keys() == {"encoder", "decoder"}:
+    splits = any(len(inner) > 1 for inner in stacks.values())
+    if len(towers) >= 2 or children.keys() == {"encoder", "decoder"} or splits:
         return [
             stack
-            for name, (child, inner) in children.items()
-            for stack in _split(child, join(path, name), inner)
+            for name, (_, inner) in children.items()
+            for stack in stacks.get(name, [Stack(join(path, name), inner)])
         ]
-    if len(children) == 1:
-        (name, (child, inner)) = next(iter(children.items()))
-        if inner != [join(path, name)]:
-            stacks = _split(child, join(path, name), inner)
-            if len(stacks) > 1:
-                return stacks
     return [Stack(path, blocks)]
 
 
@@ -136,6 +141,12 @@ class _Search:
         )
         alone_often = {kind for kind, times in alone.items() if times >= min_repeats}
         self.repeated |= alone_often
+        self.repeated |= {
+            _kind(unit)
+            for elements in lists
+            for unit in elements.values()
+            if _LAYER_CLASS.search(type(unit).__name__)
+        }
         self.final = {kind for kind in alike | alone_often if isinstance(kind, str)}
 
     def _lists_of_units(self, module: nn.Module) -> list[dict[str, nn.Module]]:

@@ -27,6 +27,16 @@ def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
     Without `layers` the repeated blocks are found in the module tree; no forward pass is made, and weights
     may be on the meta device. A tied parameter has the index of its first place.
 
+    Towers (CLIP), and an encoder and its decoder (T5, Whisper), are separate stacks, each with its own n. So
+    are the backbone, the encoder and the decoder of a detector or segmenter (DETR, Mask2Former): its
+    backbone keeps the rates that it has in a classifier, as with the layer-wise learning rates of BEiT and
+    MMDetection. What stands between two stacks belongs to one of them: embeddings, queries and input
+    projections are the stem of the stack that they feed; projections and heads are the head of the one
+    before. A stack may lack either: the heads of a DETR model are those of its decoder.
+
+    To decay one tower alone, freeze the other (``requires_grad_(False)``), or give all of the other index 0
+    by rules.
+
     Args:
         model: Any transformers or timm model, or any module with a repeated stack of blocks; also inside of
             DDP, `torch.compile` or PEFT.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.optim import Optimizer
 
 from hf_lpwd.base_optimizer import allocates_state, check_base, division_of_work
 from hf_lpwd.decay_groups import check_group, check_same_run, completed, shrinkage
-from hf_lpwd.diagnostics import rounds_to_nothing
+from hf_lpwd.low_precision import by_precision, warn_of_vanishing_rates
 
 
 class LayerwiseDecay(Optimizer):
@@ -42,6 +41,10 @@ class LayerwiseDecay(Optimizer):
     ``rwd`` is ``wd`` with learning rate ``eta (1 - eta lambda)`` and rate ``lambda / (1 - eta lambda)``.
     Elsewhere they are one multiplication before or after it; only ``wd`` around an optimizer whose update may
     depend on the weights (anything but torch's own) needs a copy of the decayed weights during the step.
+
+    In bfloat16 and float16 weights the decay of one step mostly rounds to nothing. There it is added up, and
+    applied when it amounts to about 2^-6 or 2^-9 of the weight, by all timings but ``l2``; see
+    `hf_lpwd.low_precision`. A warning names the rates.
 
     Args:
         params: Parameters, named parameters or parameter groups, as for any torch optimizer. A group may set
@@ -98,7 +101,7 @@ class LayerwiseDecay(Optimizer):
             check_group(group)
         # Not `super().__init__`, which would make groups and a state beside the base optimizer's.
         self.__setstate__({"base": base, "defaults": {**base.defaults, **decay_defaults}})
-        self._warn_of_vanishing_decay()
+        warn_of_vanishing_rates(base.param_groups)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -126,6 +129,7 @@ class LayerwiseDecay(Optimizer):
         group = completed(param_group, self.defaults)
         check_group(group)
         self.base.add_param_group(group)
+        warn_of_vanishing_rates(self.param_groups[-1:])
 
     @torch.no_grad()
     def train(self) -> None:
@@ -134,9 +138,11 @@ class LayerwiseDecay(Optimizer):
         Raises:
             ValueError: A group's shrinkage is not in [0, 1).
         """
-        due = [g for g in self.param_groups if g["decay_timing"] == "pwd" and not g["decay_applied"]]
-        for group, share in [(group, shrinkage(group)) for group in due]:
-            _shrink([p for p in group["params"] if p.requires_grad], share)
+        waiting = [g for g in self.param_groups if g["decay_timing"] == "pwd" and not g["decay_applied"]]
+        for group, share in [(group, shrinkage(group)) for group in waiting]:
+            trained = [p for p in group["params"] if p.requires_grad]
+            for part, due in by_precision(trained, group, share):
+                torch._foreach_mul_(part, 1.0 - due)
             group["decay_applied"] = True
 
     def eval(self) -> None:
@@ -181,19 +187,21 @@ class LayerwiseDecay(Optimizer):
         originals: list[tuple[dict[str, Any], dict[str, Any]]] = []
         gradients: list[tuple[Tensor, Tensor]] = []
         after: list[tuple[list[Tensor], Any]] = []
-        decays: list[tuple[list[Tensor], list[Tensor]]] = []
+        around: list[tuple[list[Tensor], list[Tensor]]] = []
         try:
             for group, share in zip(self.param_groups, shares, strict=True):
                 moment, seen_by_base = division_of_work(self.base, group, share)
                 trained = [p for p in group["params"] if p.grad is not None] if moment else []
                 if moment == "gradient":
                     gradients += _with_penalty(trained, group)
-                elif moment == "before":
-                    _shrink(trained, share)
-                elif moment == "after":
-                    after.append((trained, share))
-                elif trained:
-                    decays.append((trained, list(torch._foreach_mul(trained, share))))
+                    trained = []
+                for part, due in by_precision(trained, group, share):
+                    if moment == "before":
+                        torch._foreach_mul_(part, 1.0 - due)
+                    elif moment == "after":
+                        after.append((part, due))
+                    else:
+                        around.append((part, list(torch._foreach_mul(part, due))))
                 originals.append((group, {key: group[key] for key in seen_by_base}))
                 group.update(seen_by_base)
             self.base.step()
@@ -202,10 +210,10 @@ class LayerwiseDecay(Optimizer):
                 group.update(original)
             for parameter, gradient in gradients:
                 parameter.grad = gradient
-        for trained, share in after:
-            _shrink(trained, share)
-        for trained, decay in decays:
-            torch._foreach_sub_(trained, decay)
+        for part, due in after:
+            torch._foreach_mul_(part, 1.0 - due)
+        for part, decay in around:
+            torch._foreach_sub_(part, decay)
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state dict; decay settings and parameter names stand in its groups."""
@@ -229,25 +237,6 @@ class LayerwiseDecay(Optimizer):
         self.base.load_state_dict(state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
-
-    def _warn_of_vanishing_decay(self) -> None:
-        dead = {
-            f"{group['weight_decay']:g} ({str(parameter.dtype).removeprefix('torch.')})"
-            for group in self.param_groups
-            for parameter in group["params"]
-            if parameter.dtype.itemsize < 4 and rounds_to_nothing(float(shrinkage(group)), parameter.dtype)
-        }
-        if dead:
-            warnings.warn(
-                "weight decay does nothing at these rates, because 1 - lr * weight_decay rounds to 1: "
-                f"{', '.join(sorted(dead))}; keep float32 weights and use autocast (bf16=True)",
-                stacklevel=3,
-            )
-
-
-def _shrink(params: list[Tensor], share: Any) -> None:
-    if params and not (isinstance(share, float) and share == 0.0):
-        torch._foreach_mul_(params, 1.0 - share)
 
 
 def _with_penalty(params: list[Tensor], group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:

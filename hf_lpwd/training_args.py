@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -58,3 +59,7 @@ class LPWDTrainingArguments(TrainingArguments):
         if self.decay_all and self.no_decay_pattern is not None:
             raise ValueError("decay_all leaves nothing exempt, but no_decay_pattern is given: drop one")
         super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the token out of pickles: Trainer writes one, training_args.bin, into every checkpoint."""
+        return {**self.__dict__, "hub_token": None}

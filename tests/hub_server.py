@@ -20,13 +20,13 @@ import yaml
 
 #: Names that are kept by LFS, as `.gitattributes` says on the Hub.
 LFS = re.compile(r"\.(safetensors|png|pt|pth|bin)$")
-WRITE_TOKEN = "hf_" + "write" * 6
-READ_TOKEN = "hf_" + "read" * 8
+WRITE_TOKEN = "hf_" + "MayWrite" * 4
+READ_TOKEN = "hf_" + "MayRead" * 4
 
 
 @dataclass
 class Failure:
-    """What goes wrong: requests that match are answered by `status`, or cut off in the middle where it is 0."""
+    """What goes wrong: requests that match are answered by `status`, or cut off where that is 0."""
 
     request: str
     status: int
@@ -68,7 +68,9 @@ class Hub(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
-    def environment(self, cache: Any, token: str | None = WRITE_TOKEN, offline: bool = False) -> dict[str, str]:
+    def environment(
+        self, cache: Any, token: str | None = WRITE_TOKEN, offline: bool = False
+    ) -> dict[str, str]:
         """Returns the environment of a process that uses this Hub, with the cache folder `cache`."""
         ours = {
             "HF_ENDPOINT": self.endpoint,
@@ -102,7 +104,9 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length", 0))
         with self.server.lock:
             self.server.requests.append(request)
-            failure = next((f for f in self.server.failures if f.times and re.search(f.request, request)), None)
+            failure = next(
+                (f for f in self.server.failures if f.times and re.search(f.request, request)), None
+            )
             if failure:
                 failure.times -= 1
         if failure and failure.status == 0:
@@ -132,7 +136,11 @@ class _Handler(BaseHTTPRequestHandler):
             message = "Invalid credentials in Authorization header"
             self._send(401, {"error": message}, {"X-Error-Message": message})
         elif self.command == "POST" and token != WRITE_TOKEN and "paths-info" not in path:
-            self._send(403 if token else 401, {"error": "no right to write"}, {"X-Error-Message": "no right to write"})
+            self._send(
+                403 if token else 401,
+                {"error": "no right to write"},
+                {"X-Error-Message": "no right to write"},
+            )
         elif path == "/api/repos/create":
             self._create(json.loads(body))
         else:
@@ -147,7 +155,9 @@ class _Handler(BaseHTTPRequestHandler):
         name, action, rest = parts.groups() if parts else ("", None, None)
         repo = self.server.repos.get(name)
         if repo is None or (repo.private and not token):
-            self._send(404 if token else 401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+            self._send(
+                404 if token else 401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
+            )
             return
         if action == "info":
             self._lfs(rest, json.loads(body))
@@ -241,7 +251,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
-        self.send_header("Content-Type", "application/octet-stream" if content is answer else "application/json")
+        self.send_header(
+            "Content-Type", "application/octet-stream" if content is answer else "application/json"
+        )
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
@@ -266,3 +278,17 @@ def _upload_mode(path: str, content: bytes | None) -> dict[str, Any]:
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:
     return {"type": "file", "path": path, "size": len(content), "oid": _oid(path, content)}
+
+
+def use_here(hub: Hub, monkeypatch: Any, token: str | None = WRITE_TOKEN) -> None:
+    """Points this process at `hub`; a process of its own takes `Hub.environment` instead."""
+    from huggingface_hub import HfApi, close_session, constants
+
+    close_session()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(
+        "hf_lpwd.vision.push.hub",
+        lambda given=None: HfApi(endpoint=hub.endpoint, token=given or token or False),
+    )

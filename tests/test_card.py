@@ -1,9 +1,21 @@
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+from datasets import Dataset, Image
+from hub_server import Hub
+from huggingface_hub import ModelCard, close_session, constants
+from markdown_it import MarkdownIt
+from pictures import cell, encode
+from PIL import Image as PilImage
 
 from hf_lpwd.cli import main
 from hf_lpwd.vision.arguments import parse_args
-from hf_lpwd.vision.card import model_card, public_command
+from hf_lpwd.vision.card import OverSeeds, model_card, plain, public_command
 from hf_lpwd.vision.finetune import prepare
+
+METRICS = {"validation": {"accuracy": 0.5, "f1_macro": 0.25, "loss": 1.0}, "test": {"accuracy": 0.75}}
 
 
 @pytest.mark.parametrize(
@@ -12,40 +24,145 @@ from hf_lpwd.vision.finetune import prepare
         (["--token", "hf_abc", "--seed", "1"], "hf-lpwd train --token ... --seed 1"),
         (["--hub_token=hf_abc"], "hf-lpwd train --hub_token=..."),
         (["--hub-token", "hf_abc"], "hf-lpwd train --hub-token ..."),
+        (["--run_name", "hf_abcdefgh123"], "hf-lpwd train --run_name hf_..."),
         (["--output_dir", "my folder"], "hf-lpwd train --output_dir 'my folder'"),
+        (["--train_dir=/home/me/cats", "~/dogs"], "hf-lpwd train --train_dir=.../cats .../dogs"),
     ],
 )
-def test_the_command_shows_no_token(argv, shown):
+def test_the_command_shows_no_token_and_no_folder_of_this_machine(argv, shown):
     assert public_command(argv) == shown
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Prepared, not trained: the digits run with rate 0.5 and two schedules' worth of settings."""
-    argv = ["--output_dir", str(tmp_path_factory.mktemp("out")), "--weight_decay", "0.5", "--seed", "7"]
-    return prepare(*parse_args([*argv, "--match_decay_budget", "--decay_timing", "rwd"]))
+def prepared(tmp_path_factory):
+    """A run and its arguments, prepared, not trained: the digits with rate 0.5 and some more settings."""
+    argv = ["--output_dir", str(tmp_path_factory.mktemp("out") / "digits"), "--weight_decay", "0.5"]
+    argv += ["--seed", "7", "--match_decay_budget", "--decay_timing", "rwd", "--model_license", "mit"]
+    arguments = parse_args(argv)
+    return prepare(*arguments), arguments[2]
 
 
-def test_the_text_says_what_was_done(run):
-    metrics = {"validation": {"accuracy": 0.5, "f1_macro": 0.25, "loss": 1.0}}
-    card = model_card(run, metrics, "digits", ["--seed", "7"])
+def render(text):
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
+
+
+def test_the_text_says_what_was_done(prepared):
+    run, args = prepared
+    card = model_card(run, METRICS, args, ["--seed", "7"])
     for line in (
+        'classify = pipeline("image-classification", model="digits")  # a folder, or a name on the Hub',
         "| split | pictures | Accuracy | Macro F1 |",
         "| validation | 216 | 0.5000 | 0.2500 |",
+        "| test | 359 | 0.7500 |  |",
         "One run, with seed 7; another seed would give another figure. The validation split chose the "
-        "checkpoint.",
-        "hf-lpwd train --seed 7",
+        "checkpoint; it was cut from the training data. The test split was read once, at the end.",
+        "```\nhf-lpwd train --seed 7\n```",
         "| 0 | stem | 1984 | 768 | 0 |",
+        "| learning\\_rate | 0.002 |",
     ):
         assert line in card.content
     assert (
-        "Rate 0.5, layer schedule: `linear`, scaled so that the mean over all decayed weights" in card.content
+        "Rate 0.5, layer schedule: linear, scaled so that the mean over all decayed weights" in card.content
     )
     assert "after the update" in card.content
     assert "\n\n\n" not in card.content
-    assert card.data.to_dict()["tags"] == ["image-classification", "vision", "lpwd", "weight-decay"]
-    assert card.data.base_model is None
-    assert card.data.datasets is None
+    assert "None" not in card.content
+    assert "8 bits" not in card.content
+    assert render(card.text).count("<table>") == 4
+
+
+def test_the_metadata_survives_reading(prepared):
+    run, args = prepared
+    card = model_card(run, METRICS, args, [])
+    data = ModelCard(str(card)).data
+    assert data.to_dict() == card.data.to_dict()
+    assert data.license == "mit"
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == "image-classification"
+    assert data.tags == ["image-classification", "vision", "lpwd", "weight-decay"]
+    assert (data.base_model, data.datasets) == (None, None)
+    assert [(r.dataset_split, r.metric_type, r.metric_value) for r in data.eval_results] == [
+        ("validation", "accuracy", 0.5),
+        ("validation", "f1_macro", 0.25),
+        ("test", "accuracy", 0.75),
+    ]
+
+
+def test_it_passes_the_hubs_check(prepared, monkeypatch):
+    run, args = prepared
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with Hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        model_card(run, METRICS, args, []).validate()
+        args = copy(args)
+        args.model_license = "two words"
+        with pytest.raises(ValueError, match="license is 'two words'"):
+            model_card(run, METRICS, args, []).validate()
+        assert hub.requests == ["POST /api/validate-yaml"] * 2
+        close_session()
+
+
+def test_several_seeds_are_told_with_their_interval(prepared):
+    run, args = prepared
+    rows = [OverSeeds("test", "Accuracy", [7, 8, 9], 0.7, 0.65, 0.75)]
+    text = model_card(run, METRICS, args, [], rows).content
+    assert "| test | Accuracy | 7, 8, 9 | 0.7000 | 0.6500 to 0.7500 |" in text
+    assert "One run, with seed 7. The validation" in text
+    assert "The figures above are no comparison of methods." in text
+    assert "\n\n\n" not in text
+
+
+def test_names_cannot_break_the_text(prepared):
+    run, args = prepared
+    names = [
+        "<script>alert(1)</script>",
+        "a|b",
+        "`c`",
+        "[d](https://e.f)",
+        "two\nlines",
+        "![x](y)",
+        "*g*",
+        "&lt;",
+    ]
+    names += ["```", "---"]
+    splits = replace(run.splits, class_names=names, name="/data/<b>|x|</b>")
+    card = model_card(replace(run, splits=splits), METRICS, args, ["--run_name", "```\n# title\n````"])
+    page = render(card.text)
+    assert "<script>" not in page
+    assert "<b>" not in page
+    assert "<a href" not in page.replace('<a href="https://openreview.net/forum?id=0GZ1Bq4Tfr">', "")
+    assert page.count("<img") == 1
+    assert "<em>" not in page
+    assert page.count("<h1>") == 1
+    shown = (
+        ", ".join(names).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    )
+    assert shown in page
+    assert page.count("<table>") == 4
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+
+
+@pytest.mark.parametrize("text", ["a_b", "a*b*", "x|y", "<i>", "a\\b", "\\|", "C#", "~~no~~", "http://a.b"])
+def test_plain_text_shows_as_itself_in_a_table(text):
+    page = render(f"| h | k |\n|---|---|\n| {plain(text)} | end |\n")
+    shown = text.replace("<", "&lt;").replace(">", "&gt;")
+    assert f"<td>{shown}</td>\n<td>end</td>" in page
+
+
+def test_pictures_of_more_than_8_bits_are_a_limit(prepared):
+    run, args = prepared
+    deep = encode(PilImage.new("I;16", (8, 8), 40000))
+    train = Dataset.from_dict({"image": [cell(deep)]}).cast_column("image", Image())
+    card = model_card(replace(run, splits=replace(run.splits, train=train)), METRICS, args, [])
+    assert "more than 8 bits, which were scaled to 8 bits" in card.content
+
+
+def test_many_classes_are_cut_short(prepared):
+    run, args = prepared
+    splits = replace(run.splits, class_names=[f"c{i}" for i in range(53)])
+    text = model_card(replace(run, splits=splits), METRICS, args, []).content
+    assert "c48, c49 and 3 more.\n" in text
+    assert "of 53 classes" in text
 
 
 def test_local_paths_stay_out_of_the_card(tmp_path):
@@ -62,21 +179,23 @@ def test_local_paths_stay_out_of_the_card(tmp_path):
         "no",
     ]
     assert main(["train", "--output_dir", str(first), *argv]) == 0
-    args = parse_args(["--model_name_or_path", str(first), "--output_dir", str(tmp_path / "second"), *argv])
-    card = model_card(prepare(*args), {}, "second", [])
-    assert "fine-tuned from `first`" in card.content
+    argv = ["--model_name_or_path", str(first), "--output_dir", str(tmp_path / "second"), *argv]
+    args = parse_args(argv)
+    card = model_card(prepare(*args), {}, args[2], argv)
+    assert "fine-tuned from first on" in card.content
+    assert "--model_name_or_path .../first" in card.content
     assert "secret" not in str(card)
     assert card.data.base_model is None
+    assert "validation split chose" not in card.content
 
 
-def test_names_on_the_hub_are_metadata(run):
-    from dataclasses import replace
-
+def test_names_on_the_hub_are_metadata(prepared):
+    run, args = prepared
     names = {"model_name_or_path": "google/vit", "dataset_name": "beans", "model_type": None}
-    splits = replace(run.splits, name="beans")
-    card = model_card(
-        replace(run, settings={**run.settings, **names}, splits=splits), {"test": {"accuracy": 0.5}}, "b", []
-    )
+    run = replace(run, settings={**run.settings, **names}, splits=replace(run.splits, name="beans"))
+    card = model_card(run, {"test": {"accuracy": 0.5}}, args, [])
     assert (card.data.base_model, card.data.datasets) == ("google/vit", ["beans"])
     (result,) = card.data.eval_results
     assert (result.dataset_type, result.dataset_split, result.metric_value) == ("beans", "test", 0.5)
+    files = replace(run, settings={**run.settings, "dataset_name": str(Path("data") / "*.parquet")})
+    assert model_card(files, {}, args, []).data.datasets is None

@@ -18,7 +18,7 @@ CORE_CHAIN = [
         "messages",
         "files",
     },
-    {"param_groups", "explain", "diagnostics", "decay_groups", "base_optimizer"},
+    {"param_groups", "explain", "diagnostics", "decay_groups", "base_optimizer", "low_precision"},
     {"optimizer"},
     {"factory"},
     {"layer_log", "trainer", "training_args"},

@@ -104,7 +104,7 @@ def test_no_parameters():
 
 def test_decay_that_low_precision_swallows_is_announced():
     half = [nn.Parameter(torch.ones(2, dtype=torch.bfloat16))]
-    with pytest.warns(UserWarning, match=r"does nothing at these rates.*0\.1 \(bfloat16\)"):
+    with pytest.warns(UserWarning, match=r"rounds to 1 at these rates.*0\.1 \(bfloat16, "):
         LayerwiseDecay(half, weight_decay=0.1, lr=1e-2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -97,7 +97,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any], dict[str, torch.Tensor]]] = 
     "gpt2": (
         "GPT2LMHeadModel",
         "GPT2Config",
-        {"n_embd": 16, "n_layer": 3, "n_head": 2, "vocab_size": 50, "n_positions": 16},
+        {"n_embd": 16, "n_layer": 3, "n_head": 2, "vocab_size": 50, "n_positions": 16, "bos_token_id": 0, "eos_token_id": 0},
         _TOKENS,
     ),
     "llama": ("LlamaForCausalLM", "LlamaConfig", _CAUSAL, _TOKENS),
@@ -137,6 +137,9 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any], dict[str, torch.Tensor]]] = 
         "DetrConfig",
         {
             **_DETR,
+            "d_model": 128,
+            "encoder_attention_heads": 8,
+            "decoder_attention_heads": 8,
             "backbone_config": _resnet(out_features=["stage1", "stage2", "stage3", "stage4"]),
         },
         _IMAGES,
@@ -177,9 +180,9 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any], dict[str, torch.Tensor]]] = 
         "Mask2FormerConfig",
         {
             "backbone_config": _swin(),
-            "feature_size": 16,
-            "mask_feature_size": 16,
-            "hidden_dim": 16,
+            "feature_size": 32,
+            "mask_feature_size": 32,
+            "hidden_dim": 32,
             "encoder_feedforward_dim": 32,
             "dim_feedforward": 32,
             "encoder_layers": 2,

@@ -28,10 +28,12 @@ DIGITS_RUN: dict[str, Any] = {
     "config_overrides": "hidden_size=64,num_hidden_layers=4,num_attention_heads=4,intermediate_size=128,"
     "image_size=8,patch_size=2,initializer_range=0.125,hidden_dropout_prob=0.0",
     "output_dir": "outputs/digits",
-    "num_train_epochs": 40,
-    "per_device_train_batch_size": 32,
+    "augmentation": "none",
+    "num_train_epochs": 25,
+    "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 256,
-    "learning_rate": 2e-3,
+    "learning_rate": 1e-3,
+    "label_smoothing_factor": 0.1,
     "weight_decay": 0.1,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
@@ -148,6 +150,12 @@ class ImageTrainingArguments(LPWDTrainingArguments):
     )
     save_total_limit: int | None = field(
         default=2, metadata={"help": "How many checkpoints are kept, the best one among them."}
+    )
+    model_license: str | None = field(
+        default=None,
+        metadata={
+            "help": "Licence of the trained model, for its card, e.g. apache-2.0; default: none is named."
+        },
     )
     logging_steps: float = field(
         default=0.02, metadata={"help": "Log every so many steps; below 1, a share of all steps."}

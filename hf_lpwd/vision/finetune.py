@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 from torch import nn
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
@@ -29,6 +29,7 @@ from hf_lpwd.vision.data_args import DataTrainingArguments
 from hf_lpwd.vision.images import BadImageError, EpochCallback, ImageDataset, collate, default_augmentation
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.models import load_model_and_processor
+from hf_lpwd.vision.push_callback import PushCallback
 from hf_lpwd.vision.run_folder import check_output_dir, run_settings, write_record
 
 #: Split -> what `Trainer` puts before the names of its metrics.
@@ -65,6 +66,7 @@ def finetune(
 
     Raises:
         BadInputError: Something in the input is wrong; the message says what.
+        PushError: The run is done and saved, but was not uploaded as `push_to_hub` wants it.
     """
     logging.set_verbosity(training_args.get_process_log_level())
     # One bar for each saved file would break up the bar of the training.
@@ -72,11 +74,12 @@ def finetune(
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
+        push = PushCallback(training_args, model_args.token) if training_args.push_to_hub else None
         run = prepare(model_args, data_args, training_args)
     except ValueError as error:
         raise BadInputError(str(error)) from error
     try:
-        trainer, metrics = train_and_evaluate(run, training_args)
+        trainer, metrics = train_and_evaluate(run, training_args, [push] if push else [])
     except BadImageError as error:
         # From a worker it comes with a traceback, which ends with the error.
         raise BadInputError(
@@ -85,6 +88,8 @@ def finetune(
     if trainer.is_world_process_zero():
         write_results(run, trainer, metrics, argv)
         print(_closing_line(run, metrics, str(training_args.output_dir)))
+        if push:
+            print(f"pushed: {push.finish()}")
 
 
 def prepare(
@@ -143,13 +148,14 @@ def prepare(
 
 
 def train_and_evaluate(
-    run: Run, args: ImageTrainingArguments
+    run: Run, args: ImageTrainingArguments, callbacks: Sequence[TrainerCallback] = ()
 ) -> tuple[LPWDTrainer, dict[str, dict[str, float]]]:
     """Trains, keeps the checkpoint that was best on validation, and reads the test split once.
 
     Args:
         run: From `prepare`.
         args: How to train.
+        callbacks: For the trainer.
 
     Returns:
         The trainer, and the metrics of each split that was evaluated, without the Trainer's prefixes.
@@ -163,7 +169,7 @@ def train_and_evaluate(
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=logits_only,
         processing_class=run.processor,
-        callbacks=[EpochCallback()],
+        callbacks=[EpochCallback(), *callbacks],
     )
     for role, images in run.images.items():
         if images.num_skipped:
@@ -201,7 +207,7 @@ def write_results(
     write_json(folder / "layer_rates.json", asdict(run.explanation))
     if trainer.args.do_train:
         write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
-        write_bytes(folder / "README.md", str(model_card(run, metrics, folder.name, argv)).encode())
+        write_bytes(folder / "README.md", str(model_card(run, metrics, trainer.args, argv)).encode())
 
 
 def _checkpoint(args: ImageTrainingArguments) -> str | bool | None:

@@ -1,0 +1,82 @@
+"""Decay of bfloat16 and float16 weights, where the decay of a single step rounds to nothing, or badly.
+
+A weight of 8 significant bits times ``1 - 1e-4`` is the weight itself. So the decay of such weights is added
+up in their parameter group, as `decay_debt` = - sum log(1 - share), and applied in portions of a few units in
+the last place: smaller ones round badly (37% too strong at 2^-8 in bfloat16), larger ones keep the weights
+waiting. Portions of one size round alike each time (3% too weak at 2^-6), so they vary between 3/4 and 5/4 of
+`mean_portion`; the decay then comes out right to about 1% over all significands. No memory is needed, nothing
+is random, and debt and number of portions travel in the state dict.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_lpwd.decay_groups import shrinkage
+from hf_lpwd.diagnostics import rounds_to_nothing
+
+# Its multiples, modulo 1, cover the unit interval evenly from the first few on.
+_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+
+
+def is_low_precision(parameter: Tensor) -> bool:
+    """Tells whether a parameter has fewer bits than float32."""
+    return parameter.dtype.itemsize < 4
+
+
+def mean_portion(dtype: torch.dtype) -> float:
+    """Returns the share that is taken from weights of `dtype` at once: 2^-6 in bfloat16, 2^-9 in float16."""
+    return 2.0 * torch.finfo(dtype).eps
+
+
+def by_precision(params: list[Tensor], group: dict[str, Any], share: Any) -> list[tuple[list[Tensor], Any]]:
+    """Divides the decay of one step: float32 has it now, lower precision when enough has come together.
+
+    Args:
+        params: The parameters of `group` that decay in this step; if none, nothing is added to the debt.
+        group: A parameter group; its `decay_debt` and `decay_portions` are brought up to date.
+        share: `shrinkage(group)`.
+
+    Returns:
+        Parameters, with the share of them to take away now; only what has a share above 0.
+    """
+    low = [parameter for parameter in params if is_low_precision(parameter)]
+    full = [parameter for parameter in params if not is_low_precision(parameter)] if low else params
+    parts = [(full, share), (low, _due(group, low, float(share)) if low else 0.0)]
+    return [(part, due) for part, due in parts if part and not (isinstance(due, float) and due == 0.0)]
+
+
+def warn_of_vanishing_rates(groups: Iterable[dict[str, Any]]) -> None:
+    """Warns once, two calls up, of the rates that one step rounds to nothing."""
+    rates = set()
+    for group in groups:
+        share = float(shrinkage(group))
+        for dtype in {parameter.dtype for parameter in group["params"] if is_low_precision(parameter)}:
+            if rounds_to_nothing(share, dtype):
+                steps = math.ceil(math.log1p(-mean_portion(dtype)) / math.log1p(-share))
+                rates.add((group["weight_decay"], str(dtype).removeprefix("torch."), steps))
+    if rates:
+        named = ", ".join(f"{rate:g} ({dtype}, {steps} steps)" for rate, dtype, steps in sorted(rates))
+        warnings.warn(
+            "in the precision of the weights 1 - lr * weight_decay rounds to 1 at these rates, so that their "
+            f"decay is added up and applied once in about so many steps: {named}. Float32 weights with "
+            "autocast (bf16=True) decay in every step",
+            stacklevel=3,
+        )
+
+
+def _due(group: dict[str, Any], low: Iterable[Tensor], share: float) -> float:
+    debt, portions = group["decay_debt"] - math.log1p(-share), group["decay_portions"]
+    portion = max(mean_portion(dtype) for dtype in {parameter.dtype for parameter in low})
+    due = -math.expm1(-debt)
+    if due < portion * (0.75 + 0.5 * (portions * _GOLDEN % 1.0)):
+        group["decay_debt"] = debt
+        return 0.0
+    group.update(decay_debt=0.0, decay_portions=portions + 1)
+    return due

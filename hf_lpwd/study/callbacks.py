@@ -1,0 +1,104 @@
+"""What a study measures during training: opposing penalty by layer, and the paper's test accuracies."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerState
+
+from hf_lpwd.diagnostics import opposing_penalty_rate
+from hf_lpwd.vision.images import ImageDataset
+from hf_lpwd.vision.metrics import logits_only
+
+
+class OpposingPenalty(TrainerCallback):
+    """Measures R_op by layer at the steps that are logged, under timing ``wd`` coupled to the learning rate.
+
+    The other timings cannot be measured so: ``rwd`` and ``pwd`` never push a weight away from zero, and the
+    L2 penalty of ``l2`` passes through the optimizer.
+
+    Args:
+        layers: Parameter name -> what the layer is called.
+
+    Attributes:
+        steps: Step of each measurement.
+        rates: Layer -> R_op at each step; ``"all"`` is that of all decayed scalars.
+    """
+
+    def __init__(self, layers: dict[str, str]) -> None:
+        self.layers = layers
+        self.steps: list[int] = []
+        self.rates: dict[str, list[float]] = {}
+        self._before: list[Tensor] | None = None
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Keeps the decayed weights, if this step is to be measured."""
+        if (state.global_step + 1) % max(state.logging_steps, 1) == 0:
+            self._before = [parameter.detach().clone() for _, parameter, _ in _decayed(kwargs["optimizer"])]
+
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Measures: with the decay taken out again, the new weights are those after the update alone."""
+        before, self._before = self._before, None
+        if not before:
+            return
+        by_layer: dict[str, list[tuple[Tensor, Tensor, float]]] = defaultdict(list)
+        for theta, (name, parameter, share) in zip(before, _decayed(kwargs["optimizer"]), strict=True):
+            measured = theta, parameter.detach() + share * theta, share
+            by_layer["all"].append(measured)
+            by_layer[self.layers[name]].append(measured)
+        self.steps.append(state.global_step + 1)
+        for layer, measured_of_layer in by_layer.items():
+            rate = opposing_penalty_rate(*zip(*measured_of_layer, strict=True))
+            self.rates.setdefault(layer, []).append(rate)
+
+
+def _decayed(optimizer: Any) -> Iterator[tuple[str, Tensor, float]]:
+    """Name, parameter and eta * lambda of what decays under ``wd``."""
+    for group in optimizer.param_groups:
+        share = float(group["lr"]) * group["weight_decay"]
+        if group.get("decay_timing") == "wd" and group["decay_coupling"] == "lr" and share > 0.0:
+            for name, parameter in zip(group.get("param_names", ()), group["params"], strict=False):
+                yield name, parameter, share
+
+
+class TestAfterEpoch(TrainerCallback):
+    """Reads the test split after every epoch, which only the paper's metric needs.
+
+    Nothing else sees what it reads: the checkpoint is still selected on validation.
+
+    Args:
+        images: The test split.
+        batch_size: Pictures at a time.
+
+    Attributes:
+        accuracies: Test accuracy after each epoch.
+    """
+
+    def __init__(self, images: ImageDataset, batch_size: int) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.accuracies: list[float] = []
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measures the accuracy."""
+        self.accuracies.append(accuracy(kwargs["model"], self.images, self.batch_size))
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: ImageDataset, batch_size: int) -> float:
+    """Share of the pictures that a model classifies right, in evaluation mode; leaves its mode as it was."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    right = 0
+    for start in range(0, len(images), batch_size):
+        batch = images.__getitems__(range(start, min(start + batch_size, len(images))))
+        outputs = model(pixel_values=batch["pixel_values"].to(device))
+        logits = outputs.logits if hasattr(outputs, "logits") else logits_only(outputs)
+        right += int((logits.argmax(dim=-1).cpu() == batch["labels"]).sum())
+    model.train(was_training)
+    return right / len(images)

@@ -1,0 +1,46 @@
+"""The decay methods that a study compares: cells of timing x schedule, and peers from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Flags that make up a method; all others are the same for the methods that are compared.
+METHOD_FLAGS = frozenset({"decay_timing", "layer_schedule", "decay_coupling", "match_decay_budget"})
+
+_ADAMW = {"decay_timing": "wd", "layer_schedule": "uniform"}
+_LINEAR = {"decay_timing": "wd", "layer_schedule": "linear"}
+
+#: Peer -> its flags. All decay as AdamW does (timing ``wd``):
+#:
+#: - ``no_decay``; ``adamw_uniform``; ``reverse``, the control of the linear schedule;
+#: - ``linear_budget``: uniform, at the mean rate over all decayed scalars that the linear schedule has;
+#: - ``shuffled_rates``: the linear schedule's rates, dealt to the layers by lot (the run's seed);
+#: - ``head_only``: the final norm, pooler and head alone decay;
+#: - ``layer_wise_lr``: timm's `param_groups_layer_decay` over the layers found here: uniform decay, and the
+#:   learning rate of layer i is 0.75^(n - i) of the head's; the base optimizer is AdamW;
+#: - ``cautious_adamw``: timm's AdamW with caution, which leaves out updates against the gradient's sign.
+PEERS: Mapping[str, Mapping[str, Any]] = {
+    "no_decay": {**_ADAMW, "weight_decay": 0.0},
+    "adamw_uniform": _ADAMW,
+    "reverse": {"decay_timing": "wd", "layer_schedule": "reverse"},
+    "linear_budget": _LINEAR,
+    "shuffled_rates": _LINEAR,
+    "head_only": _ADAMW,
+    "layer_wise_lr": _ADAMW,
+    "cautious_adamw": _ADAMW,
+}
+#: Peers that are cells of timing x schedule, and so the same runs as a grid's.
+CELLS = frozenset({"adamw_uniform", "reverse"})
+
+
+def method_name(settings: Mapping[str, Any]) -> str:
+    """Names the method of a run's settings: a peer, or timing and schedule: ``"pwd linear"``."""
+    if "peer" in settings:
+        return str(settings["peer"]).replace("_", " ")
+    name = f"{settings.get('decay_timing', 'pwd')} {settings.get('layer_schedule', 'linear')}"
+    if settings.get("match_decay_budget"):
+        name += " matched"
+    if settings.get("decay_coupling", "lr") != "lr":
+        name += f" {settings['decay_coupling']}"
+    return name

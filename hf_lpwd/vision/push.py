@@ -1,0 +1,235 @@
+"""`hf-lpwd push`: which files of a run go to the Hub, how, and what is said when that fails."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_lpwd.messages import OneLineParser, hide_tokens, refuse
+
+if TYPE_CHECKING:
+    import argparse
+
+    from huggingface_hub import HfApi
+
+#: What goes up of a run's folder: the model, its processor and code, the card and what it shows. Not the
+#: record of settings and the Trainer's state, which name folders of this machine.
+PUBLISHED = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*processor_config.json",
+    "*.py",
+    "README.md",
+    "curves.png",
+    "layer_rates.json",
+    "*_results.json",
+)
+#: A pickle, which nobody should have to load.
+_NEVER = "training_args.bin"
+
+
+class PushError(RuntimeError):
+    """Something was not uploaded; the message is one line and says what to do."""
+
+
+def files_to_push(folder: Path, checkpoints: Iterable[Path] = ()) -> dict[str, Path]:
+    """Returns the files of a run that belong on the Hub, by their path there.
+
+    Args:
+        folder: The output folder of a run, or one of its checkpoints.
+        checkpoints: Checkpoints inside `folder` that go up whole, with their optimizer states.
+
+    Raises:
+        ValueError: There is no trained model, or a file is a link or otherwise not in `folder` itself.
+    """
+    found = sorted({path for pattern in PUBLISHED for path in folder.glob(pattern)})
+    if not (folder / "config.json").exists() or not any(path.suffix == ".safetensors" for path in found):
+        raise ValueError(f"{folder} holds no trained model: name the output_dir of a run of hf-lpwd train")
+    for checkpoint in checkpoints:
+        _refuse_link(checkpoint, folder)
+        found += sorted(path for path in checkpoint.rglob("*") if path.name != _NEVER)
+    for path in found:
+        _refuse_link(path, folder)
+    return {path.relative_to(folder).as_posix(): path for path in found if path.is_file()}
+
+
+def _refuse_link(path: Path, folder: Path) -> None:
+    mode = path.lstat().st_mode
+    inside = path.resolve().is_relative_to(folder.resolve())
+    if not inside or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError(
+            f"{path} is a link or no regular file, and could bring up what lies outside of {folder}: "
+            "put a copy in its place"
+        )
+
+
+def hub(token: str | None = None) -> HfApi:
+    """Returns the client of the Hub, with `token` or the user's own."""
+    from huggingface_hub import HfApi
+
+    from hf_lpwd import __version__
+
+    return HfApi(token=token, library_name="hf-lpwd", library_version=__version__)
+
+
+def upload(
+    files: dict[str, Path],
+    repo_id: str,
+    *,
+    token: str | None = None,
+    repo_type: str = "model",
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str = "Upload with hf-lpwd",
+) -> tuple[str, bool]:
+    """Makes a repository if there is none, and commits files to it; unchanged ones are not sent again.
+
+    Args:
+        files: Path in the repository -> file; if there are none, only the repository is made.
+        repo_id: ``user/name``, or a name under the token's user.
+        token: For the Hub; default: the one of ``hf auth login`` or ``HF_TOKEN``.
+        repo_type: ``"model"`` or ``"space"``.
+        private: Whether a new repository is private; None: as the user has set on the Hub.
+        revision: Branch, made if missing; default: main.
+        create_pr: Open a pull request instead of committing to `revision`.
+        message: Of the commit.
+
+    Returns:
+        The address of the commit or pull request, and whether there was anything to change.
+
+    Raises:
+        PushError: It did not succeed; the message says why. Whatever was sent before is used again next time.
+    """
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    api = hub(token)
+    try:
+        url = api.create_repo(
+            repo_id,
+            repo_type=repo_type,
+            private=private,
+            exist_ok=True,
+            space_sdk="gradio" if repo_type == "space" else None,
+        )
+        if not files:
+            return str(url), False
+        try:
+            before = api.repo_info(url.repo_id, repo_type=repo_type, revision=revision).sha
+        except RevisionNotFoundError:
+            api.create_branch(url.repo_id, repo_type=repo_type, branch=str(revision))
+            before = api.repo_info(url.repo_id, repo_type=repo_type, revision=revision).sha
+        commit = api.create_commit(
+            url.repo_id,
+            [CommitOperationAdd(name, str(path)) for name, path in files.items()],
+            commit_message=message,
+            repo_type=repo_type,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    except Exception as error:  # each layer beneath fails in its own way, and none of them may end a run
+        raise PushError(f"not pushed to {repo_id}: {_why(error)}") from error
+    return commit.pr_url or commit.commit_url, commit.oid != before
+
+
+def _why(error: BaseException) -> str:
+    """Says in a few words what went wrong, and what helps."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    advice = {
+        401: "no token, or a wrong one: `hf auth login`",
+        403: "this token has no right to write there",
+        404: "no such repository, or no right to see it",
+        429: "too many requests: wait some minutes",
+    }
+    for one in chain:
+        status = getattr(getattr(one, "response", None), "status_code", 0)
+        if status in advice:
+            return f"{advice[status]} ({status})"
+        if status >= 500:
+            return f"the Hub has a fault ({status})"
+        if isinstance(one, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set"
+        if not status and (isinstance(one, ConnectionError) or type(one).__module__.startswith("httpx")):
+            return f"the connection to the Hub failed ({type(one).__name__})"
+    # huggingface_hub wraps what goes wrong with one file in a RuntimeError that names only the file.
+    said = chain[1] if isinstance(error, RuntimeError) and len(chain) > 1 else error
+    return hide_tokens(" ".join(str(said).split())[:300])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `hf-lpwd push`."""
+    parser = OneLineParser(
+        prog="hf-lpwd push",
+        description="Upload a run to the Hub: model, processor, card, curves, layer rates and metrics. Files "
+        "that are there already are not sent again. Exit code 1: it did not succeed and can be repeated.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("output_dir", help="output folder of a run of hf-lpwd train")
+    parser.add_argument("repo_id", help="user/name on the Hub, or a name alone under your own user")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", help="branch, made if missing (default: main)")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--include_checkpoints", action="store_true", help="upload optimizer states too")
+    parser.add_argument("--dry_run", action="store_true", help="list what would be uploaded, without network")
+    parser.add_argument("--commit_message", default="Upload with hf-lpwd", help="default: %(default)s")
+    parser.add_argument("--token", help="token for the Hub; default: the one of `hf auth login`")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `hf-lpwd push`.
+
+    Args:
+        argv: Command line without the program's name.
+
+    Returns:
+        The exit code: 0; 1 where the Hub did not take it; 2 where the input is at fault. One line on standard
+        error then says why.
+    """
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    from huggingface_hub.utils import validate_repo_id
+
+    folder = Path(args.output_dir)
+    try:
+        validate_repo_id(args.repo_id)
+        if args.create_pr and args.revision not in (None, "main"):
+            raise ValueError(f"create_pr opens a pull request against main, not {args.revision!r}: drop one")
+        checkpoints = sorted(folder.glob("checkpoint-*")) if args.include_checkpoints else []
+        files = files_to_push(folder, checkpoints)
+    except ValueError as error:
+        return refuse(parser.prog, error)
+    if args.dry_run:
+        print(f"would upload to {args.repo_id}, bytes and path:\n{listing(files)}")
+        return 0
+    try:
+        url, changed = upload(
+            files,
+            args.repo_id,
+            token=args.token,
+            private=args.private or None,
+            revision=args.revision,
+            create_pr=args.create_pr,
+            message=args.commit_message,
+        )
+    except PushError as error:
+        refuse(parser.prog, f"{error}; the same command tries again")
+        return 1
+    print(f"pushed: {url}" if changed else f"nothing to push, all files are there already: {url}")
+    return 0
+
+
+def listing(files: dict[str, Path]) -> str:
+    """Returns a line for each file, with its size in bytes, and their sum."""
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    rows = [*sizes.items(), (f"{len(sizes)} files", sum(sizes.values()))]
+    return "\n".join(f"{size:>15,}  {name}" for name, size in rows)

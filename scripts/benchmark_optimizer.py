@@ -1,0 +1,175 @@
+"""Times an optimizer step of every decay timing against fused AdamW with the Trainer's two groups.
+
+All are timed in turn, one step each, so that a change of the machine's speed meets all of them alike. A
+second copy of the baseline tells how much of a ratio is noise. Peers come with `pip install -e '.[bench]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import platform
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import psutil
+import timm
+import torch
+from torch import nn
+
+from hf_lpwd import create_lpwd_optimizer
+from hf_lpwd.files import write_json
+from hf_lpwd.param_groups import no_decay_reasons
+
+MODELS = {
+    "vit_s": "vit_small_patch16_224",
+    "vit_b": "vit_base_patch16_224",
+    "swin_t": "swin_tiny_patch4_window7_224",
+    "convnext_t": "convnext_tiny",
+}
+LR, WEIGHT_DECAY = 1e-4, 0.05
+# Bytes that AdamW moves for each fp32 parameter: it reads weight, gradient and two moments, and writes three.
+ADAMW_BYTES = 28
+PEERS = {
+    "timm": ("timm.optim.adamw", "AdamWLegacy"),
+    "optimi": ("optimi", "AdamW"),
+    "schedulefree": ("schedulefree", "AdamWScheduleFree"),
+    "pytorch_optimizer": ("pytorch_optimizer", "AdamW"),
+}
+
+
+def two_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Returns the parameter groups that a stock Trainer would make, with this package's rule of exemption."""
+    exempt = no_decay_reasons(model)
+    named = list(model.named_parameters())
+    return [
+        {"params": [p for name, p in named if name not in exempt], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},
+    ]
+
+
+def contestants(model: nn.Module) -> dict[str, Callable[[], None]]:
+    """Returns what is timed: name -> one step. All of them share the model's weights and gradients."""
+
+    def fused() -> Callable[[], None]:
+        return torch.optim.AdamW(two_groups(model), lr=LR, fused=True).step
+
+    def ours(timing: str) -> Callable[[], None]:
+        optimizer = create_lpwd_optimizer(model, lr=LR, weight_decay=WEIGHT_DECAY, timing=timing)
+
+        def step() -> None:
+            optimizer.train()
+            optimizer.step()
+
+        return step
+
+    steps = {"baseline": fused(), "baseline again": fused()}
+    steps |= {timing: ours(timing) for timing in ("l2", "wd", "rwd", "pwd")}
+    for name, (module, cls) in PEERS.items():
+        try:
+            optimizer = getattr(importlib.import_module(module), cls)(two_groups(model), lr=LR)
+        except ImportError:
+            print(f"(not installed: {name})")
+            continue
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        steps[name] = optimizer.step
+    return steps
+
+
+def measure(
+    steps: dict[str, Callable[[], None]], repetitions: int, device: torch.device
+) -> dict[str, np.ndarray]:
+    """Times every step `repetitions` times, in turn, in an order drawn anew each round.
+
+    Returns:
+        Name -> seconds [repetitions].
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    order = np.random.default_rng(0)
+    for round_ in range(repetitions + 3):
+        for name in order.permutation(list(steps)):
+            start = time.perf_counter()
+            steps[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if round_ >= 3:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def extra_memory(step: Callable[[], None], device: torch.device) -> int:
+    """Returns the bytes by which a step, not the first one, raises the peak of memory in use."""
+    step()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        step()
+    in_use = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            in_use += event.nbytes()
+            peak = max(peak, in_use)
+    return peak
+
+
+def main() -> None:
+    """Prints a table a model, and writes all figures as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--repetitions", type=int, default=50)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
+    parser.add_argument("--output", default="benchmark_optimizer.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    chip = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
+    print(
+        f"{chip}, {args.threads} threads, torch {torch.__version__}, timm {metadata.version('timm')}, "
+        f"{datetime.now(UTC).date()}, {args.repetitions} repetitions, fp32"
+    )
+    record: dict[str, Any] = {"chip": chip, "threads": args.threads, "torch": torch.__version__, "models": {}}
+    for key in args.models:
+        model = timm.create_model(MODELS[key]).to(device)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter) * 1e-3
+        size = sum(parameter.numel() for parameter in model.parameters())
+        steps = contestants(model)
+        seconds = measure(steps, args.repetitions, device)
+        base = np.median(seconds["baseline"])
+        print(f"\n{MODELS[key]}: {size:,} parameters; baseline {1e3 * base:.2f} ms, ", end="")
+        print(f"{ADAMW_BYTES * size / base / 1e9:.1f} GB/s\n")
+        print("| optimizer | ratio of medians | quartiles | extra bytes a parameter |\n|---|---|---|---|")
+        rows = {}
+        for name, values in seconds.items():
+            low, median, high = np.quantile(values, [0.25, 0.5, 0.75]) / base
+            memory = extra_memory(steps[name], device) / size
+            rows[name] = {
+                "ratio": median,
+                "quartiles": [low, high],
+                "memory": memory,
+                "seconds": values.tolist(),
+            }
+            print(f"| {name} | {median:.3f} | {low:.3f} to {high:.3f} | {memory:.3f} |")
+        record["models"][key] = {"parameters": size, "optimizers": rows}
+    write_json(args.output, record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""DeepSpeed ZeRO 1 to 3 in two processes on CPUs, against training in one process.
+
+Not collected by pytest, because DeepSpeed is no dependency of the tests: where it is installed, accelerate
+imports it into every run. `make test-deepspeed` installs it beside the environment and runs this.
+
+ZeRO flattens each parameter group and gives every process a part of it, in float32. `l2`, `wd` and `rwd`
+around an elementwise optimizer (SGD, Adam's family, Adagrad, RMSprop) do not see the difference; Adafactor's
+update depends on whole matrices and is another one there, with or without decay. `pwd` raises.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+
+import deepspeed
+import pytest
+import tiny_models
+import torch
+import torch.distributed as dist
+
+from hf_lpwd.factory import create_lpwd_optimizer
+
+SETTINGS = [("l2", "lr")] + [(t, c) for t in ("wd", "rwd") for c in ("lr", "independent")]
+BATCHES = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(0))
+
+
+def build(optimizer_cls, timing, coupling="lr", seed=0):
+    torch.manual_seed(seed)
+    model = tiny_models.HandWritten()
+    return model, create_lpwd_optimizer(
+        model, optimizer_cls, lr=0.05, weight_decay=0.4, timing=timing, coupling=coupling
+    )
+
+
+def initialize(model, optimizer, stage):
+    config = {
+        "train_micro_batch_size_per_gpu": 4,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 0.0,
+        "steps_per_print": 10**9,
+    }
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+
+
+def train(engine, steps):
+    part = slice(4 * dist.get_rank(), 4 * dist.get_rank() + 4)
+    for step in steps:
+        engine.backward(engine(BATCHES[step, part]).square().mean())
+        engine.step()
+
+
+def weights(model):
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        return [p.detach().clone() for p in model.parameters()]
+
+
+def check(stage, optimizer_cls, timing, coupling, folder):
+    whole, optimizer = build(optimizer_cls, timing, coupling)
+    for batch in BATCHES:
+        optimizer.zero_grad()
+        whole(batch).square().mean().backward()
+        optimizer.step()
+    model, optimizer = build(optimizer_cls, timing, coupling)
+    engine = initialize(model, optimizer, stage)
+    train(engine, range(3))
+    engine.save_checkpoint(folder, tag="middle")
+    train(engine, range(3, 6))
+    final = weights(model)
+    for expected, found in zip(whole.parameters(), final, strict=True):
+        torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-6)
+
+    other, optimizer = build(optimizer_cls, timing, coupling, seed=1)
+    resumed = initialize(other, optimizer, stage)
+    resumed.load_checkpoint(folder, tag="middle")
+    train(resumed, range(3, 6))
+    for expected, found in zip(final, weights(other), strict=True):
+        assert torch.equal(found, expected)
+    return max((a - b).abs().max().item() for a, b in zip(whole.parameters(), final, strict=True))
+
+
+def check_that_pwd_raises(stage):
+    engine = initialize(*build(torch.optim.AdamW, "pwd"), stage)
+    with pytest.raises(RuntimeError, match="use timing 'rwd', which needs no call"):
+        train(engine, range(1))
+
+
+def main():
+    logging.disable(logging.WARNING)
+    deepspeed.init_distributed("gloo", verbose=False)
+    assert dist.get_world_size() == 2
+    folder = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(folder)
+    for stage in (1, 2, 3):
+        for timing, coupling in SETTINGS:
+            for optimizer_cls in (torch.optim.AdamW, torch.optim.SGD):
+                difference = check(stage, optimizer_cls, timing, coupling, folder[0])
+                if dist.get_rank() == 0:
+                    name = optimizer_cls.__name__
+                    print(f"ZeRO {stage} {name} {timing} {coupling}: {difference:.1e}", flush=True)
+        check_that_pwd_raises(stage)
+    print("done", flush=True)
+    dist.barrier()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,340 @@
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import READ_TOKEN, WRITE_TOKEN, Failure, Hub, Repo, use_here
+from huggingface_hub import close_session
+from pictures import CLASSES, table
+from transformers import AutoModelForImageClassification
+
+from hf_lpwd.cli import main
+from hf_lpwd.vision.push import files_to_push
+
+# huggingface_hub 2.4 sends LFS files with an argument that its HTTP client calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+PUBLISHED = {
+    "README.md",
+    "all_results.json",
+    "config.json",
+    "curves.png",
+    "eval_results.json",
+    "layer_rates.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "test_results.json",
+    "train_results.json",
+}
+SMALL = [
+    *("--max_train_samples", "64", "--max_eval_samples", "32", "--num_train_epochs", "2"),
+    *("--disable_tqdm", "True", "--report_to", "none"),
+]
+
+
+def train(folder, *flags):
+    return main(["train", "--output_dir", str(folder), *SMALL, *flags])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a finished run, which tests may copy but not change."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert train(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with Hub() as server:
+        use_here(server, monkeypatch)
+        yield server
+        close_session()
+
+
+def copy_of(run, folder):
+    """A copy of a run's folder, to be changed."""
+    folder.mkdir()
+    for path in run.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_what_goes_up_and_what_stays(run, capsys):
+    assert set(files_to_push(run)) == PUBLISHED
+    whole = files_to_push(run, sorted(run.glob("checkpoint-*")))
+    assert {name for name in whole if name.startswith("checkpoint-4/")} == {
+        f"checkpoint-4/{name}"
+        for name in (
+            *("config.json", "model.safetensors", "optimizer.pt", "preprocessor_config.json"),
+            *("rng_state.pth", "scheduler.pt", "trainer_state.json"),
+        )
+    }
+    assert not [name for name in whole if name.endswith("training_args.bin")]
+    assert main(["push", str(run), "user/digits", "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "would upload to user/digits, bytes and path:"
+    assert {line.split()[1] for line in lines[1:-1]} == PUBLISHED
+    assert lines[-1].split() == [f"{sum((run / name).stat().st_size for name in PUBLISHED):,}", "10", "files"]
+
+
+def test_push_and_push_again_uploads_nothing_twice(run, hub, tmp_path, capsys):
+    assert main(["push", str(run), "user/digits", "--private"]) == 0
+    repo = hub.repos["user/digits"]
+    assert repo.private
+    assert repo.files("main") == {name: (run / name).read_bytes() for name in PUBLISHED}
+    assert len(hub.uploads()) == 3  # the weights, the curves, the commit
+    hub.requests.clear()
+    assert main(["push", str(run), "user/digits"]) == 0
+    assert hub.uploads() == []
+    assert capsys.readouterr().out.splitlines()[-1].startswith("nothing to push, all files are there already")
+    changed = copy_of(run, tmp_path / "changed")
+    (changed / "README.md").write_text("---\ntags: [a]\n---\n# new\n")
+    assert main(["push", str(changed), "user/digits"]) == 0
+    assert hub.uploads() == ["POST /api/models/user/digits/commit/main"]
+    assert len(repo.commits) == 3
+
+
+def test_a_branch_a_pull_request_and_the_checkpoints(run, hub):
+    assert main(["push", str(run), "digits", "--revision", "second", "--include_checkpoints"]) == 0
+    repo = hub.repos["user/digits"]
+    assert "checkpoint-4/optimizer.pt" in repo.files("second")
+    assert repo.files("main") == {}
+    assert main(["push", str(run), "user/digits", "--create_pr", "--commit_message", "please"]) == 0
+    assert set(repo.files("refs/pr/1")) == PUBLISHED
+    assert repo.files("main") == {}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "said"),
+    [
+        ("POST /api/repos/create", 403, "this token has no right to write there (403)"),
+        ("/commit/", 403, "this token has no right to write there (403)"),
+        ("/commit/", 429, "too many requests: wait some minutes (429)"),
+        ("/preupload/", 500, "the Hub has a fault (500)"),
+        ("PUT /lfs/", 503, "the Hub has a fault (503)"),
+        ("PUT /lfs/", 0, "the connection to the Hub failed ("),
+        ("/commit/", 0, "the connection to the Hub failed ("),
+    ],
+)
+def test_a_failed_push_says_why_in_one_line_and_can_be_repeated(run, hub, capsys, request_, status, said):
+    hub.failures.append(Failure(request_, status))
+    assert main(["push", str(run), "user/digits", "--token", WRITE_TOKEN]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"hf-lpwd push: error: not pushed to user/digits: {said}")
+    assert error.endswith("; the same command tries again")
+    assert WRITE_TOKEN not in error
+    sent = set(hub.lfs)
+    hub.failures.clear()
+    hub.requests.clear()
+    assert main(["push", str(run), "user/digits"]) == 0
+    assert set(hub.repos["user/digits"].files("main")) == PUBLISHED
+    assert not [request for request in hub.uploads() if request.removeprefix("PUT /lfs/") in sent]
+
+
+def test_after_a_break_in_the_middle_only_the_rest_is_sent(run, hub):
+    (weights, curves) = (
+        hashlib.sha256((run / name).read_bytes()).hexdigest() for name in ("model.safetensors", "curves.png")
+    )
+    hub.failures.append(Failure(f"PUT /lfs/{weights}", 0))
+    assert main(["push", str(run), "user/digits"]) == 1
+    assert list(hub.lfs) == [curves]
+    hub.failures.clear()
+    hub.requests.clear()
+    assert main(["push", str(run), "user/digits"]) == 0
+    assert hub.uploads() == [f"PUT /lfs/{weights}", "POST /api/models/user/digits/commit/main"]
+
+
+def test_without_network_it_fails_in_one_line(run, monkeypatch, capsys):
+    with Hub() as gone:
+        use_here(gone, monkeypatch)
+    assert main(["push", str(run), "user/digits"]) == 1
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["push", str(run), "user/digits"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"hf-lpwd push: error: not pushed to user/digits: {why}; the same command tries again"
+        for why in ("the connection to the Hub failed (ConnectError)", "HF_HUB_OFFLINE is set")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["nowhere", "user/a"],
+            "nowhere holds no trained model: name the output_dir of a run of hf-lpwd train",
+        ),
+        (["RUN", "a/b/c"], "Repo id must be in the form 'repo_name' or 'namespace/repo_name': 'a/b/c'."),
+        (
+            ["RUN", "a", "--create_pr", "--revision", "b"],
+            "create_pr opens a pull request against main, not 'b'",
+        ),
+        (["RUN", "a", WRITE_TOKEN], "unrecognized arguments: hf_..."),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, hub, capsys, argv, message):
+    argv = [str(run) if argument == "RUN" else argument for argument in argv]
+    try:
+        code = main(["push", *argv])
+    except SystemExit as end:
+        code = end.code
+    (error,) = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert error.startswith(f"hf-lpwd push: error: {message}")
+    assert hub.requests == []
+
+
+def test_links_are_refused(run, hub, tmp_path, capsys):
+    outside = tmp_path / "outside"
+    (outside / "inner").mkdir(parents=True)
+    (outside / "inner" / "private.txt").write_text("private")
+    folder = copy_of(run, tmp_path / "run")
+    (folder / "run.py").symlink_to(outside / "inner" / "private.txt")
+    with pytest.raises(ValueError, match=r"run\.py is a link"):
+        files_to_push(folder)
+    assert main(["push", str(folder), "user/a"]) == 2
+    assert "put a copy in its place" in capsys.readouterr().err
+    (folder / "run.py").unlink()
+    (folder / "checkpoint-1").symlink_to(outside)
+    assert main(["push", str(folder), "user/a", "--include_checkpoints"]) == 2
+    (folder / "checkpoint-1").unlink()
+    (folder / "checkpoint-1").mkdir()
+    (folder / "checkpoint-1" / "deep").symlink_to(outside / "inner")
+    assert main(["push", str(folder), "user/a", "--include_checkpoints"]) == 2
+    with pytest.raises(ValueError, match="outside"):
+        files_to_push(folder, [outside])
+    assert hub.requests == []
+
+
+STRATEGIES = {
+    "end": set(),
+    "every_save": set(),
+    "checkpoint": {"last-checkpoint/optimizer.pt", "last-checkpoint/trainer_state.json"},
+    "all_checkpoints": {"checkpoint-2/optimizer.pt", "checkpoint-4/optimizer.pt"},
+}
+
+
+@pytest.mark.parametrize(("strategy", "states"), STRATEGIES.items())
+def test_push_during_training(hub, tmp_path, capsys, strategy, states):
+    flags = ["--push_to_hub", "--hub_model_id", "user/digits", "--hub_always_push", "True"]
+    assert train(tmp_path / "out", *flags, "--hub_strategy", strategy, "--hub_private_repo", "True") == 0
+    repo = hub.repos["user/digits"]
+    files = repo.files("main")
+    assert repo.private
+    assert PUBLISHED | states <= set(files)
+    assert {name: files[name] for name in PUBLISHED} == {
+        name: (tmp_path / "out" / name).read_bytes() for name in PUBLISHED
+    }
+    assert {name.split("/")[0] for name in set(files) - PUBLISHED} == {name.split("/")[0] for name in states}
+    assert len(repo.commits) - 1 == {"end": 1, "every_save": 3}.get(strategy, 3)
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == f"pushed: {hub.endpoint}/user/digits/commit/{repo.refs['main']}"
+    )
+
+
+@pytest.mark.parametrize("token", [READ_TOKEN, None])
+def test_a_run_outlives_its_failed_pushes(hub, tmp_path, capsys, monkeypatch, token):
+    use_here(hub, monkeypatch, token)
+    folder = tmp_path / "my run"
+    assert train(folder, "--push_to_hub", "--hub_model_id", "user/digits") == 1
+    why = (
+        "this token has no right to write there (403)"
+        if token
+        else "no token, or a wrong one: `hf auth login` (401)"
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"hf-lpwd train: error: not pushed to user/digits: {why}; the run is saved, and this uploads it: "
+        f"hf-lpwd push '{folder}' user/digits"
+    )
+    assert set(files_to_push(folder)) == PUBLISHED
+    use_here(hub, monkeypatch)
+    assert main(["push", str(folder), "user/digits"]) == 0
+    assert set(hub.repos["user/digits"].files("main")) == PUBLISHED
+
+
+def test_a_push_that_fails_once_is_made_up_for_by_the_next(hub, tmp_path, caplog):
+    hub.failures.append(Failure("/commit/", 429, times=1))
+    assert train(tmp_path / "out", "--push_to_hub", "--hub_model_id", "user/digits") == 0
+    assert set(hub.repos["user/digits"].files("main")) == PUBLISHED
+
+
+def test_a_name_that_cannot_be_pushed_to_is_refused_at_the_start(tmp_path, capsys):
+    assert train(tmp_path / "out", "--push_to_hub", "--hub_model_id", "a/b/c") == 2
+    assert "'a/b/c'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_planted_token_is_nowhere(hub, tmp_path, capsys, monkeypatch):
+    use_here(hub, monkeypatch, None)
+    flags = ["--push_to_hub", "--hub_model_id", "user/digits", "--hub_strategy", "all_checkpoints"]
+    config = tmp_path / "run.json"
+    config.write_text(json.dumps({"hub_token": WRITE_TOKEN, "hub_always_push": True}))
+    assert (
+        train(
+            tmp_path / "out",
+            *flags,
+            "--config",
+            str(config),
+            "--token",
+            WRITE_TOKEN,
+            "--report_to",
+            "tensorboard",
+        )
+        == 0
+    )
+    hub.failures.append(Failure("/commit/", 500))
+    assert main(["push", str(tmp_path / "out"), "user/new", f"--token={WRITE_TOKEN}"]) == 1
+    out, err = capsys.readouterr()
+    written = {str(path): path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    sent = {name: content for repo in hub.repos.values() for name, content in repo.files("main").items()}
+    secret = WRITE_TOKEN.encode()
+    assert [name for name, content in (written | sent).items() if secret in content] == []
+    assert WRITE_TOKEN not in out + err
+    assert any("events.out" in name for name in written)
+    assert "checkpoint-4/optimizer.pt" in sent
+    pickled = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
+    assert pickled.hub_token is None
+    assert pickled.learning_rate == 2e-3
+
+
+def read_from(hub, cache, folder, offline=False):
+    """What a fresh process gets from the Hub, see hub_reader.py."""
+    answer = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("hub_reader.py")), str(folder)],
+        capture_output=True,
+        text=True,
+        env=hub.environment(cache, offline=offline),
+    )
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout)
+
+
+def test_a_fresh_process_loads_by_name_and_revision_and_then_from_the_cache(run, hub, tmp_path):
+    assert main(["push", str(run), "user/digits", "--private", "--revision", "v1"]) == 0
+    hub.repos["datasets/user/pictures"] = Repo()
+    table(CLASSES.names * 20, feature=CLASSES).to_parquet(tmp_path / "train.parquet")
+    pictures = {"train-00000-of-00001.parquet": (tmp_path / "train.parquet").read_bytes()}
+    hub.repos["datasets/user/pictures"].commits["0" * 40] = pictures
+    read = read_from(hub, tmp_path / "cache", tmp_path / "a")
+    model = AutoModelForImageClassification.from_pretrained(run)
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert read["logits"] == model(images).logits.tolist()
+    assert read["size"] == 8
+    assert read["explain"]["code"] == 0
+    assert "layer" in read["explain"]["out"]
+    assert read["wrong_revision"]["code"] == 2
+    assert "user/digits" in read["wrong_revision"]["err"]
+    assert (read["train"], read["train_error"]) == (0, "")
+    assert "base_model: user/digits" in read["card"]
+    assert "- user/pictures" in read["card"]
+    before = len(hub.requests)
+    offline = read_from(hub, tmp_path / "cache", tmp_path / "b", offline=True)
+    assert len(hub.requests) == before
+    assert {key: offline[key] for key in ("logits", "explain", "train", "train_error")} == {
+        key: read[key] for key in ("logits", "explain", "train", "train_error")
+    }
