@@ -122,21 +122,32 @@ def _timm_families():
 
 _TIMM = _timm_families()
 
-# Where timm's "fine" groups are whole stages, or several of the blocks found here.
-_COARSER_IN_TIMM = {
-    "cpubone",
-    "dla",
-    "efficientformer",
-    "efficientformer_v2",
-    "gcvit",
-    "hrnet",
-    "maxxvit",
-    "mobilevit",
-    "mvitv2",
-    "pvt_v2",
-    "rdnet",
-    "xception",
+# Where timm's "fine" groups are not the blocks found here: family -> groups that timm makes of the blocks,
+# blocks found, and why the difference is meant.
+_STAGES = "timm makes one group of a whole stage, whose blocks run one after another"
+_OTHERWISE_IN_TIMM = {
+    "cait": (
+        36,
+        38,
+        "timm gives the two class-attention blocks at the end the last indices once more",
+    ),
+    "cpubone": (4, 19, _STAGES),
+    "dla": (
+        8,
+        12,
+        "timm makes one group of the innermost trees, which run one after another",
+    ),
+    "efficientformer": (4, 15, _STAGES),
+    "efficientformer_v2": (4, 35, _STAGES),
+    "gcvit": (4, 38, _STAGES),
+    "hrnet": (13, 16, "timm makes one group of the modules that widen the four resolutions"),
+    "mvitv2": (4, 24, _STAGES),
+    "pvt_v2": (4, 8, _STAGES),
+    "rdnet": (11, 33, _STAGES),
+    "xception": (13, 14, "timm makes one group of the last two separable convolutions"),
 }
+#: Families in which timm's models have no rule at all.
+_WITHOUT_RULE_IN_TIMM = {"csatv2", "metaformer", "pit"}
 
 
 def test_many_families():
@@ -159,16 +170,18 @@ def test_timm_family(family, name):
     images = torch.zeros(1, *model.pretrained_cfg["input_size"], device="meta")
     _check_running_order(model, layer_map, images)
 
-    if not hasattr(model, "group_matcher") or family == "cait":  # timm counts its class blocks from the end
+    assert hasattr(model, "group_matcher") is (family not in _WITHOUT_RULE_IN_TIMM)
+    if family in _WITHOUT_RULE_IN_TIMM:
         return
     groups = group_parameters(model, model.group_matcher(coarse=False))
     theirs = {key: index for index, keys in groups.items() for key in keys}
     in_blocks = [key for key, reason in layer_map.reason_by_name.items() if reason.startswith("block ")]
     pairs = sorted({(layer_map.index_by_name[key], theirs[key]) for key in in_blocks})
-    assert [ours for ours, _ in pairs] == list(range(1, layer_map.num_layers))
-    assert [index for _, index in pairs] == sorted(index for _, index in pairs)
-    if family not in _COARSER_IN_TIMM:
-        assert len({index for _, index in pairs}) == len(pairs)
+    blocks = layer_map.num_layers - 1
+    assert [ours for ours, _ in pairs] == list(range(1, blocks + 1))
+    assert ([index for _, index in pairs] == sorted(index for _, index in pairs)) is (family != "cait")
+    expected = _OTHERWISE_IN_TIMM.get(family, (blocks, blocks))[:2]
+    assert (len({index for _, index in pairs}), blocks) == expected
 
 
 # The same architecture at its default size, with 1000 classes, in transformers and timm.

@@ -97,7 +97,15 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any], dict[str, torch.Tensor]]] = 
     "gpt2": (
         "GPT2LMHeadModel",
         "GPT2Config",
-        {"n_embd": 16, "n_layer": 3, "n_head": 2, "vocab_size": 50, "n_positions": 16, "bos_token_id": 0, "eos_token_id": 0},
+        {
+            "n_embd": 16,
+            "n_layer": 3,
+            "n_head": 2,
+            "vocab_size": 50,
+            "n_positions": 16,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        },
         _TOKENS,
     ),
     "llama": ("LlamaForCausalLM", "LlamaConfig", _CAUSAL, _TOKENS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ Images = Tensor | Sequence[Tensor]
 
 # As torchvision.transforms.RandomResizedCrop: share of the area, aspect ratio, tries before the central crop.
 _SCALE, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+_BLOCK = 256
 _NUM_UNIFORMS = {"none": 0, "crop": 2, "crop_flip": 3, "random_resized_crop": 3 + 2 * _TRIES}
 
 
@@ -38,11 +40,14 @@ def uniforms(seed: int, epoch: int, indices: Sequence[int], count: int) -> np.nd
     Returns:
         float64 array [len(indices), count] in [0, 1).
     """
-    # A sample's numbers start at counter 2**64 * index, out of reach of any other sample's.
-    draws = [
-        Generator(Philox(key=[seed, epoch], counter=[0, index, 0, 0])).random(count) for index in indices
-    ]
-    return np.stack(draws)
+    return np.stack([_block(seed, epoch, index // _BLOCK, count)[index % _BLOCK] for index in indices])
+
+
+@lru_cache(maxsize=512)
+def _block(seed: int, epoch: int, block: int, count: int) -> np.ndarray:
+    """The numbers of `_BLOCK` samples: a generator for each sample would take longer than its crop."""
+    # Blocks are 2**64 apart in the generator's counter, out of reach of each other.
+    return Generator(Philox(key=[seed, epoch], counter=[0, block, 0, 0])).random((count, _BLOCK)).T
 
 
 def shift_crop(images: Tensor, draws: np.ndarray) -> Tensor:
