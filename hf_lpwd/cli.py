@@ -60,10 +60,24 @@ def _sweep(argv: list[str]) -> int:
     return main(argv)
 
 
+def _report(argv: list[str]) -> int:
+    from hf_lpwd.study.report import main
+
+    return main(argv)
+
+
+def _diagnose(argv: list[str]) -> int:
+    from hf_lpwd.study.diagnose import main
+
+    return main(argv)
+
+
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (train, "fine-tune an image classifier, or train one from scratch"),
     "explain": (_explain, "show a model's layers, their decay rates, and what does not decay"),
     "sweep": (_sweep, "do the runs of a study: decay methods, compared on your task"),
+    "report": (_report, "write the report of a study: a page, tables and figures"),
+    "diagnose": (_diagnose, "measure what decay does: opposing-penalty, shrink, equivalence"),
     "push": (_push, "upload a run to the Hub"),
     "space": (_space, "write a Gradio app of a run, to try it in the browser or as a Space"),
 }

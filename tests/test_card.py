@@ -37,7 +37,17 @@ def test_the_command_shows_no_token_and_no_folder_of_this_machine(argv, shown):
 def prepared(tmp_path_factory):
     """A run and its arguments, prepared, not trained: the digits with rate 0.5 and some more settings."""
     argv = ["--output_dir", str(tmp_path_factory.mktemp("out") / "digits"), "--weight_decay", "0.5"]
-    argv += ["--seed", "7", "--match_decay_budget", "--decay_timing", "rwd", "--model_license", "mit"]
+    argv += [
+        "--learning_rate",
+        "2e-3",
+        "--seed",
+        "7",
+        "--match_decay_budget",
+        "--decay_timing",
+        "rwd",
+        "--model_license",
+        "mit",
+    ]
     arguments = parse_args(argv)
     return prepare(*arguments), arguments[2]
 
@@ -108,7 +118,7 @@ def test_several_seeds_are_told_with_their_interval(prepared):
     text = model_card(run, METRICS, args, [], rows).content
     assert "| test | Accuracy | 7, 8, 9 | 0.7000 | 0.6500 to 0.7500 |" in text
     assert "One run, with seed 7. The validation" in text
-    assert "The figures above are no comparison of methods." in text
+    assert "reports one model and the spread of its seeds, not a comparison of methods." in text
     assert "\n\n\n" not in text
 
 

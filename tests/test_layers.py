@@ -295,15 +295,15 @@ def test_agrees_with_timm(models, name):
     assert differing == ({"norm.weight", "norm.bias"} & theirs.keys())
 
 
-def _renamed(module):
+def _renamed(module, classes_too=True):
     """The same network under other attribute and class names."""
     for name, child in list(module._modules.items()):
         if isinstance(child, nn.Module):
-            _renamed(child)
+            _renamed(child, classes_too)
             if not isinstance(module, (nn.ModuleList, nn.Sequential)):
                 del module._modules[name]
                 module._modules[f"x{len(name)}{name[::-1].replace('.', '')}"] = child
-    if type(module).__module__.startswith("transformers"):
+    if classes_too and type(module).__module__.startswith("transformers"):
         module.__class__ = type(f"X{id(type(module))}", (type(module),), {})
     return module
 
@@ -315,6 +315,18 @@ def test_renamed_containers_and_blocks_give_the_same_indices(name):
     expected, found = layer_index_map(plain), layer_index_map(renamed)
     assert list(found.index_by_name.values()) == list(expected.index_by_name.values())
     assert set(found.index_by_name).isdisjoint(expected.index_by_name)
+
+
+# Here the class alone tells what is a downsampling layer.
+@pytest.mark.parametrize("name", ["swin", "swinv2", "timm_swin", "timm_vit", "t5", "gpt2", "bert"])
+def test_renamed_attributes_give_the_same_indices(name):
+    with torch.device("meta"):
+        plain, renamed = TINY_MODELS[name](), _renamed(TINY_MODELS[name](), classes_too=False)
+    expected, found = layer_index_map(plain), layer_index_map(renamed)
+    assert list(found.index_by_name.values()) == list(expected.index_by_name.values())
+    modules = {key for key in found.index_by_name if "." in key}
+    assert modules
+    assert modules.isdisjoint(expected.index_by_name)
 
 
 def test_reasons_name_the_block_and_what_surrounds_it(models):

@@ -17,7 +17,7 @@ from hf_lpwd.layers import layer_index_map
 
 @dataclass
 class Stack:
-    """Module paths of a stack: before its blocks, the blocks in order, behind them, and what feeds a block."""
+    """Module paths of a stack: before its blocks, the blocks in order, behind them, what feeds a block."""
 
     stem: list[str]
     blocks: list[str]

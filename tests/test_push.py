@@ -31,8 +31,17 @@ PUBLISHED = {
 }
 SMALL = [
     *("--max_train_samples", "64", "--max_eval_samples", "32", "--num_train_epochs", "2"),
+    *("--per_device_train_batch_size", "32", "--learning_rate", "2e-3"),
     *("--disable_tqdm", "True", "--report_to", "none"),
 ]
+
+
+def on_the_hub(folder, name="user/digits"):
+    """The files that a run has on the Hub; its card loads them from there."""
+    files = {file: (folder / file).read_bytes() for file in PUBLISHED}
+    here = f'model="{folder.name}")  # a folder, or a name on the Hub'.encode()
+    assert here in files["README.md"]
+    return {**files, "README.md": files["README.md"].replace(here, f'model="{name}")'.encode())}
 
 
 def train(folder, *flags):
@@ -86,7 +95,7 @@ def test_push_and_push_again_uploads_nothing_twice(run, hub, tmp_path, capsys):
     assert main(["push", str(run), "user/digits", "--private"]) == 0
     repo = hub.repos["user/digits"]
     assert repo.private
-    assert repo.files("main") == {name: (run / name).read_bytes() for name in PUBLISHED}
+    assert repo.files("main") == on_the_hub(run)
     assert len(hub.uploads()) == 3  # the weights, the curves, the commit
     hub.requests.clear()
     assert main(["push", str(run), "user/digits"]) == 0
@@ -226,9 +235,7 @@ def test_push_during_training(hub, tmp_path, capsys, strategy, states):
     files = repo.files("main")
     assert repo.private
     assert PUBLISHED | states <= set(files)
-    assert {name: files[name] for name in PUBLISHED} == {
-        name: (tmp_path / "out" / name).read_bytes() for name in PUBLISHED
-    }
+    assert files | on_the_hub(tmp_path / "out") == files
     assert {name.split("/")[0] for name in set(files) - PUBLISHED} == {name.split("/")[0] for name in states}
     assert len(repo.commits) - 1 == {"end": 1, "every_save": 3}.get(strategy, 3)
     assert (
@@ -255,6 +262,17 @@ def test_a_run_outlives_its_failed_pushes(hub, tmp_path, capsys, monkeypatch, to
     use_here(hub, monkeypatch)
     assert main(["push", str(folder), "user/digits"]) == 0
     assert set(hub.repos["user/digits"].files("main")) == PUBLISHED
+
+
+def test_a_run_outlives_a_hub_that_goes_away(tmp_path, capsys, monkeypatch):
+    with Hub() as gone:
+        use_here(gone, monkeypatch)
+    assert train(tmp_path / "out", "--push_to_hub") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "hf-lpwd train: error: not pushed to out: the connection to the Hub failed (ConnectError); the run is "
+        f"saved, and this uploads it: hf-lpwd push {tmp_path / 'out'} out"
+    )
+    assert set(files_to_push(tmp_path / "out")) == PUBLISHED
 
 
 def test_a_push_that_fails_once_is_made_up_for_by_the_next(hub, tmp_path, caplog):

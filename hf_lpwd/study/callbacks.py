@@ -38,7 +38,7 @@ class OpposingPenalty(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Keeps the decayed weights, if this step is to be measured."""
         if (state.global_step + 1) % max(state.logging_steps, 1) == 0:
-            self._before = [parameter.detach().clone() for _, parameter, _ in _decayed(kwargs["optimizer"])]
+            self._before = [parameter.detach().clone() for _, parameter, _ in decayed(kwargs["optimizer"])]
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Measures: with the decay taken out again, the new weights are those after the update alone."""
@@ -46,7 +46,7 @@ class OpposingPenalty(TrainerCallback):
         if not before:
             return
         by_layer: dict[str, list[tuple[Tensor, Tensor, float]]] = defaultdict(list)
-        for theta, (name, parameter, share) in zip(before, _decayed(kwargs["optimizer"]), strict=True):
+        for theta, (name, parameter, share) in zip(before, decayed(kwargs["optimizer"]), strict=True):
             measured = theta, parameter.detach() + share * theta, share
             by_layer["all"].append(measured)
             by_layer[self.layers[name]].append(measured)
@@ -56,8 +56,8 @@ class OpposingPenalty(TrainerCallback):
             self.rates.setdefault(layer, []).append(rate)
 
 
-def _decayed(optimizer: Any) -> Iterator[tuple[str, Tensor, float]]:
-    """Name, parameter and eta * lambda of what decays under ``wd``."""
+def decayed(optimizer: Any) -> Iterator[tuple[str, Tensor, float]]:
+    """Name, parameter and eta * lambda of what decays under ``wd``, coupled to the learning rate."""
     for group in optimizer.param_groups:
         share = float(group["lr"]) * group["weight_decay"]
         if group.get("decay_timing") == "wd" and group["decay_coupling"] == "lr" and share > 0.0:

@@ -19,6 +19,8 @@ _LINEAR = {"decay_timing": "wd", "layer_schedule": "linear"}
 #: - ``head_only``: the final norm, pooler and head alone decay;
 #: - ``layer_wise_lr``: timm's `param_groups_layer_decay` over the layers found here: uniform decay, and the
 #:   learning rate of layer i is 0.75^(n - i) of the head's; the base optimizer is AdamW;
+#: - ``l2_sp``: decay towards the weights that training began with, the pretrained ones;
+#: - ``cautious_decay``: no decay where it goes against the update;
 #: - ``cautious_adamw``: timm's AdamW with caution, which leaves out updates against the gradient's sign.
 PEERS: Mapping[str, Mapping[str, Any]] = {
     "no_decay": {**_ADAMW, "weight_decay": 0.0},
@@ -28,6 +30,8 @@ PEERS: Mapping[str, Mapping[str, Any]] = {
     "shuffled_rates": _LINEAR,
     "head_only": _ADAMW,
     "layer_wise_lr": _ADAMW,
+    "l2_sp": _ADAMW,
+    "cautious_decay": _ADAMW,
     "cautious_adamw": _ADAMW,
 }
 #: Peers that are cells of timing x schedule, and so the same runs as a grid's.

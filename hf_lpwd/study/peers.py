@@ -1,4 +1,4 @@
-"""What peers change beyond their flags: rates by layer, or the optimizer."""
+"""What peers change beyond their flags: rates by layer, the optimizer, or what follows its step."""
 
 from __future__ import annotations
 
@@ -8,16 +8,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
 from hf_lpwd.explain import explain
 from hf_lpwd.factory import create_lpwd_optimizer
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.schedules import parse_schedule
+from hf_lpwd.study.decay_callbacks import CautiousDecay, DecayTowardsStart
 from hf_lpwd.vision.arguments import ImageTrainingArguments
 from hf_lpwd.vision.finetune import Run
 
 #: The factor from layer to layer of BEiT-like fine-tuning, and timm's default.
 LAYER_DECAY = 0.75
+
+
+def peer_callbacks(peer: str | None) -> list[TrainerCallback]:
+    """Returns the callbacks that a peer needs in training."""
+    if peer == "l2_sp":
+        return [DecayTowardsStart()]
+    return [CautiousDecay()] if peer == "cautious_decay" else []
 
 
 def apply_peer(peer: str | None, run: Run, args: ImageTrainingArguments) -> tuple[Run, LayerwiseDecay | None]:

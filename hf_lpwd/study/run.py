@@ -6,24 +6,25 @@ import hashlib
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from importlib import metadata
 from io import StringIO
 from typing import Any
 
 import datasets
 import torch
-from transformers.trainer_callback import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from hf_lpwd.layer_log import QuietPrinter
+from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.study.callbacks import OpposingPenalty, TestAfterEpoch
 from hf_lpwd.study.config import RunSpec
 from hf_lpwd.study.methods import method_name
-from hf_lpwd.study.peers import apply_peer
+from hf_lpwd.study.peers import apply_peer, peer_callbacks
 from hf_lpwd.trainer import LPWDTrainer
-from hf_lpwd.vision.arguments import parse_args
+from hf_lpwd.vision.arguments import ImageTrainingArguments, parse_args
 from hf_lpwd.vision.finetune import PREFIXES, Run, prepare
 from hf_lpwd.vision.images import EpochCallback, collate
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
@@ -86,41 +87,21 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
 
 
 def _train(spec: RunSpec) -> tuple[dict[str, Any], dict[str, float]]:
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory(prefix="hf-lpwd-") as folder, redirect_stdout(StringIO()):
-        quiet = ["--output_dir", f"{folder}/run", "--disable_tqdm", "True", "--report_to", "none"]
-        model_args, data_args, args = parse_args([*spec.argv, *quiet], "hf-lpwd sweep")
-        run = prepare(model_args, data_args, args)
-        run, optimizer = apply_peer(spec.settings.get("peer"), run, args)
+    with quiet_run(spec.argv, "hf-lpwd sweep") as (run, args):
+        peer = spec.settings.get("peer")
+        run, optimizer = apply_peer(peer, run, args)
         pairing = {
             "initial_weights": _hash(_bytes(tensor) for tensor in run.model.state_dict().values()),
             "validation_rows": _hash([run.splits.rows["validation"].tobytes()]),
         }
-        layers = {
-            name: "/".join(filter(None, (about["stack"], f"layer_{about['layer']}")))
-            for name, about in run.explanation.parameters.items()
-        }
-        opposing = OpposingPenalty(layers)
-        callbacks: list[Any] = [EpochCallback(), opposing]
+        opposing = OpposingPenalty(layer_of_parameter(run))
+        # R_op is that of plain decay, which these are not.
+        callbacks: list[Any] = peer_callbacks(peer) or [opposing]
         tested = None
         if spec.settings.get("paper_metric") and "test" in run.images:
             tested = TestAfterEpoch(run.images["test"], args.per_device_eval_batch_size)
             callbacks.append(tested)
-        trainer = LPWDTrainer(
-            model=run.model,
-            args=args,
-            train_dataset=run.images["train"],
-            eval_dataset=run.images["validation"],
-            data_collator=collate,
-            compute_metrics=compute_metrics,
-            preprocess_logits_for_metrics=logits_only,
-            optimizers=(optimizer, None),
-            callbacks=callbacks,
-        )
-        for printer in (PrinterCallback, QuietPrinter):
-            trainer.remove_callback(printer)
+        trainer = quiet_trainer(run, args, callbacks, optimizer)
         durations = {"train_seconds": trainer.train().metrics["train_runtime"]}
         metrics = {
             role: _without(trainer.evaluate(run.images[role], metric_key_prefix=prefix), f"{prefix}_")
@@ -135,6 +116,63 @@ def _train(spec: RunSpec) -> tuple[dict[str, Any], dict[str, float]]:
         "pairing": pairing,
     }
     return results, durations
+
+
+@contextmanager
+def quiet_run(argv: Sequence[str], prog: str) -> Iterator[tuple[Run, ImageTrainingArguments]]:
+    """Prepares a run of `hf-lpwd train` that prints nothing and whose folder does not stay.
+
+    Args:
+        argv: Flags of `hf-lpwd train`; those about its folder and output are overruled.
+        prog: The program's name in errors.
+
+    Yields:
+        The run and its training arguments.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory(prefix="hf-lpwd-") as folder, redirect_stdout(StringIO()):
+        quiet = ["--output_dir", f"{folder}/run", "--disable_tqdm", "True", "--report_to", "none"]
+        for name in ("do_train", "do_eval", "do_predict"):
+            quiet += [f"--{name}", "True"]
+        model_args, data_args, args = parse_args([*argv, *quiet], prog)
+        yield prepare(model_args, data_args, args), args
+
+
+def quiet_trainer(
+    run: Run,
+    args: ImageTrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
+    optimizer: LayerwiseDecay | None = None,
+) -> LPWDTrainer:
+    """Makes the trainer of a run, which writes no results and prints nothing."""
+    trainer = LPWDTrainer(
+        model=run.model,
+        args=args,
+        train_dataset=run.images["train"],
+        eval_dataset=run.images["validation"],
+        data_collator=collate,
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=logits_only,
+        optimizers=(optimizer, None),
+        callbacks=[EpochCallback(), *callbacks],
+    )
+    for printer in (PrinterCallback, QuietPrinter):
+        trainer.remove_callback(printer)
+    return trainer
+
+
+def layer_of_parameter(run: Run) -> dict[str, str]:
+    """Parameter name -> what its layer is called in the Trainer's logs: ``"layer_3"``."""
+    return {
+        name: _layer_name(about["stack"], about["layer"])
+        for name, about in run.explanation.parameters.items()
+    }
+
+
+def _layer_name(stack: str, layer: int) -> str:
+    return f"{stack}/layer_{layer}" if stack else f"layer_{layer}"
 
 
 def _curves(history: list[dict[str, Any]], tested: TestAfterEpoch | None) -> dict[str, Any]:
@@ -162,7 +200,7 @@ def _curves(history: list[dict[str, Any]], tested: TestAfterEpoch | None) -> dic
 def _layers(run: Run) -> list[dict[str, Any]]:
     return [
         {
-            "layer": "/".join(filter(None, (row.stack, f"layer_{row.layer}"))),
+            "layer": _layer_name(row.stack, row.layer),
             "modules": row.modules,
             "rate": row.rate,
             "parameters": row.parameters,

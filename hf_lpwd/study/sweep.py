@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -46,10 +47,10 @@ def sweep(
         n_jobs: Runs side by side; -1 for one a core.
         backend: ``"loky"``, processes on this machine, or ``"ray"``, on a Ray cluster that sees `folder`.
         gpus_per_run: With ``"ray"``, the share of a GPU that a run takes.
-        report: Called with a line for each run that ends.
+        report: Called with a line for each run that ends, here or in another sweep.
 
     Returns:
-        How many of the runs are now ``"completed"`` and ``"failed"``.
+        How many of the runs are now ``"completed"`` and ``"failed"``, and how many were done ``"here"``.
 
     Raises:
         ImportError: Backend ``"ray"``, and Ray is not installed.
@@ -57,65 +58,54 @@ def sweep(
     root = Path(folder)
     (root / LOCKS).mkdir(parents=True, exist_ok=True)
     deaths: Counter[str] = Counter()
-    progress = _Progress(len(specs), report)
-    progress.count(sum(_record(root, spec).exists() for spec in specs))
-    with _parallel(backend, gpus_per_run):
+    done_here = 0
+    with _parallel(backend, gpus_per_run), _Progress(root, specs, report):
         while waiting := [spec for spec in specs if not _record(root, spec).exists()]:
-            done = 0
             try:
-                jobs = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)
-                for line in jobs(joblib.delayed(do_run)(spec, folder) for spec in waiting):
-                    if line is not None:
-                        done += 1
-                        progress.ended(line)
+                jobs = joblib.Parallel(n_jobs=n_jobs, batch_size=1)
+                done = sum(jobs(joblib.delayed(do_run)(spec, folder) for spec in waiting))
             except BrokenProcessPool:
                 # A worker died, as one does that runs out of memory: no exception says which run it was at.
                 _give_up_on_deadly(root, waiting, deaths)
                 continue
+            done_here += done
             if not done:
                 time.sleep(_POLL_SECONDS)
-    return Counter(json.loads(_record(root, spec).read_text("utf-8"))["status"] for spec in specs)
+    ends = Counter(json.loads(_record(root, spec).read_text("utf-8"))["status"] for spec in specs)
+    return ends + Counter(here=done_here)
 
 
-def do_run(spec: RunSpec, folder: str) -> str | None:
-    """Does a run and writes its record, unless there is one or somebody else is at it.
-
-    Returns:
-        A line about what came out, None if nothing was done.
-    """
+def do_run(spec: RunSpec, folder: str) -> bool:
+    """Does a run and writes its record, unless it has one or somebody else is at it; tells whether it did."""
     record = _record(Path(folder), spec)
     lock = FileLock(_lock(Path(folder), spec))
     try:
         with lock.acquire(blocking=False):
             if record.exists():
-                return None
+                return False
             marker = Path(f"{lock.lock_file}.busy")
             marker.touch()
             # torch and the Trainer load in the workers only.
             from hf_lpwd.study.run import in_one_thread
 
-            result = in_one_thread(spec)
-            write_json(record, _finite(result))
+            write_json(record, _finite(in_one_thread(spec)))
             marker.unlink()
     except Timeout:
-        return None
-    seconds = result["times"]["seconds"]
-    if result["status"] == "failed":
-        return f"{describe(result)}: FAILED, {result['error']['type']}: {result['error']['message']}"
-    accuracy = result["metrics"].get("validation", {}).get("accuracy", math.nan)
-    return f"{describe(result)}: validation accuracy {accuracy:.4f} ({seconds:.0f} s)"
+        return False
+    return True
 
 
-def describe(record: dict[str, Any]) -> str:
-    """Names a run in a few words: method, decay rate, learning rate and seed, as far as they are set."""
+def _describe(record: dict[str, Any]) -> str:
+    """A run in a few words: method, decay rate, learning rate and seed, as far as set, and what came out."""
     short = {"weight_decay": "weight_decay", "learning_rate": "lr", "seed": "seed"}
     settings = record["settings"]
-    return " ".join(
-        [
-            record["method"],
-            *(f"{label}={settings[name]}" for name, label in short.items() if name in settings),
-        ]
-    )
+    values = [f"{label}={settings[name]}" for name, label in short.items() if name in settings]
+    if record["status"] == "failed":
+        outcome = f"FAILED, {record['error']['type']}: {record['error']['message']}"
+    else:
+        accuracy = record["metrics"]["validation"]["accuracy"]
+        outcome = "no accuracy" if accuracy is None else f"validation accuracy {accuracy:.4f}"
+    return f"{' '.join([record['method'], *values])}: {outcome} ({record['times']['seconds']:.0f} s)"
 
 
 def _record(root: Path, spec: RunSpec) -> Path:
@@ -166,25 +156,38 @@ def _finite(value: Any) -> Any:
 
 
 class _Progress:
-    """Counts runs, and estimates the time that is left from those done so far."""
+    """Reports each record that appears in the folder, and estimates the time that is left."""
 
-    def __init__(self, total: int, report: Callable[[str], None]) -> None:
-        self.total = total
+    def __init__(self, root: Path, specs: Sequence[RunSpec], report: Callable[[str], None]) -> None:
+        self.missing = [path for path in (_record(root, spec) for spec in specs) if not path.exists()]
+        self.total = len(specs)
+        self.there = self.total - len(self.missing)
         self.report = report
-        self.done = 0
-        self.done_here = 0
         self.start = time.monotonic()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
 
-    def count(self, there: int) -> None:
-        self.done = there
-        if there:
-            self.report(f"{there} of {self.total} runs have a record already")
+    def __enter__(self) -> None:
+        if self.there:
+            self.report(f"{self.there} of {self.total} runs have a record already")
+        self.thread.start()
 
-    def ended(self, line: str) -> None:
-        self.done += 1
-        self.done_here += 1
-        left = (time.monotonic() - self.start) / self.done_here * (self.total - self.done)
-        self.report(f"[{self.done}/{self.total}] {line}; about {_duration(left)} left")
+    def __exit__(self, *error: object) -> None:
+        self.over.set()
+        self.thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.5):
+            self._look()
+
+    def _look(self) -> None:
+        for path in [path for path in self.missing if path.exists()]:
+            self.missing.remove(path)
+            done = self.total - len(self.missing)
+            left = (time.monotonic() - self.start) / (done - self.there) * len(self.missing)
+            line = _describe(json.loads(path.read_text(encoding="utf-8")))
+            self.report(f"[{done}/{self.total}] {line}; about {_duration(left)} left")
 
 
 def _duration(seconds: float) -> str:
@@ -230,7 +233,7 @@ def main(argv: Sequence[str]) -> int:
         return refuse(parser.prog, error)
     except ImportError as error:
         return refuse(parser.prog, f"{error}: install the extra, pip install 'hf-lpwd[ray]'")
-    print(f"{ends['completed']} runs completed, {ends['failed']} failed; records in {folder}")
+    print(f"{ends['here']} runs done; {ends['completed']} completed and {ends['failed']} failed in {folder}")
     return 1 if ends["failed"] else 0
 
 

@@ -29,7 +29,7 @@ DIGITS_RUN: dict[str, Any] = {
     "image_size=8,patch_size=2,initializer_range=0.125,hidden_dropout_prob=0.0",
     "output_dir": "outputs/digits",
     "augmentation": "none",
-    "num_train_epochs": 25,
+    "num_train_epochs": 40,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 256,
     "learning_rate": 1e-3,
@@ -83,7 +83,7 @@ class ModelArguments:
         metadata={"help": "Image processor, if not model_name_or_path's: a folder or a Hub name."},
     )
     token: str | None = field(
-        default=None, metadata={"help": "Token for the Hub; default: the one of `hf auth login`."}
+        default=None, repr=False, metadata={"help": "Token for the Hub; default: the one of `hf auth login`."}
     )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run model or data set code from the Hub on this machine."}

@@ -116,7 +116,7 @@ def model_card(
         data,
         template_str=resources.files("hf_lpwd.model_cards").joinpath("template.md").read_text("utf-8"),
         name=plain(name),
-        load_as=json.dumps(args.hub_model_id or name),
+        load_as=json.dumps(name),
         base_model=plain(model_id or Path(settings["model_name_or_path"] or "").name),
         dataset=plain(dataset),
         num_classes=len(classes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -126,7 +127,7 @@ def upload(
             before = api.repo_info(url.repo_id, repo_type=repo_type, revision=revision).sha
         commit = api.create_commit(
             url.repo_id,
-            [CommitOperationAdd(name, str(path)) for name, path in files.items()],
+            [CommitOperationAdd(name, _content(path, url.repo_id)) for name, path in files.items()],
             commit_message=message,
             repo_type=repo_type,
             revision=revision,
@@ -135,6 +136,14 @@ def upload(
     except Exception as error:  # each layer beneath fails in its own way, and none of them may end a run
         raise PushError(f"not pushed to {repo_id}: {_why(error)}") from error
     return commit.pr_url or commit.commit_url, commit.oid != before
+
+
+def _content(path: Path, repo_id: str) -> str | bytes:
+    """Returns a file's path; of a card its text, which loads the model by its name on the Hub."""
+    if path.name != "README.md":
+        return str(path)
+    example = r'model=".*"\)  # a folder, or a name on the Hub'
+    return re.sub(example, f'model="{repo_id}")', path.read_text("utf-8")).encode()
 
 
 def _why(error: BaseException) -> str:

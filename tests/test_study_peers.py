@@ -1,0 +1,82 @@
+"""Peers: their rates and steps, worked by hand, and timm's own figures."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from hf_lpwd.optimizer import LayerwiseDecay
+from hf_lpwd.study.decay_callbacks import CautiousDecay, DecayTowardsStart
+from hf_lpwd.study.peers import LAYER_DECAY, apply_peer
+from hf_lpwd.study.run import quiet_run
+
+
+def one_step(callback, gradient):
+    """One step of SGD with lr 0.5 and decay 0.4 (eta lambda = 0.2) on the weights 1, 1, -1, -1, after a
+    start at 2, 2, 2, 2."""
+    layer = nn.Linear(4, 1, bias=False)
+    nn.init.constant_(layer.weight, 2.0)
+    optimizer = LayerwiseDecay(
+        layer.named_parameters(), torch.optim.SGD, timing="wd", lr=0.5, weight_decay=0.4
+    )
+    callback.on_train_begin(None, None, None, model=layer)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 1.0, -1.0, -1.0]]))
+    layer.weight.grad = torch.tensor([gradient])
+    state = SimpleNamespace(global_step=0)
+    callback.on_pre_optimizer_step(None, state, None, optimizer=optimizer)
+    optimizer.step()
+    callback.on_optimizer_step(None, state, None, optimizer=optimizer)
+    return layer.weight.tolist()[0]
+
+
+def test_l2_sp_by_hand():
+    # theta - 0.5 g - 0.2 (theta - 2)
+    assert one_step(DecayTowardsStart(), [0.0, 1.0, 0.0, 1.0]) == pytest.approx([1.2, 0.7, -0.4, -0.9])
+
+
+def test_cautious_decay_by_hand():
+    # theta - 0.5 g - 0.2 theta where g theta >= 0, else theta - 0.5 g
+    assert one_step(CautiousDecay(), [1.0, -1.0, 1.0, 0.0]) == pytest.approx([0.3, 1.5, -1.5, -0.8])
+
+
+DIGITS = ["--weight_decay", "0.1", "--learning_rate", "1e-2", "--decay_timing", "wd"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    with quiet_run(
+        [*DIGITS, "--layer_schedule", "uniform", "--max_train_samples", "100"], "test"
+    ) as prepared:
+        yield prepared
+
+
+def test_layer_wise_learning_rates_are_timms(digits):
+    run, args = digits
+    _, optimizer = apply_peer("layer_wise_lr", run, args)
+    learning_rate = {name: g["lr"] for g in optimizer.param_groups for name in g["param_names"]}
+    decay = {name: g["weight_decay"] for g in optimizer.param_groups for name in g["param_names"]}
+    parameters = run.explanation.parameters
+    assert learning_rate.keys() == parameters.keys()
+    for name, about in parameters.items():
+        assert learning_rate[name] == pytest.approx(1e-2 * LAYER_DECAY ** (5 - about["layer"]), rel=1e-12)
+        assert decay[name] == (0.1 if about["not_decayed"] is None else 0.0)
+
+
+def test_cautious_adamw_is_timms(digits):
+    from timm.optim import AdamWLegacy
+
+    run, args = digits
+    _, optimizer = apply_peer("cautious_adamw", run, args)
+    assert type(optimizer.base) is AdamWLegacy
+    assert all(group["caution"] for group in optimizer.param_groups)
+    assert {group["decay_timing"] for group in optimizer.param_groups} == {"wd"}
+
+
+def test_head_only(digits):
+    run, args = digits
+    changed, optimizer = apply_peer("head_only", run, args)
+    assert optimizer is None
+    assert [layer.rate for layer in changed.explanation.layers] == [0.0] * 5 + [0.1]
+    assert args.layer_schedule == "0.0,0.0,0.0,0.0,0.0,0.1"
