@@ -8,8 +8,8 @@ import time
 from importlib import metadata
 
 import pytest
-from hub_server import Failure, Hub, use_here
-from huggingface_hub import SpaceCard, close_session
+from hub_server import Failure
+from huggingface_hub import SpaceCard
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -87,22 +87,19 @@ def test_what_is_no_run_or_no_space_is_refused(run, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["letter.txt"]
 
 
-def test_it_is_pushed_as_a_space(run, tmp_path, monkeypatch, capsys):
+def test_it_is_pushed_as_a_space(run, hub, tmp_path, capsys):
     argv = ["space", str(run), "--out", str(tmp_path / "space"), "--push", "user/demo", "--private"]
-    with Hub() as hub:
-        use_here(hub, monkeypatch)
-        hub.failures.append(Failure("/commit/", 403))
-        assert main(argv) == 1
-        assert capsys.readouterr().err.splitlines()[-1] == (
-            "hf-lpwd space: error: not pushed to user/demo: this token has no right to write there (403); "
-            "the same command tries again"
-        )
-        hub.failures.clear()
-        assert main(argv) == 0
-        repo = hub.repos["spaces/user/demo"]
-        assert repo.private
-        assert repo.files("main") == {name: (tmp_path / "space" / name).read_bytes() for name in FILES}
-        close_session()
+    hub.failures.append(Failure("/commit/", 403))
+    assert main(argv) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "hf-lpwd space: error: not pushed to user/demo: this token has no right to write there (403); "
+        "the same command tries again"
+    )
+    hub.failures.clear()
+    assert main(argv) == 0
+    repo = hub.repos["spaces/user/demo"]
+    assert repo.private
+    assert repo.files("main") == {name: (tmp_path / "space" / name).read_bytes() for name in FILES}
 
 
 def test_the_tested_gradio_is_the_one_that_the_space_asks_for():

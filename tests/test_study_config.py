@@ -1,9 +1,12 @@
 """A study's file: what runs it stands for, and what is refused in it."""
 
 import json
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from hf_lpwd.decay_groups import TIMINGS
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.config import read_study
 from hf_lpwd.study.methods import method_name
@@ -129,3 +132,20 @@ def test_a_value_that_train_refuses_ends_the_sweep_before_it_begins(read, capsys
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(BadInputError, match="cannot be read"):
         read_study(str(tmp_path / "none.yaml"))
+
+
+def test_names_of_methods():
+    assert method_name({}) == "pwd linear"
+    assert method_name({"decay_timing": "wd", "layer_schedule": "power:3", "match_decay_budget": True}) == (
+        "wd power:3 matched"
+    )
+    assert method_name({"layer_schedule": "uniform", "match_decay_budget": True}) == "pwd uniform"
+    assert method_name({"decay_coupling": "independent"}) == "pwd linear independent"
+    assert method_name({"peer": "head_only", "decay_timing": "wd"}) == "head only"
+
+
+def test_the_study_of_the_replication():
+    specs = read_study(str(Path(__file__).parents[1] / "scripts" / "study_cifar10.yaml"))
+    methods = Counter(method_name(spec.settings) for spec in specs)
+    cells = {f"{timing} {schedule}" for timing in TIMINGS for schedule in ("uniform", "linear")}
+    assert methods == dict.fromkeys(cells, 9) | {"no decay": 3, "linear budget": 9}

@@ -188,6 +188,10 @@ def test_only_common_seeds_are_compared():
     assert compared["b"].difference.value == pytest.approx(0.15)
     assert compared["d"].verdict == "too few seeds"
     assert compared["d"].seeds_needed is None
+    # The differences of b are 0.2 and 0.1.
+    assert compared["b"].seeds_needed == seeds_needed(0.1 / 2**0.5)
+    same = compare_to_baseline({"a": scores["a"], "e": dict(scores["a"])}, "a")["e"]
+    assert (same.verdict, same.p_value, same.seeds_needed) == ("no difference found", 1.0, None)
     with pytest.raises(ValueError, match="baseline is 'e', but the methods are a, b, c, d"):
         compare_to_baseline(scores, "e")
 

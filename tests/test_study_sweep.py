@@ -257,7 +257,6 @@ def test_killed_and_resumed_or_shared_the_records_are_the_same(tmp_path):
 
 @pytest.mark.slow
 def test_on_ray_the_records_are_the_same(tmp_path):
-    pytest.importorskip("ray")
     study = tmp_path / "study.yaml"
     study.write_text(DIGITS.replace("[0, 1, 2]", "[0]"))
     for backend in ("loky", "ray"):

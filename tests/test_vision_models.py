@@ -120,3 +120,19 @@ def test_skeletons_hold_no_weights(name):
 def test_a_config_names_its_own_class(tmp_path):
     ViTConfig(architectures=["ViTModel"], num_hidden_layers=1).save_pretrained(tmp_path)
     assert type(model_skeleton(str(tmp_path))).__name__ == "ViTForImageClassification"
+
+
+@pytest.mark.parametrize("model_type", ["convnext", "convnextv2", "resnet", "swin", "vit"])
+def test_a_model_with_another_number_of_stages_can_be_loaded_again(tmp_path, model_type):
+    depth = {"vit": "num_hidden_layers=2", "swin": "depths=[1,1],num_heads=[1,2],embed_dim=8,window_size=2"}
+    overrides = depth.get(
+        model_type, "depths=[1,1],hidden_sizes=[8,16]" + ",num_stages=2" * ("next" in model_type)
+    )
+    args = ModelArguments(model_type=model_type, config_overrides=f"{overrides},image_size=32")
+    model, _ = load_model_and_processor(args, ["a", "b"])
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert loaded.config.to_diff_dict() == model.config.to_diff_dict()
+    assert loaded.config.id2label == {0: "a", 1: "b"}
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded.eval()(images).logits, model.eval()(images).logits)

@@ -42,8 +42,10 @@ def method_name(settings: Mapping[str, Any]) -> str:
     """Names the method of a run's settings: a peer, or timing and schedule: ``"pwd linear"``."""
     if "peer" in settings:
         return str(settings["peer"]).replace("_", " ")
-    name = f"{settings.get('decay_timing', 'pwd')} {settings.get('layer_schedule', 'linear')}"
-    if settings.get("match_decay_budget"):
+    schedule = settings.get("layer_schedule", "linear")
+    name = f"{settings.get('decay_timing', 'pwd')} {schedule}"
+    # A uniform schedule is at its budget as it is.
+    if settings.get("match_decay_budget") and schedule != "uniform":
         name += " matched"
     if settings.get("decay_coupling", "lr") != "lr":
         name += f" {settings['decay_coupling']}"

@@ -107,7 +107,7 @@ def sentence(context: Context, result: MethodResult) -> dict[str, str]:
         f"({CONFIDENCE:.0%} interval {bounds}), {p_value} after Holm's correction, "
         f"{found.num_seeds} seeds."
     )
-    if found.seeds_needed is not None and found.verdict == "no difference found":
+    if found.seeds_needed and found.verdict == "no difference found":
         text += f" To see a true difference of 0.1 points it would take about {found.seeds_needed:,} seeds."
     return {"verdict": found.verdict, "text": text}
 

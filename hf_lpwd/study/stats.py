@@ -45,7 +45,8 @@ class Comparison:
         p_value: Of the paired test, not corrected.
         adjusted_p_value: Holm's, over the table that the comparison belongs to.
         improvement: Probability that a run of the method beats a run of the baseline.
-        seeds_needed: How many seeds it takes to see a difference of 0.1 points; None where unknown.
+        seeds_needed: How many seeds it takes to see a difference of 0.1 points; None where the differences
+            of the seeds do not vary, or there is one.
         verdict: In words, at the confidence asked for.
     """
 
@@ -243,6 +244,7 @@ def compare_to_baseline(
     comparisons = {}
     for (method, (x, y)), p_value, adjusted in zip(pairs.items(), p_values, holm(p_values), strict=True):
         difference = mean_interval(x - y, confidence)
+        std = float((x - y).std(ddof=1)) if len(x) > 1 else 0.0
         comparisons[method] = Comparison(
             num_seeds=len(x),
             difference=difference,
@@ -250,7 +252,7 @@ def compare_to_baseline(
             p_value=p_value,
             adjusted_p_value=float(adjusted),
             improvement=probability_of_improvement(x, y, confidence),
-            seeds_needed=seeds_needed(float((x - y).std(ddof=1))) if len(x) > 1 else None,
+            seeds_needed=seeds_needed(std) if std > 1e-12 else None,
             verdict=_verdict(difference.value, float(adjusted), confidence),
         )
     return comparisons

@@ -200,7 +200,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs `hf-lpwd sweep`.
 
     Returns:
-        The exit code: 0; 1 if runs failed, whose records say why; 2 where the input is at fault.
+        The exit code: 0; 1 if runs failed, whose records say why; 2 where the input is at fault; 130 if
+        interrupted.
     """
     parser = OneLineParser(
         prog="hf-lpwd sweep",
@@ -231,6 +232,9 @@ def main(argv: Sequence[str]) -> int:
         )
     except (BadInputError, OSError) as error:
         return refuse(parser.prog, error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this ended", file=sys.stderr)
+        return 130
     except ImportError as error:
         return refuse(parser.prog, f"{error}: install the extra, pip install 'hf-lpwd[ray]'")
     print(f"{ends['here']} runs done; {ends['completed']} completed and {ends['failed']} failed in {folder}")

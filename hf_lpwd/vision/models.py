@@ -17,6 +17,8 @@ from hf_lpwd.vision.arguments import ModelArguments, parse_overrides
 
 #: Side in pixels of the pictures of a model whose configuration does not say.
 DEFAULT_IMAGE_SIZE = 224
+#: What a configuration derives from the number of its stages.
+_STAGES = ("stage_names", "out_features", "out_indices")
 
 
 def load_model_and_processor(args: ModelArguments, class_names: list[str]) -> tuple[nn.Module, Any]:
@@ -114,7 +116,13 @@ def _config_from_scratch(args: ModelArguments, labels: dict[str, Any]) -> tuple[
             )
         )
     image_size = _apply_overrides(config, args.config_overrides)
-    return config, image_size
+    # Made anew: a backbone's stage names follow from its depths, and stale ones could be saved, not loaded.
+    settings = {key: value for key, value in config.to_dict().items() if key not in _STAGES}
+    try:
+        return type(config).from_dict(settings), image_size
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"no {config.model_type} can be made with these settings: {why}") from error
 
 
 def _apply_overrides(config: PreTrainedConfig, text: str | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -206,8 +207,10 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = make_parser()
     args = parser.parse_args(argv)
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     folder = Path(args.output_dir)
     try:
         validate_repo_id(args.repo_id)
