@@ -88,7 +88,7 @@ def difference(history, expected):
     )
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: "callable" if callable(s) else str(s))
 @pytest.mark.parametrize(("timing", "coupling"), SETTINGS)
 @pytest.mark.parametrize("name", BASES)
 def test_every_step_equals_the_reference(name, timing, coupling, schedule):
