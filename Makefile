@@ -3,7 +3,7 @@ BIN := .venv/bin
 # One test process a core, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: train test test-slow style quality
+.PHONY: train test test-slow test-deepspeed style quality
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -18,6 +18,15 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(PYTEST) -m slow
+
+# Apart from the environment, because accelerate imports DeepSpeed into every run where it finds it.
+.deepspeed: .venv/installed
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $@ \
+		deepspeed hjson py-cpuinfo msgpack pydantic pydantic-core annotated-types typing-inspection einops
+
+test-deepspeed: .deepspeed
+	OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONPATH=.deepspeed $(BIN)/python -m torch.distributed.run \
+		--standalone --nproc_per_node 2 tests/deepspeed_run.py
 
 style: .venv/installed
 	$(BIN)/ruff format .

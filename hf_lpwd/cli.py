@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Without the program's name; default `sys.argv[1:]`.
 
     Returns:
-        The exit code; 2 for bad input.
+        The exit code; 2 for bad input, 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -117,4 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if command not in _COMMANDS:
         return refuse("hf-lpwd", unknown("command", command, _COMMANDS))
-    return _COMMANDS[command][0](rest)
+    try:
+        return _COMMANDS[command][0](rest)
+    except KeyboardInterrupt:
+        print(f"hf-lpwd {command}: stopped by SIGINT", file=sys.stderr)
+        return 130

@@ -23,6 +23,11 @@ from hf_lpwd.schedules import check_rate
 TIMINGS: tuple[str, ...] = ("l2", "wd", "rwd", "pwd")
 COUPLINGS: tuple[str, ...] = ("lr", "independent")
 
+PWD_UNDER_DEEPSPEED = (
+    "timing 'pwd' changes the weights before the forward pass, but DeepSpeed uses its own copy of them "
+    "there: use 'rwd', the same walk over the weights shifted by one decay"
+)
+
 
 def check_timing(timing: str, coupling: str = "lr") -> None:
     """Raises a ValueError unless `timing` and `coupling` exist and go together."""
@@ -58,6 +63,12 @@ def check_group(group: dict[str, Any]) -> None:
     """Raises a ValueError that names what is wrong with the settings of a `completed` group."""
     check_timing(group["decay_timing"], group["decay_coupling"])
     shrinkage(group)
+
+
+def check_own_weights(group: dict[str, Any]) -> None:
+    """Raises a RuntimeError if the group holds flattened copies in place of the model's own parameters."""
+    if len(group.get("param_names", group["params"])) != len(group["params"]):
+        raise RuntimeError(PWD_UNDER_DEEPSPEED)
 
 
 def shrinkage(group: dict[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hf_lpwd.base_optimizer import allocates_state, check_base, division_of_work
-from hf_lpwd.decay_groups import check_group, check_same_run, completed, shrinkage
+from hf_lpwd.decay_groups import check_group, check_own_weights, check_same_run, completed, shrinkage
 from hf_lpwd.low_precision import by_precision, warn_of_vanishing_rates
 
 
@@ -137,9 +137,11 @@ class LayerwiseDecay(Optimizer):
 
         Raises:
             ValueError: A group's shrinkage is not in [0, 1).
+            RuntimeError: Timing ``pwd`` under DeepSpeed, where the optimizer holds copies of the weights.
         """
         waiting = [g for g in self.param_groups if g["decay_timing"] == "pwd" and not g["decay_applied"]]
         for group, share in [(group, shrinkage(group)) for group in waiting]:
+            check_own_weights(group)
             trained = [p for p in group["params"] if p.requires_grad]
             for part, due in by_precision(trained, group, share):
                 torch._foreach_mul_(part, 1.0 - due)

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel, Trainer
 from transformers.utils import CONFIG_NAME
 
 from hf_lpwd.base_optimizer import has_fused_kernel
+from hf_lpwd.checkpoints import WholeCheckpointsMixin
+from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
 from hf_lpwd.factory import create_lpwd_optimizer
 from hf_lpwd.layer_log import QUIET, LayerLog
 from hf_lpwd.layers import LayerMap, layer_index_map
@@ -24,12 +26,13 @@ else:
     _Base = object
 
 
-class LPWDTrainerMixin(_Base):
+class LPWDTrainerMixin(WholeCheckpointsMixin, _Base):
     """Gives any `Trainer` subclass layer-wise weight decay: ``class Mine(LPWDTrainerMixin, Seq2SeqTrainer)``.
 
     The base optimizer is `args.optim`, or the class in `optimizer_cls_and_kwargs`; the decay is that of
     `LPWDTrainingArguments`. At `logging_steps` each layer's rate, weight norm and ratio of gradient norm to
-    weight norm go to the Trainer's logs; see `hf_lpwd.layer_log.layer_values`.
+    weight norm go to the Trainer's logs; see `hf_lpwd.layer_log.layer_values`. Checkpoints are whole or not
+    there; see `hf_lpwd.checkpoints`.
 
     Attributes:
         layer_map: The layer index of each parameter, from the start of training on.
@@ -53,10 +56,7 @@ class LPWDTrainerMixin(_Base):
                 "of the arguments: pass its class in `optimizer_cls_and_kwargs`"
             )
         if self.is_deepspeed_enabled and self.args.decay_timing == "pwd":
-            raise ValueError(
-                "decay_timing 'pwd' changes the weights before the forward pass, but DeepSpeed uses its own "
-                "copy of them there: use 'rwd', the same walk over the weights shifted by one decay"
-            )
+            raise ValueError(PWD_UNDER_DEEPSPEED)
         self.add_callback(self._layer_log)
         callbacks = self.callback_handler.callbacks
         callbacks[:] = [QUIET[type(c)]() if type(c) in QUIET else c for c in callbacks]

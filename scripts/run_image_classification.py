@@ -2,7 +2,13 @@
 
 import sys
 
+import torch.distributed
+
 from hf_lpwd.cli import train
 
 if __name__ == "__main__":
-    sys.exit(train(sys.argv[1:], prog="run_image_classification.py"))
+    code = train(sys.argv[1:], prog="run_image_classification.py")
+    # Left to the interpreter, the threads of a process group now and then abort the process at its end.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    sys.exit(code)

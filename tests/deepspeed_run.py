@@ -81,7 +81,10 @@ def check(stage, optimizer_cls, timing, coupling, folder):
 
 
 def check_that_pwd_raises(stage):
-    engine = initialize(*build(torch.optim.AdamW, "pwd"), stage)
+    model, optimizer = build(torch.optim.AdamW, "pwd")
+    engine = initialize(model, optimizer, stage)
+    with pytest.raises(RuntimeError, match="DeepSpeed uses its own copy of them there: use 'rwd'"):
+        optimizer.train()
     with pytest.raises(RuntimeError, match="use timing 'rwd', which needs no call"):
         train(engine, range(1))
 

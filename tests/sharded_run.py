@@ -1,4 +1,7 @@
-"""Run by test_sharded.py in two processes: FSDP2 training against training in one process."""
+"""Run by test_sharded.py in two processes: training with FSDP2 and DDP against training in one process.
+
+FSDP2 by torch's `fully_shard`, and by accelerate, which on CPUs has to be told that it is in use.
+"""
 
 import copy
 import os
@@ -6,6 +9,9 @@ import os
 import tiny_models
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -13,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from hf_lpwd.factory import create_lpwd_optimizer
 from hf_lpwd.layer_log import layer_values
@@ -70,15 +77,74 @@ def check(rank, optimizer_cls, timing, coupling):
         assert torch.equal(a.full_tensor(), b.full_tensor())
 
 
+def largest_difference(whole, trained):
+    differences = []
+    for a, b in zip(whole.parameters(), trained.parameters(), strict=True):
+        b = b.full_tensor() if hasattr(b, "full_tensor") else b
+        differences.append((a - b).abs().max().item())
+    assert max(differences) < 3e-6
+    return max(differences)
+
+
+def check_ddp(rank, optimizer_cls, timing, coupling):
+    whole, whole_optimizer, _ = build(optimizer_cls, timing, coupling, sharded=False)
+    train(whole, whole_optimizer, range(6))
+    model, optimizer, _ = build(optimizer_cls, timing, coupling, sharded=False)
+    train(DistributedDataParallel(model), optimizer, range(6), rank)
+    return largest_difference(whole, model)
+
+
+def check_accelerate(rank, optimizer_cls, timing, coupling):
+    """With windows of two batches and clipping; accelerate swaps the tensors in the optimizer's groups."""
+    whole, whole_optimizer, _ = build(optimizer_cls, timing, coupling, sharded=False)
+    for step in range(0, 6, 2):
+        whole_optimizer.train()
+        for batch in BATCHES[step : step + 2]:
+            (whole(batch).square().mean() / 2).backward()
+        torch.nn.utils.clip_grad_norm_(whole.parameters(), 0.5)
+        whole_optimizer.step()
+        whole_optimizer.zero_grad()
+    model, optimizer, _ = build(optimizer_cls, timing, coupling, sharded=False)
+    accelerator = fsdp2_accelerator()
+    model, optimizer = accelerator.prepare(model, optimizer)
+    assert all(hasattr(p, "full_tensor") for group in optimizer.param_groups for p in group["params"])
+    for step in range(6):
+        with accelerator.accumulate(model):
+            optimizer.train()
+            accelerator.backward(model(BATCHES[step, 4 * rank : 4 * rank + 4]).square().mean())
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+    return largest_difference(whole, model)
+
+
+def fsdp2_accelerator():
+    AcceleratorState._reset_state()
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["ResidualBlock"],
+        cpu_ram_efficient_loading=False,
+    )
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    assert accelerator.num_processes == 2
+    accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
+    return accelerator
+
+
 def main():
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     assert dist.get_world_size() == 2
     for timing, coupling in SETTINGS:
         for optimizer_cls in (torch.optim.AdamW, torch.optim.SGD):
-            check(rank, optimizer_cls, timing, coupling)
+            setting = optimizer_cls, timing, coupling
+            check(rank, *setting)
+            ddp, fsdp2 = check_ddp(rank, *setting), check_accelerate(rank, *setting)
             if rank == 0:
-                print("equal:", optimizer_cls.__name__, timing, coupling, flush=True)
+                name = optimizer_cls.__name__
+                print(f"equal: {name} {timing} {coupling}: DDP {ddp:.1e}, FSDP2 {fsdp2:.1e}", flush=True)
     # All is checked. Left to the interpreter, gloo's threads now and then abort the process at its end.
     dist.barrier()
     os._exit(0)

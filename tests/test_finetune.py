@@ -199,7 +199,6 @@ def test_fine_tuning_a_local_model(digits_run, tmp_path, capsys):
         ),
         (["--layer_schedule", "0,0.1"], "schedule lists 2 rates, but the model has 6 layer indices"),
         (["--no_decay_pattern", "nothing"], "no_decay pattern 'nothing' matches no parameter"),
-        (["--resume_from_checkpoint", "True"], "has no checkpoint"),
         (["--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint is 'nowhere'"),
     ],
 )

@@ -1,7 +1,8 @@
 import pytest
+from pictures import CLASSES, load_from_parquet, table
 
 from hf_lpwd.vision.arguments import parse_args
-from hf_lpwd.vision.run_folder import RECORD, check_output_dir, run_settings, write_record
+from hf_lpwd.vision.run_folder import RECORD, check_output_dir, data_settings, run_settings, write_record
 
 
 def settings_of(*argv):
@@ -33,13 +34,31 @@ def test_an_empty_or_new_folder_and_the_same_run_are_right(tmp_path):
         ),
         (["--decay_timing", "wd"], "its decay_timing is 'pwd', now 'wd'"),
         (["--seed", "1", "--weight_decay", "0.5"], r"\(and 1 other settings\)"),
-        (["--dataset_name", "beans"], "holds another run"),
+        (["--dataset_name", "beans"], "its dataset_name is None, now 'beans'"),
+        (["--model_name_or_path", "some/model"], "its model_name_or_path is None, now 'some/model'"),
+        (["--num_train_epochs", "7"], "now 7.0: a run cannot be extended, name another folder"),
     ],
 )
 def test_another_run_is_refused(tmp_path, flags, message):
     write_record(str(tmp_path), settings_of())
     with pytest.raises(ValueError, match=message):
         check_output_dir(str(tmp_path), settings_of(*flags))
+
+
+def test_a_data_set_of_the_same_name_with_other_rows_or_classes_is_refused(tmp_path):
+    def settings(folder, labels):
+        (tmp_path / folder).mkdir()
+        splits = load_from_parquet(tmp_path / folder, {"train": table(labels, feature=CLASSES)})
+        return settings_of() | data_settings(splits)
+
+    then = settings("then", [0, 1] * 4)
+    assert (then["class_names"], then["rows"]) == (["cat", "dog"], {"train": 8})
+    write_record(str(tmp_path / "run"), then)
+    check_output_dir(str(tmp_path / "run"), then)
+    with pytest.raises(ValueError, match=r"its rows is \{'train': 8\}, now \{'train': 10\}: name another"):
+        check_output_dir(str(tmp_path / "run"), settings("now", [0, 1] * 5))
+    with pytest.raises(ValueError, match=r"class_names is \['cat', 'dog'\], now \['cat', 'cow'\]"):
+        check_output_dir(str(tmp_path / "run"), then | {"class_names": ["cat", "cow"]})
 
 
 def test_foreign_folders_are_refused(tmp_path):

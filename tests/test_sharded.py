@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_two_processes_with_fsdp2_train_and_resume_as_one():
+def test_two_processes_with_fsdp2_and_ddp_train_and_resume_as_one():
     script = Path(__file__).with_name("sharded_run.py")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run(

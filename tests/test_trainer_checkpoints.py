@@ -1,12 +1,31 @@
 """Saving, loading and resuming with `LPWDTrainer`."""
 
+import errno
+import json
+import shutil
+import signal
+from pathlib import Path
+
 import pytest
 import torch
-from small_trainers import TIMINGS, Images, assert_same, make_model, make_trainer, trained, weights
+from small_trainers import (
+    TIMINGS,
+    Images,
+    assert_same,
+    make_model,
+    make_trainer,
+    stock_trainer,
+    trained,
+    weights,
+)
 from transformers import (
     TrainerCallback,
     ViTForImageClassification,
 )
+
+from hf_lpwd import checkpoints
+from hf_lpwd.interruption import Interrupted, StopOnSignal
+from hf_lpwd.trainer import LPWDTrainer
 
 
 class Evaluated(TrainerCallback):
@@ -114,3 +133,171 @@ def test_saved_and_loaded_it_predicts_the_same(tmp_path):
     with torch.no_grad():
         logits = loaded(Images(8, seed=1).images).logits
     assert torch.equal(torch.tensor(predictions), logits)
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 5, "decay_timing": "pwd"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run with checkpoints 5, 10, 15 and 20, and its final weights."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, trained(make_trainer(folder, **SAVING))
+
+
+@pytest.fixture
+def run_folder(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def garble(path):
+    path.write_bytes(b"\x00garbage" * (path.stat().st_size // 8) + b"!" * (path.stat().st_size % 8))
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, truncate, garble], ids=["missing", "truncated", "garbage"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "config.json",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(run_folder, name, harm, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(checkpoints.logger, "warning", warnings.append)
+    newest = run_folder / "checkpoint-20"
+    harm(newest / name)
+    assert checkpoints.last_whole(str(run_folder)) == str(run_folder / "checkpoint-15")
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"passed over the damaged checkpoint {newest}: {name} ")
+    assert not newest.exists()
+    assert (run_folder / "damaged-checkpoint-20").is_dir()
+
+
+def test_resuming_goes_on_from_the_last_whole_checkpoint(run_folder, finished):
+    truncate(run_folder / "checkpoint-20" / "optimizer.pt")
+    garble(run_folder / "checkpoint-15" / "model.safetensors")
+    resumed = make_trainer(run_folder, **SAVING)
+    assert_same(trained(resumed, resume_from_checkpoint=True), finished[1])
+    assert resumed._initial_global_step == 10
+    assert checkpoints.damage(str(run_folder / "checkpoint-20")) is None
+
+
+def test_without_a_whole_checkpoint_the_trainer_refuses(run_folder):
+    for step in (5, 10, 15, 20):
+        (run_folder / f"checkpoint-{step}" / "scheduler.pt").unlink()
+    with pytest.raises(ValueError, match="has no whole checkpoint"):
+        make_trainer(run_folder, **SAVING).train(resume_from_checkpoint=True)
+    assert checkpoints.last_whole(str(run_folder / "nowhere")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("model.safetensors", "model.safetensors is missing"),
+        ("scheduler.pt", "scheduler.pt is missing"),
+        ("rng_state.pth", "rng_state.pth is missing"),
+        ("trainer_state.json", "trainer_state.json is missing"),
+    ],
+)
+def test_checkpoints_of_the_stock_trainer_are_judged_by_content(tmp_path, name, fault):
+    stock_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    checkpoint = tmp_path / "checkpoint-2"
+    assert checkpoints.damage(str(checkpoint)) is None
+    (checkpoint / name).rename(tmp_path / "away")
+    assert checkpoints.damage(str(checkpoint)) == fault
+    (tmp_path / "away").rename(checkpoint / name)
+    truncate(checkpoint / name)
+    assert checkpoints.damage(str(checkpoint)).startswith(f"{name} cannot be read (")
+
+
+def test_a_disk_that_is_full_leaves_the_older_checkpoints_as_they_were(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class FillDisk(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 10:
+                monkeypatch.setattr(LPWDTrainer, "_save_scaler", fail)
+
+    with pytest.raises(OSError, match="No space left"):
+        make_trainer(tmp_path, [FillDisk()], **SAVING, save_total_limit=1).train()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+    assert checkpoints.damage(str(tmp_path / "checkpoint-5")) is None
+
+
+def test_what_a_killed_run_left_unfinished_is_removed_at_the_start(run_folder):
+    (run_folder / checkpoints.UNFINISHED / "checkpoint-20").mkdir(parents=True)
+    make_trainer(run_folder, max_steps=1).train()
+    assert not (run_folder / checkpoints.UNFINISHED).exists()
+
+
+def test_the_state_names_the_best_checkpoint_where_it_is(tmp_path):
+    flags = {"eval_strategy": "steps", "eval_steps": 5, "metric_for_best_model": "loss"}
+    make_trainer(tmp_path, **SAVING, **flags, load_best_model_at_end=True).train()
+    for step in (5, 10, 15, 20):
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        best = tmp_path / f"checkpoint-{state['best_global_step']}"
+        assert state["best_model_checkpoint"] == str(best)
+        assert best.is_dir()
+
+
+@pytest.mark.parametrize("save_steps", [1, 3])
+def test_resumed_from_its_last_checkpoint_it_takes_no_further_step(tmp_path, save_steps):
+    """An epoch has three steps: step 4 is the first of the second one."""
+    flags = {**SAVING, "max_steps": 4, "save_steps": save_steps}
+    whole = trained(make_trainer(tmp_path, **flags))
+    resumed = make_trainer(tmp_path, **flags)
+    assert_same(trained(resumed, resume_from_checkpoint=True), whole)
+    assert resumed.state.global_step == 4
+
+
+class Signal(TrainerCallback):
+    def __init__(self, step, signum):
+        self.step, self.signum = step, signum
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.step:
+            signal.raise_signal(self.signum)
+
+
+@pytest.mark.parametrize(
+    ("step", "strategy"), [(4, "steps"), (4, "epoch"), (6, "epoch"), (6, "no"), (20, "steps"), (20, "epoch")]
+)
+def test_stopped_by_a_signal_it_resumes_exactly(tmp_path, step, strategy):
+    """Step 4 is amid an epoch, 6 an epoch's last one, 20 the run's."""
+    flags = {"save_strategy": strategy, "save_steps": 4, "eval_strategy": strategy, "eval_steps": 4}
+    flags |= {"load_best_model_at_end": strategy != "no", "metric_for_best_model": "loss", "warmup_steps": 1}
+    whole_run = make_trainer(tmp_path / "whole", **flags)
+    whole = trained(whole_run)
+    stop = StopOnSignal()
+    stopped = make_trainer(tmp_path / "run", [Signal(step, signal.SIGTERM), stop], **flags)
+    with stop, pytest.raises(Interrupted) as end:
+        stopped.train()
+    assert (end.value.code, end.value.checkpoint) == (143, str(tmp_path / "run" / f"checkpoint-{step}"))
+    resumed = make_trainer(tmp_path / "run", **flags)
+    assert_same(trained(resumed, resume_from_checkpoint=True), whole)
+    losses = [
+        [(entry["step"], entry["eval_loss"]) for entry in trainer.state.log_history if "eval_loss" in entry]
+        for trainer in (whole_run, resumed)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not(tmp_path):
+    stop = StopOnSignal()
+    callbacks = [Signal(4, signal.SIGTERM), Signal(4, signal.SIGTERM), Signal(4, signal.SIGINT), stop]
+    trainer = make_trainer(tmp_path, callbacks, **SAVING)
+    with stop, pytest.raises(Interrupted) as end:
+        trainer.train()
+    assert (end.value.code, end.value.checkpoint) == (130, None)
+    assert not list(tmp_path.iterdir())

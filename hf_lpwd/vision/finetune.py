@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,12 +11,13 @@ from typing import Any
 import datasets
 from torch import nn
 from transformers import TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from hf_lpwd.checkpoints import damage
 from hf_lpwd.decay_groups import shrinkage
 from hf_lpwd.explain import Explanation, explain
 from hf_lpwd.files import write_bytes, write_json
+from hf_lpwd.interruption import Interrupted, StopOnSignal
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.schedules import parse_schedule
 from hf_lpwd.trainer import LPWDTrainer
@@ -30,7 +30,7 @@ from hf_lpwd.vision.images import BadImageError, EpochCallback, ImageDataset, co
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.models import load_model_and_processor
 from hf_lpwd.vision.push_callback import PushCallback
-from hf_lpwd.vision.run_folder import check_output_dir, run_settings, write_record
+from hf_lpwd.vision.run_folder import check_output_dir, data_settings, run_settings, write_record
 
 #: Split -> what `Trainer` puts before the names of its metrics.
 PREFIXES = {"validation": "eval", "test": "test"}
@@ -67,6 +67,7 @@ def finetune(
     Raises:
         BadInputError: Something in the input is wrong; the message says what.
         PushError: The run is done and saved, but was not uploaded as `push_to_hub` wants it.
+        Interrupted: Ctrl-C or SIGTERM; a line on standard error says how to go on.
     """
     logging.set_verbosity(training_args.get_process_log_level())
     # One bar for each saved file would break up the bar of the training.
@@ -74,12 +75,29 @@ def finetune(
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
+        with StopOnSignal() as stop:
+            _finetune(model_args, data_args, training_args, argv, stop)
+    except Interrupted as end:
+        if training_args.process_index == 0:
+            print(f"hf-lpwd train: {end}", file=sys.stderr)
+        raise
+
+
+def _finetune(
+    model_args: ModelArguments,
+    data_args: DataTrainingArguments,
+    training_args: ImageTrainingArguments,
+    argv: Sequence[str],
+    stop: StopOnSignal,
+) -> None:
+    try:
         push = PushCallback(training_args, model_args.token) if training_args.push_to_hub else None
         run = prepare(model_args, data_args, training_args)
     except ValueError as error:
         raise BadInputError(str(error)) from error
     try:
-        trainer, metrics = train_and_evaluate(run, training_args, [push] if push else [])
+        # The push comes first, so that it sees the last checkpoint of a stopped run.
+        trainer, metrics = train_and_evaluate(run, training_args, [push, stop] if push else [stop])
     except BadImageError as error:
         # From a worker it comes with a traceback, which ends with the error.
         raise BadInputError(
@@ -106,6 +124,8 @@ def prepare(
     splits = load_splits(
         data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token
     )
+    settings |= data_settings(splits)
+    check_output_dir(str(training_args.output_dir), settings)
     # The model's initial weights depend on the seed alone, not on what loading the data drew.
     set_seed(training_args.seed)
     model, processor = load_model_and_processor(model_args, splits.class_names)
@@ -179,7 +199,7 @@ def train_and_evaluate(
             logger.warning("weight_decay is 0, so that nothing decays: set --weight_decay, e.g. to 0.05")
         if trainer.is_world_process_zero():
             write_record(str(args.output_dir), run.settings)
-        result = trainer.train(resume_from_checkpoint=_checkpoint(args))
+        result = trainer.train(resume_from_checkpoint=_resume_from(trainer, args))
         trainer.save_model()
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
@@ -218,11 +238,23 @@ def _checkpoint(args: ImageTrainingArguments) -> str | bool | None:
 
 def _check_resumable(args: ImageTrainingArguments) -> None:
     checkpoint = _checkpoint(args)
-    folder = str(args.output_dir)
-    if checkpoint is True and not (os.path.isdir(folder) and get_last_checkpoint(folder)):
-        raise ValueError(f"resume_from_checkpoint is True, but {args.output_dir} has no checkpoint")
-    if isinstance(checkpoint, str) and not (Path(checkpoint) / "trainer_state.json").exists():
-        raise ValueError(f"resume_from_checkpoint is {checkpoint!r}, but no checkpoint is there")
+    if isinstance(checkpoint, str):
+        if not Path(checkpoint).is_dir():
+            raise ValueError(f"resume_from_checkpoint is {checkpoint!r}, but no checkpoint is there")
+        fault = damage(checkpoint)
+        if fault is not None:
+            raise ValueError(f"resume_from_checkpoint is {checkpoint!r}, which is not whole: {fault}")
+
+
+def _resume_from(trainer: LPWDTrainer, args: ImageTrainingArguments) -> str | None:
+    """Returns the checkpoint to go on from; a run killed before its first one starts anew by itself."""
+    checkpoint = _checkpoint(args)
+    if checkpoint is not True:
+        return checkpoint or None
+    found = trainer.last_whole_checkpoint()
+    if found is None:
+        logger.warning(f"{args.output_dir} has no whole checkpoint: the run starts from the beginning")
+    return found
 
 
 def _closing_line(run: Run, metrics: dict[str, dict[str, float]], output_dir: str | None) -> str:

@@ -10,11 +10,14 @@ from typing import Any
 
 from hf_lpwd.files import write_json
 from hf_lpwd.vision.arguments import ImageTrainingArguments, ModelArguments
+from hf_lpwd.vision.data import Splits
 from hf_lpwd.vision.data_args import DataTrainingArguments
 
 RECORD = "run_settings.json"
 
 _NOT_THE_RUN = {"cache_dir", "token", "trust_remote_code"}
+_ABOVE_ALL = ("dataset_name", "train_dir", "model_name_or_path", "model_type")
+_LENGTH = {"num_train_epochs", "max_steps"}
 _OF_THE_RUN = (
     "weight_decay",
     "decay_timing",
@@ -59,12 +62,17 @@ def run_settings(
     return json.loads(json.dumps(settings, default=str))
 
 
+def data_settings(splits: Splits) -> dict[str, Any]:
+    """Returns what tells a data set from another one of the same name: its classes and its rows per split."""
+    return {"class_names": splits.class_names, "rows": splits.source_sizes}
+
+
 def check_output_dir(output_dir: str, settings: Mapping[str, Any]) -> None:
     """Raises a ValueError if `output_dir` holds something else than the run of these settings.
 
     Args:
         output_dir: A folder, there or not.
-        settings: From `run_settings`.
+        settings: From `run_settings` and, once the data is loaded, `data_settings`.
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
@@ -82,12 +90,20 @@ def check_output_dir(output_dir: str, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"{record} cannot be read ({error}): name another output_dir") from None
     changed = [name for name in settings if there.get(name) != settings[name]]
     if changed:
-        name = changed[0]
+        # Another data set or model brings other defaults with it.
+        name = next((name for name in _ABOVE_ALL if name in changed), changed[0])
+        then, now = (_short(repr(values.get(name))) for values in (there, settings))
         others = f" (and {len(changed) - 1} other settings)" if len(changed) > 1 else ""
+        # The learning rate of each step depends on how many there will be.
+        why = "a run cannot be extended, " if name in _LENGTH else ""
         raise ValueError(
-            f"output_dir {output_dir} holds another run: its {name} is {there.get(name)!r}, "
-            f"now {settings[name]!r}{others}: name another folder"
+            f"output_dir {output_dir} holds another run: its {name} is {then}, "
+            f"now {now}{others}: {why}name another folder"
         )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def write_record(output_dir: str, settings: Mapping[str, Any]) -> None:

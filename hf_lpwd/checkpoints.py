@@ -1,0 +1,229 @@
+"""Checkpoints of a `Trainer` that are whole or not there, however a run ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+from transformers.utils import logging
+
+from hf_lpwd.files import write_json
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+#: In each checkpoint: the size in bytes of every file that was saved, by name.
+FILE_SIZES = "checkpoint_files.json"
+#: Folder in which a checkpoint is written before it gets its name; a killed run can leave it behind.
+UNFINISHED = ".unfinished"
+
+logger = logging.get_logger(__name__)
+
+
+class WholeCheckpointsMixin(_Base):
+    """Saves each checkpoint under another name and renames it when it is whole; resumes only from whole ones.
+
+    `Trainer` alone writes into ``checkpoint-N`` file by file, so that a run killed meanwhile leaves a folder
+    from which it cannot go on.
+    """
+
+    #: While a checkpoint is written, the folder in which it is.
+    _unfinished: str | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains as `Trainer.train` does.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder, or True for `last_whole_checkpoint`.
+            *args: For `Trainer.train`, as are `kwargs`.
+            **kwargs: See `args`.
+
+        Raises:
+            ValueError: There is no whole checkpoint.
+        """
+        if self.is_local_process_zero():
+            shutil.rmtree(os.path.join(str(self.args.output_dir), UNFINISHED), ignore_errors=True)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self.last_whole_checkpoint()
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"resume_from_checkpoint is True, but {self.args.output_dir} has no whole checkpoint"
+                )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def last_whole_checkpoint(self) -> str | None:
+        """Returns the newest whole checkpoint in `output_dir`, agreed on by all processes, or None."""
+        found = last_whole(str(self.args.output_dir)) if self.is_world_process_zero() else None
+        return broadcast_object_list([found])[0]
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Resumed from its last checkpoint amid an epoch, Trainer would take one step more than max_steps.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._unfinished or super()._get_output_dir(trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Uploads run on in the background, and have to find the checkpoint at its own place.
+        if self._unfinished is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run_dir = Path(super()._get_output_dir(trial))
+        unfinished = run_dir / UNFINISHED
+        checkpoint = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.is_local_process_zero():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            self._unfinished = str(unfinished)
+            super()._save_checkpoint(model, trial)
+            if self.state.best_global_step:
+                best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+                if best == checkpoint or best.is_dir():
+                    self.state.best_model_checkpoint = str(best)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(str(unfinished / checkpoint.name / TRAINER_STATE_NAME))
+            # The second turn is for machines that do not share the first one's disk.
+            for my_turn in (self.args.should_save, self.is_local_process_zero()):
+                if my_turn and (unfinished / checkpoint.name).is_dir():
+                    finish(unfinished / checkpoint.name, checkpoint)
+                self.accelerator.wait_for_everyone()
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        finally:
+            self._unfinished = None
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(run_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+
+def finish(written: Path, checkpoint: Path) -> None:
+    """Records the files of a checkpoint, brings them to the disk, and renames their folder.
+
+    Args:
+        written: ``UNFINISHED/checkpoint-N``; the folder around it is removed.
+        checkpoint: The name to give it; what has that name already is replaced.
+    """
+    files = sorted(path for path in written.rglob("*") if path.is_file())
+    for path in files:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    sizes = {path.relative_to(written).as_posix(): path.stat().st_size for path in files}
+    write_json(written / FILE_SIZES, sizes)
+    if checkpoint.exists():
+        checkpoint.rename(written.parent / "replaced")
+    written.rename(checkpoint)
+    shutil.rmtree(written.parent, ignore_errors=True)
+
+
+def last_whole(output_dir: str) -> str | None:
+    """Returns the newest whole checkpoint in a folder, or None.
+
+    A damaged one is moved out of the way, to ``damaged-checkpoint-N``; a warning says what is wrong with it.
+    """
+    while os.path.isdir(output_dir) and (checkpoint := get_last_checkpoint(output_dir)) is not None:
+        fault = damage(checkpoint)
+        if fault is None:
+            return checkpoint
+        aside = os.path.join(output_dir, f"damaged-{os.path.basename(checkpoint)}")
+        logger.warning(f"passed over the damaged checkpoint {checkpoint}: {fault}; it is now {aside}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(checkpoint, aside)
+    return None
+
+
+def damage(checkpoint: str) -> str | None:
+    """Says what is wrong with a checkpoint's files, or returns None if it is whole.
+
+    A checkpoint of this package names its files and their sizes. The stock Trainer writes its state last, so
+    that the others are there if this one is. In both, safetensors, zip and JSON files are checked.
+    """
+    folder = Path(checkpoint)
+    name = FILE_SIZES
+    try:
+        recorded = (folder / FILE_SIZES).exists()
+        sizes = _sizes(folder / FILE_SIZES) if recorded else dict.fromkeys(_of_stock_trainer(folder))
+        for name, size in sizes.items():
+            found = (folder / name).stat().st_size
+            if size is not None and found != size:
+                return f"{name} has {found} bytes instead of {size}"
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and path.suffix in _CHECKS:
+                _CHECKS[path.suffix](path)
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, SafetensorError) as error:
+        return f"{name} cannot be read ({' '.join(str(error).split())})"
+    return None
+
+
+def _sizes(path: Path) -> dict[str, int | None]:
+    sizes = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(sizes, dict):
+        raise ValueError("not a JSON object")
+    return sizes
+
+
+def _of_stock_trainer(folder: Path) -> list[str]:
+    """Names what must be there where no list was saved."""
+    names = [TRAINER_STATE_NAME]
+    if not any(folder.glob("*model*")) and not any(folder.glob("global_step*")):
+        names.append("model.safetensors")
+    for index in folder.glob("*.index.json"):
+        names += sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    states = ("optimizer.pt", "scheduler.pt")
+    if any((folder / name).exists() for name in states):
+        names += states
+        if not any(folder.glob("rng_state*.pth")):
+            names.append("rng_state.pth")
+    return names
+
+
+def _check_zip(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        bad = archive.testzip()
+    if bad is not None:
+        raise ValueError(f"its part {bad} is damaged")
+
+
+def _check_safetensors(path: Path) -> None:
+    with safe_open(path, "pt"):
+        pass
+
+
+def _check_json(path: Path) -> None:
+    json.loads(path.read_text(encoding="utf-8"))
+
+
+_CHECKS: dict[str, Callable[[Path], None]] = {
+    ".safetensors": _check_safetensors,
+    ".pt": _check_zip,
+    ".pth": _check_zip,
+    ".bin": _check_zip,
+    ".json": _check_json,
+}

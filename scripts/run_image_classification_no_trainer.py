@@ -1,0 +1,270 @@
+"""Fine-tunes an image classifier in a training loop of one's own with accelerate, without the Trainer.
+
+The flags are those of transformers' script of the same name, and four for the decay. What layer-wise weight
+decay adds to such a loop are the lines marked LPWD. Without a data set and a model it trains a small ViT on
+scikit-learn's digits.
+
+    accelerate launch scripts/run_image_classification_no_trainer.py --dataset_name beans --output_dir beans
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, set_seed
+from torch.utils.data import DataLoader, RandomSampler
+from tqdm import tqdm
+from transformers import EvalPrediction, HfArgumentParser, get_scheduler
+
+from hf_lpwd import create_lpwd_optimizer  # LPWD
+from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
+from hf_lpwd.files import write_json
+from hf_lpwd.messages import BadInputError, OneLineParser, refuse
+from hf_lpwd.schedules import parse_schedule
+from hf_lpwd.vision.arguments import DIGITS_RUN, ModelArguments
+from hf_lpwd.vision.data import load_splits
+from hf_lpwd.vision.data_args import DataTrainingArguments
+from hf_lpwd.vision.images import ImageDataset, collate, default_augmentation
+from hf_lpwd.vision.metrics import compute_metrics
+from hf_lpwd.vision.models import load_model_and_processor
+
+PROG = Path(__file__).name
+# The Trainer reads warmup_steps below 1 as a share; this is a tenth of the steps.
+DIGITS = {**DIGITS_RUN, "num_warmup_steps": 300, "output_dir": "outputs/digits_no_trainer"}
+
+# What a resumed run has to share with its checkpoint, beside the decay, which the optimizer compares.
+SAME_IN_A_RUN = [
+    *("dataset_name", "train_dir", "train_val_split", "max_train_samples", "augmentation", "seed"),
+    *("model_name_or_path", "model_type", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("learning_rate", "lr_scheduler_type", "num_warmup_steps", "max_train_steps"),
+]
+
+
+@dataclass
+class LoopArguments:
+    """How to train."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "Where to store checkpoints and model."})
+    per_device_train_batch_size: int = 8
+    per_device_eval_batch_size: int = 8
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.0
+    decay_timing: str = field(default="pwd", metadata={"help": "l2, wd, rwd or pwd."})
+    layer_schedule: str = field(default="linear", metadata={"help": "uniform, linear, reverse, cosine, ..."})
+    decay_coupling: str = field(default="lr", metadata={"help": "lr or independent."})
+    match_decay_budget: bool = field(default=False, metadata={"help": "Make weight_decay the mean rate."})
+    num_train_epochs: int = 3
+    max_train_steps: int | None = field(default=None, metadata={"help": "Overrides num_train_epochs."})
+    gradient_accumulation_steps: int = 1
+    lr_scheduler_type: str = "linear"
+    num_warmup_steps: int = 0
+    seed: int = 42
+    checkpointing_steps: str | None = field(default=None, metadata={"help": "A number, or 'epoch'."})
+    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "A checkpoint's folder."})
+    with_tracking: bool = False
+    report_to: str = field(default="all", metadata={"help": "The trackers of with_tracking."})
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_token: str | None = None
+
+    def __post_init__(self) -> None:
+        text = self.checkpointing_steps
+        if text not in (None, "epoch") and not (text.isdigit() and int(text)):
+            raise ValueError(f"checkpointing_steps is {text!r}, but must be a number of steps or 'epoch'")
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+
+
+class Parser(OneLineParser, HfArgumentParser):
+    """Reads dataclasses, and says what is wrong in one line."""
+
+
+def parse_args(argv: Sequence[str]) -> tuple[ModelArguments, DataTrainingArguments, LoopArguments]:
+    """Reads the command line."""
+    parser = Parser((ModelArguments, DataTrainingArguments, LoopArguments), prog=PROG, description=__doc__)
+    given = parser.parse_args(argv)
+    if not (given.dataset_name or given.train_dir or given.model_name_or_path or given.model_type):
+        known = vars(given).keys()
+        parser.set_defaults(**{name: value for name, value in DIGITS.items() if name in known})
+    try:
+        arguments = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    if arguments[2].output_dir is None:
+        parser.error("name a folder for the results: --output_dir")
+    return arguments
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains, evaluates after each epoch, reads the test split once, and saves the model."""
+    model_args, data_args, args = parse_args(argv)
+    output_dir = Path(args.output_dir)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=args.report_to if args.with_tracking else None,
+        project_dir=output_dir,
+    )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and args.decay_timing == "pwd":  # LPWD
+        raise BadInputError(PWD_UNDER_DEEPSPEED)  # LPWD
+    if args.with_tracking:
+        tracked = {name: str(value) for name, value in asdict(args).items() if name != "hub_token"}
+        accelerator.init_trackers("image_classification_no_trainer", tracked)
+
+    # One process at a time loads, so that only the first downloads.
+    with accelerator.main_process_first():
+        splits = load_splits(
+            data_args, seed=args.seed, cache_dir=model_args.cache_dir, token=model_args.token
+        )
+        set_seed(args.seed)
+        model, processor = load_model_and_processor(model_args, splits.class_names)
+    augmentation = {"train": data_args.augmentation or default_augmentation(splits)}
+    images, loaders = {}, {}
+    order = torch.Generator()
+    for role in ("train", "validation", "test"):
+        if getattr(splits, role) is None:
+            continue
+        images[role] = ImageDataset.from_split(
+            splits, role, processor, augmentation=augmentation.get(role, "none"), seed=args.seed
+        )
+        size = args.per_device_train_batch_size if role == "train" else args.per_device_eval_batch_size
+        sampler = RandomSampler(images[role], generator=order) if role == "train" else None
+        # A generator of its own, so that a loader draws nothing from the one that drops units out.
+        own = torch.Generator()
+        loader = DataLoader(images[role], size, sampler=sampler, collate_fn=collate, generator=own)
+        loaders[role] = accelerator.prepare(loader)
+
+    optimizer = create_lpwd_optimizer(  # LPWD
+        model,
+        torch.optim.AdamW,
+        lr=args.learning_rate,
+        weight_decay=args.weight_decay,
+        timing=args.decay_timing,  # LPWD
+        schedule=parse_schedule(args.layer_schedule),  # LPWD
+        coupling=args.decay_coupling,  # LPWD
+        match_budget=args.match_decay_budget,  # LPWD
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    # A step is one of the optimizer, whatever the number of processes and of batches in it.
+    steps_per_epoch = math.ceil(len(loaders["train"]) / args.gradient_accumulation_steps)
+    max_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, max_steps)
+    accelerator.register_for_checkpointing(scheduler)
+    values = {**asdict(model_args), **asdict(data_args), **asdict(args), "max_train_steps": max_steps}
+    settings = {name: str(values[name]) for name in SAME_IN_A_RUN} | {"processes": accelerator.num_processes}
+    steps = 0
+    if args.resume_from_checkpoint:
+        steps = read_checkpoint(Path(args.resume_from_checkpoint), settings)
+        accelerator.load_state(args.resume_from_checkpoint)
+
+    bar = tqdm(
+        total=max_steps, initial=steps, disable=not (accelerator.is_main_process and sys.stderr.isatty())
+    )
+    results = {}
+    while steps < max_steps:
+        epoch, step_in_epoch = divmod(steps, steps_per_epoch)
+        # Order and augmentation depend on seed and epoch alone, and are the same in a resumed run.
+        order.manual_seed(args.seed + epoch)
+        loaders["train"].set_epoch(epoch)  # which also tells the data set
+        model.train()
+        losses = torch.zeros(2, device=accelerator.device)
+        done = step_in_epoch * args.gradient_accumulation_steps
+        for batch in accelerator.skip_first_batches(loaders["train"], done) if done else loaders["train"]:
+            with accelerator.accumulate(model):
+                optimizer.train()  # LPWD: here pwd decays, once for each step
+                loss = model(**batch).loss
+                accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses += torch.stack([loss.detach().float(), torch.ones_like(loss, dtype=torch.float32)])
+            if not accelerator.sync_gradients:
+                continue
+            # A step that the fp16 scaler skipped counts, but the schedule waits for it.
+            if not accelerator.optimizer_step_was_skipped:
+                scheduler.step()
+            steps += 1
+            bar.update()
+            if args.checkpointing_steps not in (None, "epoch") and steps % int(args.checkpointing_steps) == 0:
+                write_checkpoint(accelerator, output_dir / f"step_{steps}", settings, steps)
+            if steps == max_steps:
+                break
+        results = evaluate(model, loaders["validation"], accelerator)
+        total, count = accelerator.reduce(losses).tolist()
+        results = {"epoch": epoch + 1, "train_loss": total / count, **results}
+        accelerator.print(f"epoch {epoch + 1}: loss {total / count:.4f}, accuracy {results['accuracy']:.4f}")
+        if args.with_tracking:
+            accelerator.log(results, step=steps)
+        if args.checkpointing_steps == "epoch":
+            write_checkpoint(accelerator, output_dir / f"epoch_{epoch}", settings, steps)
+
+    if "test" in loaders:
+        test = evaluate(model, loaders["test"], accelerator)
+        results |= {f"test_{name}": value for name, value in test.items()}
+        accelerator.print(f"test accuracy {test['accuracy']:.4f}")
+    state = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        final = accelerator.unwrap_model(model)
+        final.save_pretrained(output_dir, state_dict=state)
+        processor.save_pretrained(output_dir)
+        write_json(output_dir / "all_results.json", results)
+        if args.push_to_hub:
+            repo, token = args.hub_model_id or output_dir.name, args.hub_token or model_args.token
+            final.push_to_hub(repo, token=token)
+            processor.push_to_hub(repo, token=token)
+    accelerator.wait_for_everyone()
+    # Also ends the process group, without which a process now and then aborts at its end.
+    accelerator.end_training()
+
+
+def evaluate(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator) -> dict[str, float]:
+    """Returns accuracy, macro F1 and top-5 accuracy; `gather_for_metrics` counts every picture once."""
+    model.eval()
+    outputs = []
+    for batch in loader:
+        with torch.no_grad():
+            logits = model(**batch).logits
+        outputs.append(accelerator.gather_for_metrics((logits.float(), batch["labels"])))
+    logits, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*outputs, strict=True))
+    return compute_metrics(EvalPrediction(predictions=logits, label_ids=labels))
+
+
+def write_checkpoint(accelerator: Accelerator, folder: Path, settings: dict, steps: int) -> None:
+    """Saves everything that a resumed run needs; the folder gets its name when it is whole."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(unfinished)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(unfinished / "run.json", {**settings, "steps": steps})
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(unfinished, folder)
+    accelerator.wait_for_everyone()
+
+
+def read_checkpoint(folder: Path, settings: dict) -> int:
+    """Returns how many steps a checkpoint has; raises a BadInputError if it is none, or of another run."""
+    if not (folder / "run.json").is_file():
+        raise BadInputError(f"resume_from_checkpoint is {str(folder)!r}, but no checkpoint is there")
+    saved = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    for name, now in settings.items():
+        if saved[name] != now:
+            raise BadInputError(f"the checkpoint's run had {name} {saved[name]}, but this one has {now}")
+    return saved["steps"]
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (BadInputError, ValueError) as error:
+        sys.exit(refuse(PROG, error))

@@ -1,0 +1,340 @@
+"""The two scripts: resuming, refusals, one process and two, command lines of transformers' scripts."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from pictures import encode, noise
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from hf_lpwd.messages import BadInputError
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+TRAINER, LOOP = SCRIPTS / "run_image_classification.py", SCRIPTS / "run_image_classification_no_trainer.py"
+TIMINGS = ["l2", "wd", "rwd", "pwd"]
+SMALL = {
+    "max_train_samples": 160,
+    "max_eval_samples": 53,
+    "num_train_epochs": 2,
+    "per_device_eval_batch_size": 8,
+}
+DROPOUT = {
+    "num_warmup_steps": 1,
+    "config_overrides": "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,"
+    "intermediate_size=32,image_size=8,patch_size=4,hidden_dropout_prob=0.3",
+}
+
+
+def flags(settings):
+    return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("loop", LOOP)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["loop"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def loop():
+    module = load_script()
+    yield module
+    del sys.modules["loop"]
+
+
+@pytest.fixture
+def run(loop):
+    """Runs the script in this process; every run begins with a new accelerate."""
+
+    def call(**settings):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        loop.main(flags({**SMALL, **settings}))
+        return Path(settings["output_dir"])
+
+    yield call
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def launched(script, settings, processes=1, check=True):
+    """Runs a script with `accelerate launch`, or in two gloo processes, where that would start one."""
+    if processes == 1:
+        launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+        launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    else:
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            *launcher,
+            str(script),
+            *(settings if isinstance(settings, list) else flags(settings)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+    )
+    if check:
+        assert result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def furthest(one, other):
+    """Largest difference between two models' weights.
+
+    Without the biases of attention's keys: their gradient is 0 but for rounding, which Adam scales up.
+    """
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one if not name.endswith("key.bias"))
+
+
+@pytest.mark.parametrize("timing", TIMINGS)
+def test_resuming_amid_an_epoch_is_exact(run, tmp_path, timing):
+    """10 batches an epoch in windows of 3: four steps, the last of one batch. Step 6 is in the second."""
+    settings = {
+        **DROPOUT,
+        "decay_timing": timing,
+        "gradient_accumulation_steps": 3,
+        "checkpointing_steps": 3,
+        "augmentation": "crop",
+    }
+    through = run(**settings, output_dir=tmp_path / "through")
+    assert sorted(path.name for path in through.glob("step_*")) == ["step_3", "step_6"]
+    resumed = run(**settings, output_dir=tmp_path / "resumed", resume_from_checkpoint=through / "step_6")
+    assert_same(weights(through), weights(resumed))
+    results = [json.loads((folder / "all_results.json").read_text()) for folder in (through, resumed)]
+    for name in ("accuracy", "test_accuracy", "f1_macro"):
+        assert results[0][name] == results[1][name]
+
+
+def test_resuming_at_the_end_of_an_epoch_is_exact(run, tmp_path):
+    settings = {**DROPOUT, "checkpointing_steps": "epoch"}
+    through = run(**settings, output_dir=tmp_path / "through")
+    resumed = run(**settings, output_dir=tmp_path / "resumed", resume_from_checkpoint=through / "epoch_0")
+    assert_same(weights(through), weights(resumed))
+    assert not (tmp_path / "resumed" / "epoch_0").exists()
+
+
+def test_the_loop_decays_once_for_each_step(run, loop, tmp_path, monkeypatch):
+    """Without gradients the head shrinks by 1 - eta lambda in each of 8 steps, whatever the windows."""
+    original = loop.load_model_and_processor
+    kept = {}
+
+    def without_gradients(*args):
+        model, processor = original(*args)
+        kept["before"] = model.classifier.weight.detach().double().clone()
+        model.register_forward_hook(
+            lambda module, inputs, output: output.__setitem__("loss", 0.0 * output.loss)
+        )
+        return model, processor
+
+    monkeypatch.setattr(loop, "load_model_and_processor", without_gradients)
+    for timing in ("wd", "rwd", "pwd"):
+        folder = run(
+            output_dir=tmp_path / timing,
+            decay_timing=timing,
+            gradient_accumulation_steps=3,
+            lr_scheduler_type="constant",
+            learning_rate=0.1,
+            weight_decay=0.5,
+        )
+        expected = kept["before"] * (1 - 0.1 * 0.5) ** 8
+        torch.testing.assert_close(weights(folder)["classifier.weight"].double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 0.01}, "had learning_rate 0.001, but this one has 0.01"),
+        ({"gradient_accumulation_steps": 2}, "had gradient_accumulation_steps 1, but this one has 2"),
+        ({"max_train_steps": 9}, "had max_train_steps 2, but this one has 9"),
+        ({"decay_timing": "wd"}, "decay_timing pwd, but this run has wd"),
+        ({"layer_schedule": "cosine"}, "saved with another weight_decay for"),
+        ({"resume_from_checkpoint": "nowhere"}, "'nowhere', but no checkpoint is there"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_a_resume_of_another_run_is_refused(run, tmp_path, change, message):
+    settings = {"max_train_steps": 2, "output_dir": tmp_path, "checkpointing_steps": 1}
+    run(**settings)
+    with pytest.raises(ValueError, match=message):
+        run(**{**settings, "resume_from_checkpoint": tmp_path / "step_1", **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"checkpointing_steps": "often"}, "checkpointing_steps is 'often', but must be a number of steps"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0, but must be at least 1"),
+        ({"dataset_name": "beans"}, "name a folder for the results: --output_dir"),
+        ({"num_epochs": 3}, "unrecognized arguments: --num_epochs 3"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_a_mistaken_command_line_is_one_line(loop, capsys, change, message):
+    with pytest.raises(SystemExit) as error:
+        loop.main(flags(change))
+    assert error.value.code == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_bad_data_is_refused(run, tmp_path):
+    with pytest.raises(BadInputError, match="no such folder"):
+        run(train_dir=tmp_path / "nowhere", output_dir=tmp_path / "out")
+    with pytest.raises(ValueError, match="unknown timing 'later'"):
+        run(decay_timing="later", output_dir=tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timing", TIMINGS)
+@pytest.mark.parametrize("script", [TRAINER, LOOP], ids=["trainer", "loop"])
+def test_two_processes_are_one(script, timing, tmp_path):
+    """The same global batches: the same weights but for the order of additions, and the same accuracy."""
+    settings = {**SMALL, "decay_timing": timing, "augmentation": "crop", "weight_decay": 0.5}
+    saving = {"save_strategy": "epoch"}
+    if script == LOOP:
+        saving = {"checkpointing_steps": "epoch", "num_warmup_steps": 2}
+    found = {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        settings |= {"output_dir": folder, "per_device_train_batch_size": 16 // processes, **saving}
+        launched(script, settings, processes)
+        checkpoint = sorted(folder.glob("checkpoint-*" if script == TRAINER else "epoch_*"))[-1]
+        states = list(checkpoint.glob("rng_state*" if script == TRAINER else "random_states_*"))
+        assert len(states) == processes
+        results = [json.loads(path.read_text()) for path in sorted(folder.glob("*_results.json"))]
+        found[processes] = weights(folder), {name: value for each in results for name, value in each.items()}
+    difference = furthest(found[1][0], found[2][0])
+    print(f"{script.name} {timing}: {difference:.1e}")
+    assert difference < 3e-6
+    accuracies = [name for name in found[1][1] if "accuracy" in name or "f1" in name]
+    assert len(accuracies) >= 6
+    assert {name: found[1][1][name] for name in accuracies} == {
+        name: found[2][1][name] for name in accuracies
+    }
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two class folders of pictures, and a ViT for 5 classes."""
+    root = tmp_path_factory.mktemp("local")
+    for part, count in (("train", 12), ("val", 5)):
+        for label, shade in (("cat", 0), ("dog", 1)):
+            for index in range(count):
+                path = root / part / label / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = noise(20, 24, 3, seed=100 * shade + index)
+                path.write_bytes(encode(Image.fromarray(pixels)))
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=16,
+        patch_size=8,
+        num_labels=5,
+    )
+    ViTForImageClassification(config).save_pretrained(root / "model")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(root / "model")
+    return root
+
+
+@pytest.mark.slow
+def test_a_command_line_of_transformers_trainer_script(folders, tmp_path):
+    """The README's of examples/pytorch/image-classification, with local data and model."""
+    command = f"""
+        --train_dir {folders}/train --validation_dir {folders}/val --model_name_or_path {folders}/model
+        --output_dir {tmp_path}/out --remove_unused_columns False --label_column_name label
+        --do_train --do_eval --ignore_mismatched_sizes --learning_rate 2e-5 --num_train_epochs 2
+        --per_device_train_batch_size 8 --per_device_eval_batch_size 8
+        --logging_strategy steps --logging_steps 10 --eval_strategy epoch
+        --save_strategy epoch --load_best_model_at_end True --save_total_limit 3 --seed 1337
+        --cache_dir {tmp_path}/cache
+    """
+    launched(TRAINER, command.split())
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert 0.0 <= results["eval_accuracy"] <= 1.0
+    assert weights(tmp_path / "out")["classifier.weight"].shape == (2, 16)
+    assert (tmp_path / "out" / "checkpoint-6").is_dir()
+    launched(TRAINER, [*command.split(), "--resume_from_checkpoint", "True"])
+
+
+@pytest.mark.slow
+def test_a_command_line_of_transformers_loop_script(folders, tmp_path):
+    command = f"""
+        --train_dir {folders}/train --validation_dir {folders}/val --model_name_or_path {folders}/model
+        --output_dir {tmp_path}/out --ignore_mismatched_sizes --image_column_name image
+        --label_column_name label --per_device_train_batch_size 4 --per_device_eval_batch_size 3
+        --learning_rate 5e-4 --weight_decay 0.05 --num_train_epochs 2 --gradient_accumulation_steps 2
+        --lr_scheduler_type cosine --num_warmup_steps 1
+        --checkpointing_steps epoch --with_tracking --report_to tensorboard --seed 42
+        --cache_dir {tmp_path}/cache
+    """
+    launched(LOOP, command.split())
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["accuracy"] in [n / 10 for n in range(11)]
+    assert weights(tmp_path / "out")["classifier.weight"].shape == (2, 16)
+    assert (tmp_path / "out" / "epoch_1" / "run.json").is_file()
+    assert list((tmp_path / "out").rglob("events.out.tfevents*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [TRAINER, LOOP], ids=["trainer", "loop"])
+def test_bfloat16_autocast(script, tmp_path):
+    settings = {"max_train_samples": 32, "max_eval_samples": 11, "output_dir": tmp_path}
+    steps = {"bf16": True, "use_cpu": True, "max_steps": 2} if script == TRAINER else {"max_train_steps": 2}
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    try:
+        result = subprocess.run(
+            [sys.executable, str(script), *flags({**settings, **steps})],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        )
+    finally:
+        del os.environ["ACCELERATE_MIXED_PRECISION"]
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert {value.dtype for value in weights(tmp_path).values()} == {torch.float32}
+    assert "warn" not in result.stderr.lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [TRAINER, LOOP], ids=["trainer", "loop"])
+def test_bad_input_is_one_line_and_exit_code_2(script, tmp_path):
+    result = subprocess.run(
+        [sys.executable, str(script), "--train_dir", "nowhere", "--output_dir", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr == f"{script.name}: error: no such folder: nowhere\n"
