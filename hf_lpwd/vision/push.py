@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_lpwd.checkpoints import FILE_SIZES
 from hf_lpwd.messages import OneLineParser, hide_tokens, refuse
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ PUBLISHED = (
     "layer_rates.json",
     "*_results.json",
 )
-#: A pickle, which nobody should have to load.
-_NEVER = "training_args.bin"
+#: A pickle, which nobody should have to load, and the list of a checkpoint's files, which names it.
+_NEVER = ("training_args.bin", FILE_SIZES)
 
 
 class PushError(RuntimeError):
@@ -53,7 +54,7 @@ def files_to_push(folder: Path, checkpoints: Iterable[Path] = ()) -> dict[str, P
         raise ValueError(f"{folder} holds no trained model: name the output_dir of a run of hf-lpwd train")
     for checkpoint in checkpoints:
         _refuse_link(checkpoint, folder)
-        found += sorted(path for path in checkpoint.rglob("*") if path.name != _NEVER)
+        found += sorted(path for path in checkpoint.rglob("*") if path.name not in _NEVER)
     for path in found:
         _refuse_link(path, folder)
     return {path.relative_to(folder).as_posix(): path for path in found if path.is_file()}
