@@ -134,7 +134,12 @@ def main(argv: Sequence[str]) -> None:
         if getattr(splits, role) is None:
             continue
         images[role] = ImageDataset.from_split(
-            splits, role, processor, augmentation=augmentation.get(role, "none"), seed=args.seed
+            splits,
+            role,
+            processor,
+            augmentation=augmentation.get(role, "none"),
+            seed=args.seed,
+            skip_bad_images=data_args.skip_bad_images,
         )
         size = args.per_device_train_batch_size if role == "train" else args.per_device_eval_batch_size
         sampler = RandomSampler(images[role], generator=order) if role == "train" else None
