@@ -26,6 +26,8 @@ _L2_FAMILY = (
 )
 _DECOUPLED = (torch.optim.Adafactor,)
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+# Keys that a step of theirs does not read, beside those of the decay.
+_UNREAD = ("params", "param_names", "initial_lr", "initial_weight_decay")
 _FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -91,6 +93,37 @@ def _division_of_decay(
         return "after" if timing == "rwd" else "before" if adam or l2 else "around", {"weight_decay": 0.0}
     lr_seen = lr * (1.0 - share) if timing == "rwd" else lr
     return None, {"lr": lr_seen, "weight_decay": share / lr_seen, "decoupled_weight_decay": True}
+
+
+def joined_groups(base: Optimizer) -> list[dict[str, Any]]:
+    """Joins neighbouring groups between which a step of the base optimizer makes no difference.
+
+    Under ``pwd`` the groups of all layers are alike to it, and each would cost it the start of a pass: some
+    percent of the step.
+
+    Returns:
+        `base.param_groups`, if its class is not known to treat each parameter by itself.
+    """
+    groups = base.param_groups
+    all_differ = len({group["weight_decay"] for group in groups}) == len(groups)
+    if all_differ or type(base) not in _FUSED or any(isinstance(group["lr"], Tensor) for group in groups):
+        return groups
+    joined: list[dict[str, Any]] = []
+    settings: dict[str, Any] | None = None
+    for group in groups:
+        previous, settings = (
+            settings,
+            {
+                key: value
+                for key, value in group.items()
+                if key not in _UNREAD and not key.startswith("decay_")
+            },
+        )
+        if settings == previous:
+            joined[-1]["params"] += group["params"]
+        else:
+            joined.append({**settings, "params": [*group["params"]]})
+    return joined
 
 
 def allocates_state(groups: list[dict[str, Any]]) -> bool:

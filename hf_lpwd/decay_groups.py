@@ -83,7 +83,7 @@ def shrinkage(group: dict[str, Any]) -> Any:
     """
     rate, lr, timing = group["weight_decay"], group.get("lr"), group["decay_timing"]
     if group["decay_coupling"] == "independent":
-        share, formula = rate, f"weight_decay = {rate}"
+        share = rate
     elif lr is None:
         if timing == "l2":
             return 0.0
@@ -92,8 +92,10 @@ def shrinkage(group: dict[str, Any]) -> Any:
         return 0.0 if timing == "l2" else lr * rate
     else:
         share = float(lr) * rate
-        formula = f"lr * weight_decay = {float(lr)} * {rate}"
     if not 0.0 <= share < 1.0:
+        formula = f"weight_decay = {rate}"
+        if group["decay_coupling"] == "lr":
+            formula = f"lr * weight_decay = {float(group['lr'])} * {rate}"
         raise ValueError(f"{formula} must be in [0, 1): at 1 a single step would take away the whole weight")
     return 0.0 if timing == "l2" else share
 

@@ -46,6 +46,8 @@ def by_precision(params: list[Tensor], group: dict[str, Any], share: Any) -> lis
     Returns:
         Parameters, with the share of them to take away now; only what has a share above 0.
     """
+    if isinstance(share, float) and share == 0.0:
+        return []
     low = [parameter for parameter in params if is_low_precision(parameter)]
     full = [parameter for parameter in params if not is_low_precision(parameter)] if low else params
     parts = [(full, share), (low, _due(group, low, float(share)) if low else 0.0)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hf_lpwd.base_optimizer import allocates_state, check_base, division_of_work
+from hf_lpwd.base_optimizer import allocates_state, check_base, division_of_work, joined_groups
 from hf_lpwd.decay_groups import check_group, check_own_weights, check_same_run, completed, shrinkage
 from hf_lpwd.low_precision import by_precision, warn_of_vanishing_rates
 
@@ -190,24 +190,27 @@ class LayerwiseDecay(Optimizer):
         gradients: list[tuple[Tensor, Tensor]] = []
         after: list[tuple[list[Tensor], Any]] = []
         around: list[tuple[list[Tensor], list[Tensor]]] = []
+        groups = self.param_groups
         try:
-            for group, share in zip(self.param_groups, shares, strict=True):
+            for group, share in zip(groups, shares, strict=True):
                 moment, seen_by_base = division_of_work(self.base, group, share)
                 trained = [p for p in group["params"] if p.grad is not None] if moment else []
                 if moment == "gradient":
                     gradients += _with_penalty(trained, group)
-                    trained = []
-                for part, due in by_precision(trained, group, share):
-                    if moment == "before":
-                        torch._foreach_mul_(part, 1.0 - due)
-                    elif moment == "after":
-                        after.append((part, due))
-                    else:
-                        around.append((part, list(torch._foreach_mul(part, due))))
+                elif moment:
+                    for part, due in by_precision(trained, group, share):
+                        if moment == "before":
+                            torch._foreach_mul_(part, 1.0 - due)
+                        elif moment == "after":
+                            after.append((part, due))
+                        else:
+                            around.append((part, list(torch._foreach_mul(part, due))))
                 originals.append((group, {key: group[key] for key in seen_by_base}))
                 group.update(seen_by_base)
+            self.param_groups = joined_groups(self.base)
             self.base.step()
         finally:
+            self.param_groups = groups
             for group, original in originals:
                 group.update(original)
             for parameter, gradient in gradients:

@@ -1,24 +1,26 @@
 """Times an optimizer step of every decay timing against fused AdamW with the Trainer's two groups.
 
-All are timed in turn, one step each, so that a change of the machine's speed meets all of them alike. A
-second copy of the baseline tells how much of a ratio is noise. Peers come with `pip install -e '.[bench]'`.
+All are timed in turn, one step each, so that a change of the machine's speed meets all of them alike; a
+ratio is the median over the rounds of step time to the baseline's in the same round. A second copy of the
+baseline tells how much of a ratio is noise; torch's own AdamW given the groups of the linear schedule tells
+how much is torch's price of the groups; the baseline and one product of as many contiguous numbers as there
+are decayed weights is the least that `pwd` can take. Peers come with `pip install -e '.[bench]'`.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import platform
+import os
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 import psutil
 import timm
 import torch
+from machine import conditions
 from torch import nn
 
 from hf_lpwd import create_lpwd_optimizer
@@ -34,11 +36,14 @@ MODELS = {
 LR, WEIGHT_DECAY = 1e-4, 0.05
 # Bytes that AdamW moves for each fp32 parameter: it reads weight, gradient and two moments, and writes three.
 ADAMW_BYTES = 28
+# Optimizers are made anew so many times, since where their moments lie in memory is worth some percent.
+SETS, WARM_UP = 5, 3
+# Name -> module, class and distribution.
 PEERS = {
-    "timm": ("timm.optim.adamw", "AdamWLegacy"),
-    "optimi": ("optimi", "AdamW"),
-    "schedulefree": ("schedulefree", "AdamWScheduleFree"),
-    "pytorch_optimizer": ("pytorch_optimizer", "AdamW"),
+    "timm": ("timm.optim.adamw", "AdamWLegacy", "timm"),
+    "optimi": ("optimi", "AdamW", "torch-optimi"),
+    "schedulefree": ("schedulefree", "AdamWScheduleFree", "schedulefree"),
+    "pytorch_optimizer": ("pytorch_optimizer", "AdamW", "pytorch_optimizer"),
 }
 
 
@@ -52,11 +57,16 @@ def two_groups(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
+def peers_here() -> dict[str, str]:
+    """Returns the installed peers: name -> distribution."""
+    return {name: dist for name, (module, _, dist) in PEERS.items() if importlib.util.find_spec(module)}
+
+
 def contestants(model: nn.Module) -> dict[str, Callable[[], None]]:
     """Returns what is timed: name -> one step. All of them share the model's weights and gradients."""
 
-    def fused() -> Callable[[], None]:
-        return torch.optim.AdamW(two_groups(model), lr=LR, fused=True).step
+    def fused(groups: list[dict[str, Any]]) -> Callable[[], None]:
+        return torch.optim.AdamW(groups, lr=LR, fused=True).step
 
     def ours(timing: str) -> Callable[[], None]:
         optimizer = create_lpwd_optimizer(model, lr=LR, weight_decay=WEIGHT_DECAY, timing=timing)
@@ -67,14 +77,29 @@ def contestants(model: nn.Module) -> dict[str, Callable[[], None]]:
 
         return step
 
-    steps = {"baseline": fused(), "baseline again": fused()}
+    layer_groups = [
+        {"params": group["params"], "weight_decay": group["weight_decay"]}
+        for group in create_lpwd_optimizer(model, lr=LR, weight_decay=WEIGHT_DECAY).param_groups
+    ]
+    decayed = sum(p.numel() for group in layer_groups if group["weight_decay"] for p in group["params"])
+    contiguous = torch.ones(decayed, device=next(model.parameters()).device)
+    step_of_bound = fused(two_groups(model))
+
+    def bound() -> None:
+        contiguous.mul_(1.0 - LR * WEIGHT_DECAY)
+        step_of_bound()
+
+    steps = {
+        "baseline": fused(two_groups(model)),
+        "baseline again": fused(two_groups(model)),
+        "its kernel, a group a layer": fused(layer_groups),
+        "baseline and a product": bound,
+    }
     steps |= {timing: ours(timing) for timing in ("l2", "wd", "rwd", "pwd")}
-    for name, (module, cls) in PEERS.items():
-        try:
-            optimizer = getattr(importlib.import_module(module), cls)(two_groups(model), lr=LR)
-        except ImportError:
-            print(f"(not installed: {name})")
+    for name, (module, cls, _) in PEERS.items():
+        if name not in peers_here():
             continue
+        optimizer = getattr(importlib.import_module(module), cls)(two_groups(model), lr=LR)
         if hasattr(optimizer, "train"):
             optimizer.train()
         steps[name] = optimizer.step
@@ -82,22 +107,21 @@ def contestants(model: nn.Module) -> dict[str, Callable[[], None]]:
 
 
 def measure(
-    steps: dict[str, Callable[[], None]], repetitions: int, device: torch.device
+    steps: dict[str, Callable[[], None]], rounds: int, order: np.random.Generator, device: torch.device
 ) -> dict[str, np.ndarray]:
-    """Times every step `repetitions` times, in turn, in an order drawn anew each round.
+    """Times one step of each in turn, in an order drawn anew each round.
 
     Returns:
-        Name -> seconds [repetitions].
+        Name -> seconds [rounds].
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    order = np.random.default_rng(0)
-    for round_ in range(repetitions + 3):
+    for round_ in range(-WARM_UP, rounds):
         for name in order.permutation(list(steps)):
             start = time.perf_counter()
             steps[name]()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if round_ >= 3:
+            if round_ >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return {name: np.array(values) for name, values in seconds.items()}
 
@@ -128,37 +152,37 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--repetitions", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=25, help=f"in each of {SETS} sets of optimizers")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
     parser.add_argument("--output", default="benchmark_optimizer.json")
     args = parser.parse_args()
+    # The profiler, which counts memory, would write lines of its own each time.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    chip = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
-    print(
-        f"{chip}, {args.threads} threads, torch {torch.__version__}, timm {metadata.version('timm')}, "
-        f"{datetime.now(UTC).date()}, {args.repetitions} repetitions, fp32"
-    )
-    record: dict[str, Any] = {"chip": chip, "threads": args.threads, "torch": torch.__version__, "models": {}}
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    where = f"{conditions('torch', *peers_here().values(), chip=chip)}; {args.threads} threads"
+    print(f"{where}; fp32; {SETS} x {args.rounds} rounds")
+    record: dict[str, Any] = {"conditions": where, "rounds": SETS * args.rounds, "models": {}}
     for key in args.models:
         model = timm.create_model(MODELS[key]).to(device)
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter) * 1e-3
         size = sum(parameter.numel() for parameter in model.parameters())
-        steps = contestants(model)
-        seconds = measure(steps, args.repetitions, device)
-        base = np.median(seconds["baseline"])
+        order = np.random.default_rng(0)
+        sets = []
+        for _ in range(SETS):
+            steps = contestants(model)
+            sets.append(measure(steps, args.rounds, order, device))
+        seconds = {name: np.concatenate([times[name] for times in sets]) for name in sets[0]}
+        base = float(np.median(seconds["baseline"]))
         print(f"\n{MODELS[key]}: {size:,} parameters; baseline {1e3 * base:.2f} ms, ", end="")
         print(f"{ADAMW_BYTES * size / base / 1e9:.1f} GB/s\n")
-        print("| optimizer | ratio of medians | quartiles | extra bytes a parameter |\n|---|---|---|---|")
+        print("| optimizer | median ratio | quartiles | extra bytes a parameter |\n|---|---|---|---|")
         rows = {}
         for name, values in seconds.items():
-            low, median, high = np.quantile(values, [0.25, 0.5, 0.75]) / base
+            low, median, high = np.quantile(values / seconds["baseline"], [0.25, 0.5, 0.75])
             memory = extra_memory(steps[name], device) / size
             rows[name] = {
                 "ratio": median,
