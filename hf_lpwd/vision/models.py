@@ -6,11 +6,10 @@ import os
 from typing import Any
 
 import torch
+import transformers  # whose classes take seconds to import, when they are used; a timm model needs none
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_lpwd.messages import unknown
 from hf_lpwd.vision.arguments import ModelArguments, parse_overrides
@@ -45,15 +44,17 @@ def load_model_and_processor(args: ModelArguments, class_names: list[str]) -> tu
     name = args.model_name_or_path
     source = _hub_options(args)
     try:
-        config = AutoConfig.from_pretrained(args.config_name or name, **labels, **source)
+        config = transformers.AutoConfig.from_pretrained(args.config_name or name, **labels, **source)
         if args.model_type is not None and config.model_type != args.model_type:
             raise ValueError(
                 f"model_type is {args.model_type!r}, but {name} is of type {config.model_type!r}"
             )
-        model = AutoModelForImageClassification.from_pretrained(
+        model = transformers.AutoModelForImageClassification.from_pretrained(
             name, config=config, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **source
         )
-        processor = AutoImageProcessor.from_pretrained(args.image_processor_name or name, **source)
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            args.image_processor_name or name, **source
+        )
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(_why_not_loaded(name, error)) from error
     return model, processor
@@ -72,12 +73,12 @@ def model_skeleton(name: str, overrides: str | None = None, **hub_options: Any) 
         ValueError: There is no such model.
     """
     if name in CONFIG_MAPPING_NAMES:
-        config = AutoConfig.for_model(name)
+        config = transformers.AutoConfig.for_model(name)
     elif not os.path.exists(name) and (name.startswith("timm/") or "/" not in name):
         return _timm_skeleton(name.removeprefix("timm/"), overrides)
     else:
         try:
-            config = AutoConfig.from_pretrained(name, **hub_options)
+            config = transformers.AutoConfig.from_pretrained(name, **hub_options)
         except (OSError, ValueError) as error:
             raise ValueError(_why_not_loaded(name, error)) from error
     _apply_overrides(config, overrides)
@@ -99,22 +100,18 @@ def _timm_skeleton(architecture: str, overrides: str | None) -> nn.Module:
         raise ValueError(f"timm cannot make {architecture} with {overrides}: {error}") from error
 
 
-def _config_from_scratch(args: ModelArguments, labels: dict[str, Any]) -> tuple[PreTrainedConfig, int]:
+def _config_from_scratch(
+    args: ModelArguments, labels: dict[str, Any]
+) -> tuple[transformers.PreTrainedConfig, int]:
     if args.config_name is not None:
         try:
-            config = AutoConfig.from_pretrained(args.config_name, **labels, **_hub_options(args))
+            config = transformers.AutoConfig.from_pretrained(args.config_name, **labels, **_hub_options(args))
         except (OSError, ValueError) as error:
             raise ValueError(_why_not_loaded(args.config_name, error)) from error
-    elif args.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        config = AutoConfig.for_model(args.model_type, **labels)
+    elif args.model_type in _classifiers():
+        config = transformers.AutoConfig.for_model(args.model_type, **labels)
     else:
-        raise ValueError(
-            unknown(
-                "image classification model_type",
-                args.model_type,
-                MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-            )
-        )
+        raise ValueError(unknown("image classification model_type", args.model_type, _classifiers()))
     image_size = _apply_overrides(config, args.config_overrides)
     # Made anew: a backbone's stage names follow from its depths, and stale ones could be saved, not loaded.
     settings = {key: value for key, value in config.to_dict().items() if key not in _STAGES}
@@ -125,7 +122,7 @@ def _config_from_scratch(args: ModelArguments, labels: dict[str, Any]) -> tuple[
         raise ValueError(f"no {config.model_type} can be made with these settings: {why}") from error
 
 
-def _apply_overrides(config: PreTrainedConfig, text: str | None) -> int:
+def _apply_overrides(config: transformers.PreTrainedConfig, text: str | None) -> int:
     """Changes `config`; returns the side of its pictures, which `image_size` may set for any model."""
     overrides = parse_overrides(text) if text else {}
     if not hasattr(config, "image_size"):
@@ -150,16 +147,14 @@ def _apply_overrides(config: PreTrainedConfig, text: str | None) -> int:
     return side
 
 
-def _from_config(config: PreTrainedConfig, trust_remote_code: bool = False) -> nn.Module:
+def _from_config(config: transformers.PreTrainedConfig, trust_remote_code: bool = False) -> nn.Module:
     """Makes a model of the class that `config` names, or of its image classification class."""
-    import transformers
-
-    if config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[config.model_type]
+    if config.model_type in _classifiers():
+        classes = _classifiers()[config.model_type]
         # Where a type has several classes (DeiT with and without teacher), the auto class needs to be told.
         if not isinstance(classes, str) and not config.architectures:
             config.architectures = [classes[0]]
-        auto_class = AutoModelForImageClassification
+        auto_class = transformers.AutoModelForImageClassification
     else:
         named = [getattr(transformers, name, None) for name in config.architectures or []]
         if named and named[0] is not None:
@@ -172,10 +167,15 @@ def _from_config(config: PreTrainedConfig, trust_remote_code: bool = False) -> n
         raise ValueError(f"no {config.model_type} can be made with these settings: {first}") from error
 
 
-def _new_processor(image_size: int) -> Any:
-    from transformers import ViTImageProcessor
+def _classifiers() -> dict[str, Any]:
+    """Model type -> name or names of its classes for image classification."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-    return ViTImageProcessor(size={"height": image_size, "width": image_size})
+    return MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+
+def _new_processor(image_size: int) -> Any:
+    return transformers.ViTImageProcessor(size={"height": image_size, "width": image_size})
 
 
 def _hub_options(args: ModelArguments) -> dict[str, Any]:
