@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, sort_checkpoints
 from transformers.utils import logging
 
 from hf_lpwd.files import write_json
@@ -28,6 +28,10 @@ else:
 FILE_SIZES = "checkpoint_files.json"
 #: Folder in which a checkpoint is written before it gets its name; a killed run can leave it behind.
 UNFINISHED = ".unfinished"
+#: Folder in it for a checkpoint that is being replaced by another one of the same step.
+_REPLACED = "replaced"
+#: What a checkpoint is called while it is removed; a killed run can leave it behind.
+OUTDATED = ".outdated"
 
 logger = logging.get_logger(__name__)
 
@@ -54,7 +58,10 @@ class WholeCheckpointsMixin(_Base):
             ValueError: There is no whole checkpoint.
         """
         if self.is_local_process_zero():
-            shutil.rmtree(os.path.join(str(self.args.output_dir), UNFINISHED), ignore_errors=True)
+            put_back_replaced(str(self.args.output_dir))
+            for left_behind in (UNFINISHED, OUTDATED):
+                shutil.rmtree(os.path.join(str(self.args.output_dir), left_behind), ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.last_whole_checkpoint()
             if resume_from_checkpoint is None:
@@ -106,6 +113,8 @@ class WholeCheckpointsMixin(_Base):
                     finish(unfinished / checkpoint.name, checkpoint)
                 self.accelerator.wait_for_everyone()
         except BaseException:
+            if self.is_local_process_zero():
+                put_back_replaced(str(run_dir))
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
         finally:
@@ -113,12 +122,7 @@ class WholeCheckpointsMixin(_Base):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))
         if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(run_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            remove_oldest(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 
 
 def finish(written: Path, checkpoint: Path) -> None:
@@ -135,9 +139,38 @@ def finish(written: Path, checkpoint: Path) -> None:
     sizes = {path.relative_to(written).as_posix(): path.stat().st_size for path in files}
     write_json(written / FILE_SIZES, sizes)
     if checkpoint.exists():
-        checkpoint.rename(written.parent / "replaced")
+        replaced = written.parent / _REPLACED
+        replaced.mkdir()
+        checkpoint.rename(replaced / checkpoint.name)
     written.rename(checkpoint)
     shutil.rmtree(written.parent, ignore_errors=True)
+
+
+def remove_oldest(run_dir: Path, limit: int | None, best: str | None) -> None:
+    """Removes checkpoints as `Trainer` does, but under another name: a kill leaves none that is half there.
+
+    Args:
+        run_dir: The folder of the run.
+        limit: How many stay; None or 0 for all. The newest and the best always do.
+        best: The best checkpoint, if any.
+    """
+    outdated = run_dir / OUTDATED
+    shutil.rmtree(outdated, ignore_errors=True)
+    checkpoints = sort_checkpoints(str(run_dir), use_mtime=True, best_model_checkpoint=best)
+    if not limit or limit < 0 or len(checkpoints) <= limit:
+        return
+    stay = max(limit, len({checkpoints[-1], best or checkpoints[-1]}))
+    for checkpoint in checkpoints[:-stay]:
+        os.rename(checkpoint, outdated)
+        shutil.rmtree(outdated, ignore_errors=True)
+
+
+def put_back_replaced(output_dir: str) -> None:
+    """Gives a whole checkpoint its name back that was about to be replaced when the run was killed."""
+    for replaced in Path(output_dir, UNFINISHED, _REPLACED).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        checkpoint = Path(output_dir, replaced.name)
+        if not checkpoint.exists() and damage(str(replaced)) is None:
+            replaced.rename(checkpoint)
 
 
 def last_whole(output_dir: str) -> str | None:
@@ -145,6 +178,7 @@ def last_whole(output_dir: str) -> str | None:
 
     A damaged one is moved out of the way, to ``damaged-checkpoint-N``; a warning says what is wrong with it.
     """
+    put_back_replaced(output_dir)
     while os.path.isdir(output_dir) and (checkpoint := get_last_checkpoint(output_dir)) is not None:
         fault = damage(checkpoint)
         if fault is None:

@@ -48,6 +48,12 @@ def _push(argv: list[str]) -> int:
     return main(argv)
 
 
+def _card(argv: list[str]) -> int:
+    from hf_lpwd.vision.over_seeds import main
+
+    return main(argv)
+
+
 def _space(argv: list[str]) -> int:
     from hf_lpwd.vision.space import main
 
@@ -78,6 +84,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "sweep": (_sweep, "do the runs of a study: decay methods, compared on your task"),
     "report": (_report, "write the report of a study: a page, tables and figures"),
     "diagnose": (_diagnose, "measure what decay does: opposing-penalty, shrink, equivalence"),
+    "card": (_card, "write a run's card with means and intervals over several seeds"),
     "push": (_push, "upload a run to the Hub"),
     "space": (_space, "write a Gradio app of a run, to try it in the browser or as a Space"),
 }

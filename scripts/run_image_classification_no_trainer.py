@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
+from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 from transformers import EvalPrediction, HfArgumentParser, get_scheduler
@@ -30,12 +31,15 @@ from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
 from hf_lpwd.files import write_json
 from hf_lpwd.messages import BadInputError, OneLineParser, refuse
 from hf_lpwd.schedules import parse_schedule
-from hf_lpwd.vision.arguments import DIGITS_RUN, ModelArguments
+from hf_lpwd.vision.arguments import DIGITS_RUN, FP16_ON_A_CPU, ModelArguments
+from hf_lpwd.vision.batch_augmentation import make_mixer, training_loss
 from hf_lpwd.vision.data import load_splits
 from hf_lpwd.vision.data_args import DataTrainingArguments
-from hf_lpwd.vision.images import ImageDataset, collate, default_augmentation
+from hf_lpwd.vision.images import ImageDataset, collate, finishes_later
 from hf_lpwd.vision.metrics import compute_metrics
 from hf_lpwd.vision.models import load_model_and_processor
+from hf_lpwd.vision.push import PushError
+from hf_lpwd.vision.push_callback import push_run
 
 PROG = Path(__file__).name
 # The Trainer reads warmup_steps below 1 as a share; this is a tenth of the steps.
@@ -44,6 +48,7 @@ DIGITS = {**DIGITS_RUN, "num_warmup_steps": 300, "output_dir": "outputs/digits_n
 # What a resumed run has to share with its checkpoint, beside the decay, which the optimizer compares.
 SAME_IN_A_RUN = [
     *("dataset_name", "train_dir", "train_val_split", "max_train_samples", "augmentation", "seed"),
+    *("auto_augment", "ra_magnitude", "random_erase", "mixup_alpha", "cutmix_alpha"),
     *("model_name_or_path", "model_type", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *("learning_rate", "lr_scheduler_type", "num_warmup_steps", "max_train_steps"),
 ]
@@ -74,7 +79,7 @@ class LoopArguments:
     report_to: str = field(default="all", metadata={"help": "The trackers of with_tracking."})
     push_to_hub: bool = False
     hub_model_id: str | None = None
-    hub_token: str | None = None
+    hub_token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         text = self.checkpointing_steps
@@ -83,6 +88,9 @@ class LoopArguments:
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        if self.push_to_hub and self.output_dir:
+            self.hub_model_id = self.hub_model_id or Path(self.output_dir).absolute().name
+            validate_repo_id(self.hub_model_id)
 
 
 class Parser(OneLineParser, HfArgumentParser):
@@ -114,39 +122,34 @@ def main(argv: Sequence[str]) -> None:
         log_with=args.report_to if args.with_tracking else None,
         project_dir=output_dir,
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise BadInputError(FP16_ON_A_CPU)
     if accelerator.distributed_type == DistributedType.DEEPSPEED and args.decay_timing == "pwd":  # LPWD
         raise BadInputError(PWD_UNDER_DEEPSPEED)  # LPWD
     if args.with_tracking:
         tracked = {name: str(value) for name, value in asdict(args).items() if name != "hub_token"}
         accelerator.init_trackers("image_classification_no_trainer", tracked)
 
-    # One process at a time loads, so that only the first downloads.
+    # One process at a time, so that only the first downloads and decodes.
     with accelerator.main_process_first():
         splits = load_splits(
             data_args, seed=args.seed, cache_dir=model_args.cache_dir, token=model_args.token
         )
-        set_seed(args.seed)
-        model, processor = load_model_and_processor(model_args, splits.class_names)
-    augmentation = {"train": data_args.augmentation or default_augmentation(splits)}
-    images, loaders = {}, {}
-    order = torch.Generator()
+    # Not one at a time: ZeRO 3 shards the model while it is made.
+    set_seed(args.seed)
+    model, processor = load_model_and_processor(model_args, splits.class_names)
+    mix = make_mixer(len(splits.class_names), data_args.mixup_alpha, data_args.cutmix_alpha)
+    later = finishes_later(accelerator.device)
+    loaders, order = {}, torch.Generator()
     for role in ("train", "validation", "test"):
         if getattr(splits, role) is None:
             continue
-        images[role] = ImageDataset.from_split(
-            splits,
-            role,
-            processor,
-            augmentation=augmentation.get(role, "none"),
-            seed=args.seed,
-            skip_bad_images=data_args.skip_bad_images,
-        )
+        images = ImageDataset.from_split(splits, role, processor, data_args, seed=args.seed, unfinished=later)
         size = args.per_device_train_batch_size if role == "train" else args.per_device_eval_batch_size
-        sampler = RandomSampler(images[role], generator=order) if role == "train" else None
+        sampler = RandomSampler(images, generator=order) if role == "train" else None
         # A generator of its own, so that a loader draws nothing from the one that drops units out.
         own = torch.Generator()
-        loader = DataLoader(images[role], size, sampler=sampler, collate_fn=collate, generator=own)
-        loaders[role] = accelerator.prepare(loader)
+        loaders[role] = DataLoader(images, size, sampler=sampler, collate_fn=collate, generator=own)
 
     optimizer = create_lpwd_optimizer(  # LPWD
         model,
@@ -158,22 +161,23 @@ def main(argv: Sequence[str]) -> None:
         coupling=args.decay_coupling,  # LPWD
         match_budget=args.match_decay_budget,  # LPWD
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer, *prepared = accelerator.prepare(model, optimizer, *loaders.values())
+    loaders = dict(zip(loaders, prepared, strict=True))
     # A step is one of the optimizer, whatever the number of processes and of batches in it.
     steps_per_epoch = math.ceil(len(loaders["train"]) / args.gradient_accumulation_steps)
     max_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, max_steps)
     accelerator.register_for_checkpointing(scheduler)
     values = {**asdict(model_args), **asdict(data_args), **asdict(args), "max_train_steps": max_steps}
-    settings = {name: str(values[name]) for name in SAME_IN_A_RUN} | {"processes": accelerator.num_processes}
+    settings = {name: str(values[name]) for name in SAME_IN_A_RUN}
+    settings |= {"processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
     steps = 0
     if args.resume_from_checkpoint:
         steps = read_checkpoint(Path(args.resume_from_checkpoint), settings)
         accelerator.load_state(args.resume_from_checkpoint)
 
-    bar = tqdm(
-        total=max_steps, initial=steps, disable=not (accelerator.is_main_process and sys.stderr.isatty())
-    )
+    quiet = not (accelerator.is_main_process and sys.stderr.isatty())
+    bar = tqdm(total=max_steps, initial=steps, disable=quiet)
     results = {}
     while steps < max_steps:
         epoch, step_in_epoch = divmod(steps, steps_per_epoch)
@@ -181,12 +185,14 @@ def main(argv: Sequence[str]) -> None:
         order.manual_seed(args.seed + epoch)
         loaders["train"].set_epoch(epoch)  # which also tells the data set
         model.train()
+        # On a GPU, pictures are augmented, resized and normalised there.
+        finish = loaders["train"].dataset.transform.finish
         losses = torch.zeros(2, device=accelerator.device)
         done = step_in_epoch * args.gradient_accumulation_steps
         for batch in accelerator.skip_first_batches(loaders["train"], done) if done else loaders["train"]:
             with accelerator.accumulate(model):
                 optimizer.train()  # LPWD: here pwd decays, once for each step
-                loss = model(**batch).loss
+                loss = training_loss(model, finish(batch), mix)
                 accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -217,24 +223,23 @@ def main(argv: Sequence[str]) -> None:
         accelerator.print(f"test accuracy {test['accuracy']:.4f}")
     state = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
-        final = accelerator.unwrap_model(model)
-        final.save_pretrained(output_dir, state_dict=state)
+        accelerator.unwrap_model(model).save_pretrained(output_dir, state_dict=state)
         processor.save_pretrained(output_dir)
         write_json(output_dir / "all_results.json", results)
-        if args.push_to_hub:
-            repo, token = args.hub_model_id or output_dir.name, args.hub_token or model_args.token
-            final.push_to_hub(repo, token=token)
-            processor.push_to_hub(repo, token=token)
     accelerator.wait_for_everyone()
     # Also ends the process group, without which a process now and then aborts at its end.
     accelerator.end_training()
+    # No process waits for the upload, and none is held up by one that fails.
+    if args.push_to_hub and accelerator.is_main_process:
+        url = push_run(output_dir, args.hub_model_id, token=args.hub_token or model_args.token)
+        print(f"pushed: {url}")
 
 
 def evaluate(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator) -> dict[str, float]:
     """Returns accuracy, macro F1 and top-5 accuracy; `gather_for_metrics` counts every picture once."""
     model.eval()
     outputs = []
-    for batch in loader:
+    for batch in map(loader.dataset.transform.finish, loader):
         with torch.no_grad():
             logits = model(**batch).logits
         outputs.append(accelerator.gather_for_metrics((logits.float(), batch["labels"])))
@@ -263,13 +268,14 @@ def read_checkpoint(folder: Path, settings: dict) -> int:
         raise BadInputError(f"resume_from_checkpoint is {str(folder)!r}, but no checkpoint is there")
     saved = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     for name, now in settings.items():
-        if saved[name] != now:
-            raise BadInputError(f"the checkpoint's run had {name} {saved[name]}, but this one has {now}")
+        if saved.get(name) != now:
+            raise BadInputError(f"the checkpoint's run had {name} {saved.get(name)}, but this one has {now}")
     return saved["steps"]
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (BadInputError, ValueError) as error:
-        sys.exit(refuse(PROG, error))
+    except (ValueError, PushError) as error:
+        refuse(PROG, error)
+        sys.exit(1 if isinstance(error, PushError) else 2)

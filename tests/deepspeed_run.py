@@ -1,5 +1,7 @@
 """DeepSpeed ZeRO 1 to 3 in two processes on CPUs, against training in one process.
 
+Then both scripts under ZeRO 1 and 2, against the same commands in one process.
+
 Not collected by pytest, because DeepSpeed is no dependency of the tests: where it is installed, accelerate
 imports it into every run. `make test-deepspeed` installs it beside the environment and runs this.
 
@@ -8,16 +10,23 @@ around an elementwise optimizer (SGD, Adam's family, Adagrad, RMSprop) do not se
 update depends on whole matrices and is another one there, with or without decay. `pwd` raises.
 """
 
+import json
 import logging
 import os
+import runpy
+import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import deepspeed
 import pytest
 import tiny_models
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
 
 from hf_lpwd.factory import create_lpwd_optimizer
 
@@ -89,7 +98,93 @@ def check_that_pwd_raises(stage):
         train(engine, range(1))
 
 
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+COMMON = "--max_train_samples 160 --max_eval_samples 53 --num_train_epochs 2 --weight_decay 0.5"
+FLAGS = {
+    "run_image_classification.py": "--warmup_steps 2 --save_strategy epoch --report_to none --disable_tqdm 1",
+    "run_image_classification_no_trainer.py": "--num_warmup_steps 2 --checkpointing_steps epoch",
+}
+
+
+def flags_of(script, timing, folder, batch_size):
+    batch = ["--per_device_train_batch_size", str(batch_size), "--output_dir", str(folder)]
+    return [*COMMON.split(), *FLAGS[script].split(), "--decay_timing", timing, *batch]
+
+
+def in_one_process(script, timing, folder):
+    """Runs a script without DeepSpeed."""
+    left_out = (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "PYTHONPATH",
+        "DS_ACCELERATOR",
+        "ACCELERATE_USE_DEEPSPEED",
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in left_out}
+    subprocess.run(
+        [sys.executable, str(SCRIPTS / script), *flags_of(script, timing, folder, 16)],
+        check=True,
+        capture_output=True,
+        env=environment | {"ACCELERATE_USE_CPU": "true"},
+    )
+
+
+def under_zero(script, timing, folder, stage):
+    """Runs a script in this process, and the other one, under DeepSpeed; returns its exit code."""
+    # On CPUs accelerate finds no backend for DeepSpeed and goes on in one process; here it finds gloo in use.
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    assert PartialState(cpu=True).num_processes == 2
+    config = dict.fromkeys(("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto")
+    config |= {
+        # The Trainer clips at 1, the loop does not.
+        "gradient_clipping": "auto" if script == "run_image_classification.py" else 0.0,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+    }
+    path = Path(f"{folder}-{dist.get_rank()}.json")
+    path.write_text(json.dumps(config))
+    argv = flags_of(script, timing, folder, 8)
+    if script == "run_image_classification.py":
+        argv += ["--deepspeed", str(path)]
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
+    sys.argv = [script, *argv]
+    try:
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    finally:
+        del os.environ["ACCELERATE_USE_DEEPSPEED"], os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"]
+    return 0
+
+
+def check_script(script, folder):
+    for timing in ("wd", "rwd"):
+        alone = folder / f"{script}-{timing}"
+        if dist.get_rank() == 0:
+            in_one_process(script, timing, alone)
+        dist.barrier()
+        expected = load_file(alone / "model.safetensors")
+        for stage in (1, 2):
+            shared = folder / f"{script}-{timing}-{stage}"
+            assert under_zero(script, timing, shared, stage) == 0
+            dist.barrier()
+            found = load_file(shared / "model.safetensors")
+            assert found.keys() == expected.keys()
+            # The gradients of these are 0 but for rounding, which Adam scales up.
+            names = [name for name in expected if not name.endswith("key.bias")]
+            difference = max((found[name] - expected[name]).abs().max().item() for name in names)
+            assert difference < 3e-6
+            if dist.get_rank() == 0:
+                print(f"ZeRO {stage} {script} {timing}: {difference:.1e}", flush=True)
+    assert under_zero(script, "pwd", folder / f"{script}-pwd", 2) == 2
+
+
 def main():
+    # What ends a run of a script would end the process group of all.
+    dist.destroy_process_group = lambda *_: None
+    PartialState._reset_state = staticmethod(lambda: None)
     logging.disable(logging.WARNING)
     deepspeed.init_distributed("gloo", verbose=False)
     assert dist.get_world_size() == 2
@@ -103,6 +198,8 @@ def main():
                     name = optimizer_cls.__name__
                     print(f"ZeRO {stage} {name} {timing} {coupling}: {difference:.1e}", flush=True)
         check_that_pwd_raises(stage)
+    for script in FLAGS:
+        check_script(script, Path(folder[0]))
     print("done", flush=True)
     dist.barrier()
     os._exit(0)

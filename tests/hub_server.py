@@ -13,6 +13,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -24,9 +25,12 @@ WRITE_TOKEN = "hf_" + "MayWrite" * 4
 READ_TOKEN = "hf_" + "MayRead" * 4
 
 
+CUT, SILENT = 0, -1
+
+
 @dataclass
 class Failure:
-    """What goes wrong: requests that match are answered by `status`, or cut off where that is 0."""
+    """What goes wrong: requests that match are answered by `status`, `CUT` off in the middle, or `SILENT`."""
 
     request: str
     status: int
@@ -58,6 +62,8 @@ class Hub(ThreadingHTTPServer):
         self.lfs: dict[str, bytes] = {}
         self.failures: list[Failure] = []
         self.requests: list[str] = []
+        #: Where files are kept by Xet, the Hub's storage for large files; None: by LFS.
+        self.xet: Path | None = None
         self.lock = threading.RLock()
 
     def __enter__(self) -> Hub:
@@ -75,7 +81,7 @@ class Hub(ThreadingHTTPServer):
         ours = {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(cache),
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": str(int(self.xet is None)),
             "HF_HUB_OFFLINE": str(int(offline)),
             "HF_DATASETS_OFFLINE": str(int(offline)),
         }
@@ -86,7 +92,7 @@ class Hub(ThreadingHTTPServer):
         """The requests that wrote something, in order."""
         return [request for request in self.requests if request.startswith("PUT ") or "/commit/" in request]
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, *args: Any) -> None:
         """Clients that hang up are part of the tests."""
 
 
@@ -109,14 +115,15 @@ class _Handler(BaseHTTPRequestHandler):
             )
             if failure:
                 failure.times -= 1
-        if failure and failure.status == 0:
-            self.rfile.read(length // 2)
+        if failure and failure.status in (CUT, SILENT):
+            # After the end of a request, reading returns when the client has hung up.
+            self.rfile.read(length // 2 if failure.status == CUT else length + 1)
             self.close_connection = True
             self.connection.close()
             return
         body = self.rfile.read(length)
         if failure:
-            self._send(failure.status, {"error": "as the test wants it"})
+            self._send(failure.status, {"error": "as asked"})
             return
         with self.server.lock:
             self._route(path, query, body)
@@ -136,11 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
             message = "Invalid credentials in Authorization header"
             self._send(401, {"error": message}, {"X-Error-Message": message})
         elif self.command == "POST" and token != WRITE_TOKEN and "paths-info" not in path:
-            self._send(
-                403 if token else 401,
-                {"error": "no right to write"},
-                {"X-Error-Message": "no right to write"},
-            )
+            message = "no right to write"
+            self._send(403 if token else 401, {"error": message}, {"X-Error-Message": message})
         elif path == "/api/repos/create":
             self._create(json.loads(body))
         else:
@@ -149,18 +153,20 @@ class _Handler(BaseHTTPRequestHandler):
     def _route_repo(self, path: str, query: dict[str, list[str]], body: bytes, token: str) -> None:
         parts = re.fullmatch(
             r"(?:/api)?/(?:models/)?((?:datasets/|spaces/)?[\w.-]+/[\w-][\w.-]*?)(?:\.git)?"
-            r"(?:/(revision|tree|preupload|commit|branch|paths-info|resolve|info)/(.+))?",
+            r"(?:/(revision|tree|preupload|commit|branch|paths-info|resolve|info|xet-write-token)/(.+))?",
             path,
         )
         name, action, rest = parts.groups() if parts else ("", None, None)
         repo = self.server.repos.get(name)
         if repo is None or (repo.private and not token):
-            self._send(
-                404 if token else 401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
-            )
+            self._send(404 if token else 401, {"error": "no repository"}, {"X-Error-Code": "RepoNotFound"})
             return
         if action == "info":
             self._lfs(rest, json.loads(body))
+        elif action == "xet-write-token":
+            # hf_xet keeps the files by itself where the storage is a folder of this machine.
+            storage = {"accessToken": "of Xet", "exp": 2**32, "casUrl": f"local://{self.server.xet}"}
+            self._send(200 if self.server.xet else 404, storage)
         elif action == "branch":
             repo.refs[rest] = repo.refs["main"]
             self._send(200, {})

@@ -1,3 +1,5 @@
+import json
+import subprocess
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from PIL import Image as PilImage
 
 from hf_lpwd.cli import main
 from hf_lpwd.vision.arguments import parse_args
-from hf_lpwd.vision.card import OverSeeds, model_card, plain, public_command
+from hf_lpwd.vision.card import card_facts, model_card, plain, public_command
 from hf_lpwd.vision.finetune import prepare
 
 METRICS = {"validation": {"accuracy": 0.5, "f1_macro": 0.25, "loss": 1.0}, "test": {"accuracy": 0.75}}
@@ -31,6 +33,19 @@ METRICS = {"validation": {"accuracy": 0.5, "f1_macro": 0.25, "loss": 1.0}, "test
 )
 def test_the_command_shows_no_token_and_no_folder_of_this_machine(argv, shown):
     assert public_command(argv) == shown
+
+
+def test_a_long_command_is_broken_into_lines_that_a_shell_reads_as_one():
+    argv = ["--train_dir", "my pictures", "--label_names", *(f"label_{i}" for i in range(9))]
+    argv += ["--learning_rate", "1e-3", "--weight_decay=0.05", "--config_overrides", "a=[1,2]"]
+    shown = public_command(argv)
+    assert shown.splitlines() == [
+        "hf-lpwd train --train_dir 'my pictures' \\",
+        f"    {' '.join(argv[2:12])} \\",
+        "    --learning_rate 1e-3 --weight_decay=0.05 --config_overrides 'a=[1,2]'",
+    ]
+    read = subprocess.run(["sh", "-c", f"printf '%s\\n' {shown}"], capture_output=True, text=True, check=True)
+    assert read.stdout.splitlines() == ["hf-lpwd", "train", *argv]
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +67,18 @@ def prepared(tmp_path_factory):
     return prepare(*arguments), arguments[2]
 
 
+def card_of(run, metrics, args, argv):
+    """The card, made from facts that were written and read."""
+    return model_card(json.loads(json.dumps(card_facts(run, metrics, args, argv))))
+
+
 def render(text):
     return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
 
 
 def test_the_text_says_what_was_done(prepared):
     run, args = prepared
-    card = model_card(run, METRICS, args, ["--seed", "7"])
+    card = card_of(run, METRICS, args, ["--seed", "7"])
     for line in (
         'classify = pipeline("image-classification", model="digits")  # a folder, or a name on the Hub',
         "| split | pictures | Accuracy | Macro F1 |",
@@ -67,7 +87,7 @@ def test_the_text_says_what_was_done(prepared):
         "One run, with seed 7; another seed would give another figure. The validation split chose the "
         "checkpoint; it was cut from the training data. The test split was read once, at the end.",
         "```\nhf-lpwd train --seed 7\n```",
-        "| 0 | stem | 1984 | 768 | 0 |",
+        "| 0 | stem | 1,984 | 768 | 0 |",
         "| learning\\_rate | 0.002 |",
     ):
         assert line in card.content
@@ -83,7 +103,7 @@ def test_the_text_says_what_was_done(prepared):
 
 def test_the_metadata_survives_reading(prepared):
     run, args = prepared
-    card = model_card(run, METRICS, args, [])
+    card = card_of(run, METRICS, args, [])
     data = ModelCard(str(card)).data
     assert data.to_dict() == card.data.to_dict()
     assert data.license == "mit"
@@ -103,23 +123,13 @@ def test_it_passes_the_hubs_check(prepared, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with Hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        model_card(run, METRICS, args, []).validate()
+        card_of(run, METRICS, args, []).validate()
         args = copy(args)
         args.model_license = "two words"
         with pytest.raises(ValueError, match="license is 'two words'"):
-            model_card(run, METRICS, args, []).validate()
+            card_of(run, METRICS, args, []).validate()
         assert hub.requests == ["POST /api/validate-yaml"] * 2
         close_session()
-
-
-def test_several_seeds_are_told_with_their_interval(prepared):
-    run, args = prepared
-    rows = [OverSeeds("test", "Accuracy", [7, 8, 9], 0.7, 0.65, 0.75)]
-    text = model_card(run, METRICS, args, [], rows).content
-    assert "| test | Accuracy | 7, 8, 9 | 0.7000 | 0.6500 to 0.7500 |" in text
-    assert "One run, with seed 7. The validation" in text
-    assert "reports one model and the spread of its seeds, not a comparison of methods." in text
-    assert "\n\n\n" not in text
 
 
 def test_names_cannot_break_the_text(prepared):
@@ -136,7 +146,7 @@ def test_names_cannot_break_the_text(prepared):
     ]
     names += ["```", "---"]
     splits = replace(run.splits, class_names=names, name="/data/<b>|x|</b>")
-    card = model_card(replace(run, splits=splits), METRICS, args, ["--run_name", "```\n# title\n````"])
+    card = card_of(replace(run, splits=splits), METRICS, args, ["--run_name", "```\n# title\n````"])
     page = render(card.text)
     assert "<script>" not in page
     assert "<b>" not in page
@@ -163,16 +173,26 @@ def test_pictures_of_more_than_8_bits_are_a_limit(prepared):
     run, args = prepared
     deep = encode(PilImage.new("I;16", (8, 8), 40000))
     train = Dataset.from_dict({"image": [cell(deep)]}).cast_column("image", Image())
-    card = model_card(replace(run, splits=replace(run.splits, train=train)), METRICS, args, [])
+    card = card_of(replace(run, splits=replace(run.splits, train=train)), METRICS, args, [])
     assert "more than 8 bits, which were scaled to 8 bits" in card.content
 
 
 def test_many_classes_are_cut_short(prepared):
     run, args = prepared
     splits = replace(run.splits, class_names=[f"c{i}" for i in range(53)])
-    text = model_card(replace(run, splits=splits), METRICS, args, []).content
+    text = card_of(replace(run, splits=splits), METRICS, args, []).content
     assert "c48, c49 and 3 more.\n" in text
     assert "of 53 classes" in text
+    assert "class\\_names" not in text
+
+
+def test_several_devices_are_told(prepared):
+    run, args = prepared
+    facts = card_facts(run, METRICS, args, [])
+    assert facts["settings"]["devices"] == 1
+    assert "It ran on" not in model_card(facts).content
+    text = model_card({**facts, "settings": {**facts["settings"], "devices": 2}}).content
+    assert "\n\nIt ran on 2 devices; batch sizes are those of each.\n\n| library" in text
 
 
 def test_local_paths_stay_out_of_the_card(tmp_path):
@@ -191,7 +211,7 @@ def test_local_paths_stay_out_of_the_card(tmp_path):
     assert main(["train", "--output_dir", str(first), *argv]) == 0
     argv = ["--model_name_or_path", str(first), "--output_dir", str(tmp_path / "second"), *argv]
     args = parse_args(argv)
-    card = model_card(prepare(*args), {}, args[2], argv)
+    card = card_of(prepare(*args), {}, args[2], argv)
     assert "fine-tuned from first on" in card.content
     assert "--model_name_or_path .../first" in card.content
     assert "secret" not in str(card)
@@ -203,9 +223,9 @@ def test_names_on_the_hub_are_metadata(prepared):
     run, args = prepared
     names = {"model_name_or_path": "google/vit", "dataset_name": "beans", "model_type": None}
     run = replace(run, settings={**run.settings, **names}, splits=replace(run.splits, name="beans"))
-    card = model_card(run, {"test": {"accuracy": 0.5}}, args, [])
+    card = card_of(run, {"test": {"accuracy": 0.5}}, args, [])
     assert (card.data.base_model, card.data.datasets) == ("google/vit", ["beans"])
     (result,) = card.data.eval_results
     assert (result.dataset_type, result.dataset_split, result.metric_value) == ("beans", "test", 0.5)
     files = replace(run, settings={**run.settings, "dataset_name": str(Path("data") / "*.parquet")})
-    assert model_card(files, {}, args, []).data.datasets is None
+    assert card_of(files, {}, args, []).data.datasets is None

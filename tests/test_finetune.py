@@ -36,6 +36,7 @@ def test_what_is_left(digits_run):
     assert {path.name for path in folder.iterdir() if not path.name.startswith("checkpoint-")} == {
         "README.md",
         "all_results.json",
+        "card.json",
         "config.json",
         "curves.png",
         "eval_results.json",

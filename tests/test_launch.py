@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from hub_server import READ_TOKEN, WRITE_TOKEN, Hub, use_here
 from pictures import encode, noise
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
+from hf_lpwd.cli import main
 from hf_lpwd.messages import BadInputError
+from hf_lpwd.vision.arguments import FP16_ON_A_CPU
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TRAINER, LOOP = SCRIPTS / "run_image_classification.py", SCRIPTS / "run_image_classification_no_trainer.py"
@@ -211,6 +216,73 @@ def test_bad_data_is_refused(run, tmp_path):
         run(decay_timing="later", output_dir=tmp_path / "out")
 
 
+PUSHED = {"all_results.json", "config.json", "model.safetensors", "preprocessor_config.json"}
+pushes = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture
+def command(run, monkeypatch):
+    """Runs the script as the command line does; returns its exit code."""
+
+    def call(folder, *more):
+        settings = {**SMALL, "max_train_steps": 1, "output_dir": folder}
+        monkeypatch.setattr(sys, "argv", [str(LOOP), *flags(settings), *more])
+        try:
+            runpy.run_path(str(LOOP), run_name="__main__")
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return call
+
+
+@pushes
+def test_the_loop_pushes_its_run_and_writes_no_token(hub, command, tmp_path, monkeypatch, capfd):
+    use_here(hub, monkeypatch, None)
+    folder = tmp_path / "out"
+    more = ["--push_to_hub", "--hub_model_id", "user/digits", "--hub_token", WRITE_TOKEN]
+    more += ["--with_tracking", "--report_to", "tensorboard", "--checkpointing_steps", "1"]
+    assert command(folder, *more) == 0
+    repo = hub.repos["user/digits"]
+    assert repo.files("main") == {name: (folder / name).read_bytes() for name in PUSHED}
+    out, err = capfd.readouterr()
+    assert out.splitlines()[-1] == f"pushed: {hub.endpoint}/user/digits/commit/{repo.refs['main']}"
+    written = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert any("events.out" in name for name in written)
+    assert "run.json" in written
+    assert [name for name, content in written.items() if WRITE_TOKEN.encode() in content] == []
+    assert WRITE_TOKEN not in out + err
+
+
+@pushes
+def test_the_loop_outlives_a_push_that_fails(hub, command, tmp_path, monkeypatch, capfd):
+    use_here(hub, monkeypatch, None)
+    folder = tmp_path / "my run"
+    more = ["--push_to_hub", "--hub_model_id", "user/digits", "--token", READ_TOKEN]
+    assert command(folder, *more) == 1
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"{LOOP.name}: error: not pushed to user/digits: this token has no right to write")
+    assert line.endswith(f"; the run is saved, and this uploads it: hf-lpwd push '{folder}' user/digits")
+    assert {path.name for path in folder.iterdir()} == PUSHED
+    assert main(["push", str(folder), "user/digits", "--token", WRITE_TOKEN]) == 0
+    assert set(hub.repos["user/digits"].files("main")) == PUSHED
+
+
+def test_the_loop_outlives_a_hub_that_goes_away(command, tmp_path, monkeypatch, capfd):
+    with Hub() as gone:
+        use_here(gone, monkeypatch)
+    assert command(tmp_path / "out", "--push_to_hub") == 1
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert "error: not pushed to out: the connection to the Hub failed (ConnectError); the run is" in line
+    assert {path.name for path in (tmp_path / "out").iterdir()} == PUSHED
+
+
+def test_the_loop_refuses_a_name_that_no_repository_can_have(command, tmp_path, capfd):
+    assert command(tmp_path / "out", "--push_to_hub", "--hub_model_id", "a/b/c") == 2
+    assert "'a/b/c'" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("timing", TIMINGS)
 @pytest.mark.parametrize("script", [TRAINER, LOOP], ids=["trainer", "loop"])
@@ -238,6 +310,41 @@ def test_two_processes_are_one(script, timing, tmp_path):
     assert {name: found[1][1][name] for name in accuracies} == {
         name: found[2][1][name] for name in accuracies
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timing", TIMINGS)
+@pytest.mark.parametrize("script", [TRAINER, LOOP], ids=["trainer", "loop"])
+def test_two_processes_resume_exactly(script, timing, tmp_path):
+    """From step 6, amid the second of two epochs of four steps, the last of which is a window of one batch."""
+    settings = {**SMALL, **DROPOUT, "decay_timing": timing, "weight_decay": 0.5, "augmentation": "crop"}
+    settings |= {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 8}
+    if script == LOOP:
+        settings |= {"checkpointing_steps": 3}
+        checkpoint, states = "step_6", "random_states_*"
+    else:
+        settings["warmup_steps"] = settings.pop("num_warmup_steps")
+        settings |= {"save_strategy": "steps", "save_steps": 3, "load_best_model_at_end": False}
+        checkpoint, states = "checkpoint-6", "rng_state_*"
+    through, resumed = tmp_path / "through", tmp_path / "resumed"
+    launched(script, {**settings, "output_dir": through}, processes=2)
+    assert len(list((through / checkpoint).glob(states))) == 2
+    if script == TRAINER:
+        # What a run leaves that was stopped after this checkpoint.
+        shutil.copytree(through / checkpoint, resumed / checkpoint)
+        shutil.copy(through / "run_settings.json", resumed)
+    launched(
+        script,
+        {
+            **settings,
+            "output_dir": resumed,
+            "resume_from_checkpoint": True if script == TRAINER else through / checkpoint,
+        },
+        processes=2,
+    )
+    assert_same(weights(through), weights(resumed))
+    head = "classifier.weight"
+    assert not torch.equal(weights(through / checkpoint)[head], weights(resumed)[head])
 
 
 @pytest.fixture(scope="module")
@@ -304,26 +411,44 @@ def test_a_command_line_of_transformers_loop_script(folders, tmp_path):
     assert list((tmp_path / "out").rglob("events.out.tfevents*"))
 
 
+def in_precision(name, script, settings):
+    """Runs a script with the mixed precision that `accelerate launch` or `accelerate config` sets."""
+    return subprocess.run(
+        [sys.executable, str(script), *flags(settings)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": name},
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", [TRAINER, LOOP], ids=["trainer", "loop"])
 def test_bfloat16_autocast(script, tmp_path):
     settings = {"max_train_samples": 32, "max_eval_samples": 11, "output_dir": tmp_path}
     steps = {"bf16": True, "use_cpu": True, "max_steps": 2} if script == TRAINER else {"max_train_steps": 2}
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
-    try:
-        result = subprocess.run(
-            [sys.executable, str(script), *flags({**settings, **steps})],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-        )
-    finally:
-        del os.environ["ACCELERATE_MIXED_PRECISION"]
+    result = in_precision("bf16", script, {**settings, **steps})
     assert result.returncode == 0, result.stderr[-3000:]
     assert {value.dtype for value in weights(tmp_path).values()} == {torch.float32}
     assert "warn" not in result.stderr.lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [TRAINER, LOOP], ids=["trainer", "loop"])
+def test_float16_on_a_cpu_is_refused(script, tmp_path):
+    """accelerate would train in float32 there without a word."""
+    result = in_precision("fp16", script, {"output_dir": tmp_path / "out"})
+    assert result.returncode == 2
+    assert result.stderr == f"{script.name}: error: {FP16_ON_A_CPU}\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_flag_fp16_on_a_cpu_is_refused(tmp_path, capfd):
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--fp16", "--use_cpu", "--output_dir", str(tmp_path / "out")])
+    assert end.value.code == 2
+    assert capfd.readouterr().err == f"hf-lpwd train: error: {FP16_ON_A_CPU}\n"
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import WRITE_TOKEN, Failure, Hub, Repo, use_here
+from hub_server import CUT, SILENT, WRITE_TOKEN, Failure, Hub, Repo, use_here
 from pictures import CLASSES, table
 from small_runs import PUBLISHED, on_the_hub, train
 from transformers import AutoModelForImageClassification
@@ -70,7 +70,7 @@ def test_push_and_push_again_uploads_nothing_twice(run, hub, tmp_path, capsys):
     assert len(repo.commits) == 3
 
 
-def test_a_branch_a_pull_request_and_the_checkpoints(run, hub):
+def test_a_branch_a_pull_request_and_the_checkpoints(run, hub, tmp_path):
     assert main(["push", str(run), "digits", "--revision", "second", "--include_checkpoints"]) == 0
     repo = hub.repos["user/digits"]
     assert "checkpoint-4/optimizer.pt" in repo.files("second")
@@ -78,21 +78,39 @@ def test_a_branch_a_pull_request_and_the_checkpoints(run, hub):
     assert main(["push", str(run), "user/digits", "--create_pr", "--commit_message", "please"]) == 0
     assert set(repo.files("refs/pr/1")) == PUBLISHED
     assert repo.files("main") == {}
+    changed = copy_of(run, tmp_path / "changed")
+    (changed / "README.md").write_text("---\ntags: [a]\n---\n# new\n")
+    hub.requests.clear()
+    assert main(["push", str(changed), "user/digits", "--revision", "refs/pr/1"]) == 0
+    assert hub.uploads() == ["POST /api/models/user/digits/commit/refs/pr/1"]
+    assert repo.files("refs/pr/1")["README.md"].endswith(b"# new\n")
+    assert set(repo.refs) == {"main", "second", "refs/pr/1"}
 
 
 @pytest.mark.parametrize(
     ("request_", "status", "said"),
     [
-        ("POST /api/repos/create", 403, "this token has no right to write there (403)"),
-        ("/commit/", 403, "this token has no right to write there (403)"),
-        ("/commit/", 429, "too many requests: wait some minutes (429)"),
-        ("/preupload/", 500, "the Hub has a fault (500)"),
-        ("PUT /lfs/", 503, "the Hub has a fault (503)"),
-        ("PUT /lfs/", 0, "the connection to the Hub failed ("),
-        ("/commit/", 0, "the connection to the Hub failed ("),
+        (
+            "POST /api/repos/create",
+            401,
+            "no token, or a wrong one: `hf auth login` (401: as asked)",
+        ),
+        ("POST /api/repos/create", 403, "this token has no right to write there (403: as asked)"),
+        ("/commit/", 403, "this token has no right to write there (403: as asked)"),
+        ("/commit/", 429, "too many requests: wait some minutes (429: as asked)"),
+        ("/preupload/", 500, "the Hub has a fault (500: as asked)"),
+        ("PUT /lfs/", 503, "the Hub has a fault (503: as asked)"),
+        ("PUT /lfs/", CUT, "the connection to the Hub failed ("),
+        ("/commit/", CUT, "the connection to the Hub failed ("),
+        ("POST /api/repos/create", SILENT, "the connection to the Hub failed (ReadTimeout)"),
+        ("/commit/", SILENT, "the connection to the Hub failed (ReadTimeout)"),
     ],
 )
-def test_a_failed_push_says_why_in_one_line_and_can_be_repeated(run, hub, capsys, request_, status, said):
+def test_a_failed_push_says_why_in_one_line_and_can_be_repeated(
+    run, hub, capsys, monkeypatch, request_, status, said
+):
+    if status == SILENT:
+        monkeypatch.setattr("hf_lpwd.vision.push.PATIENCE", 0.3)
     hub.failures.append(Failure(request_, status))
     assert main(["push", str(run), "user/digits", "--token", WRITE_TOKEN]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
@@ -111,7 +129,7 @@ def test_after_a_break_in_the_middle_only_the_rest_is_sent(run, hub):
     (weights, curves) = (
         hashlib.sha256((run / name).read_bytes()).hexdigest() for name in ("model.safetensors", "curves.png")
     )
-    hub.failures.append(Failure(f"PUT /lfs/{weights}", 0))
+    hub.failures.append(Failure(f"PUT /lfs/{weights}", CUT))
     assert main(["push", str(run), "user/digits"]) == 1
     assert list(hub.lfs) == [curves]
     hub.failures.clear()
@@ -164,12 +182,15 @@ def test_links_are_refused(run, hub, tmp_path, capsys):
     (outside / "inner").mkdir(parents=True)
     (outside / "inner" / "private.txt").write_text("private")
     folder = copy_of(run, tmp_path / "run")
-    (folder / "run.py").symlink_to(outside / "inner" / "private.txt")
-    with pytest.raises(ValueError, match=r"run\.py is a link"):
-        files_to_push(folder)
-    assert main(["push", str(folder), "user/a"]) == 2
-    assert "put a copy in its place" in capsys.readouterr().err
-    (folder / "run.py").unlink()
+    for name in ("my_results.json", "config.json", "README.md"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(outside / "inner" / "private.txt")
+        with pytest.raises(ValueError, match=f"{name} is a link"):
+            files_to_push(folder)
+        assert main(["push", str(folder), "user/a"]) == 2
+        assert "put a copy in its place" in capsys.readouterr().err
+        (folder / name).unlink()
+        (folder / name).write_bytes((run / name).read_bytes() if (run / name).exists() else b"{}")
     (folder / "checkpoint-1").symlink_to(outside)
     assert main(["push", str(folder), "user/a", "--include_checkpoints"]) == 2
     (folder / "checkpoint-1").unlink()
@@ -179,6 +200,75 @@ def test_links_are_refused(run, hub, tmp_path, capsys):
     with pytest.raises(ValueError, match="outside"):
         files_to_push(folder, [outside])
     assert hub.requests == []
+
+
+def test_code_goes_up_with_a_model_that_names_it_and_else_stays(run, tmp_path):
+    folder = copy_of(run, tmp_path / "run")
+    (folder / "notes.py").write_text("print(1)")
+    assert set(files_to_push(folder)) == PUBLISHED
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForImageClassification": "notes.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert set(files_to_push(folder)) == {*PUBLISHED, "notes.py"}
+
+
+def push_in_a_process(run, hub, cache, **environment):
+    """`hf-lpwd push` as a user runs it."""
+    return subprocess.run(
+        [sys.executable, "-m", "hf_lpwd", "push", str(run), "user/digits"],
+        capture_output=True,
+        text=True,
+        env={**hub.environment(cache), **environment},
+    )
+
+
+@pytest.mark.slow
+def test_large_files_go_by_xet_where_it_is_not_disabled(run, hub, tmp_path):
+    """The storage is hf_xet's own, in a folder, which this Hub cannot read: it is told what lies there."""
+    hub.xet = tmp_path / "xet"
+    for name in ("model.safetensors", "curves.png"):
+        hub.lfs[hashlib.sha256((run / name).read_bytes()).hexdigest()] = (run / name).read_bytes()
+    answer = push_in_a_process(run, hub, tmp_path / "cache")
+    assert answer.returncode == 0, answer.stderr
+    assert hub.repos["user/digits"].files("main") == on_the_hub(run)
+    assert hub.uploads() == ["POST /api/models/user/digits/commit/main"]
+    stored = sum(path.stat().st_size for path in hub.xet.glob("xet/xorbs/xorbs/default.*"))
+    assert stored > 0.8 * (run / "model.safetensors").stat().st_size
+    hub.requests.clear()
+    answer = push_in_a_process(run, hub, tmp_path / "cache")
+    assert answer.stdout.startswith("nothing to push, all files are there already")
+    assert hub.uploads() == []
+
+
+@pytest.mark.slow
+def test_a_hub_without_xet_says_what_to_set(run, hub, tmp_path):
+    answer = push_in_a_process(run, hub, tmp_path / "cache", HF_HUB_DISABLE_XET="0")
+    assert answer.returncode == 1
+    assert answer.stderr.splitlines()[-1] == (
+        "hf-lpwd push: error: not pushed to user/digits: this Hub has no Xet storage: "
+        "set HF_HUB_DISABLE_XET=1; the same command tries again"
+    )
+    assert hub.repos["user/digits"].files("main") == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("client error (401 Unauthorized)", "no token, or a wrong one: `hf auth login` (401)"),
+        ("client error (403 Forbidden)", "this token has no right to write there (403)"),
+        ("client error (429 Too Many Requests)", "too many requests: wait some minutes (429)"),
+        ("server error (503 Service Unavailable)", "the Hub has a fault (503)"),
+    ],
+)
+def test_the_errors_of_xet_are_told_apart(run, hub, capsys, monkeypatch, status, said):
+    """Their text is that of hf_xet 1.8."""
+
+    def fail(*args, **kwargs):
+        raise ConnectionError(f"Network error: Request error: HTTP status {status}, domain: http://a/b")
+
+    monkeypatch.setattr("huggingface_hub._commit_api._upload_files", fail)
+    assert main(["push", str(run), "user/digits"]) == 1
+    assert f"not pushed to user/digits: {said}; the same" in capsys.readouterr().err
 
 
 def read_from(hub, cache, folder, offline=False):

@@ -1,12 +1,15 @@
 import json
+from concurrent.futures import Future
 
 import pytest
 import torch
-from hub_server import READ_TOKEN, WRITE_TOKEN, Failure, Hub, use_here
+from hub_server import READ_TOKEN, SILENT, WRITE_TOKEN, Failure, Hub, use_here
 from small_runs import PUBLISHED, on_the_hub, train
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_lpwd.cli import main
 from hf_lpwd.vision.push import files_to_push
+from hf_lpwd.vision.push_callback import PushCallback
 
 # huggingface_hub 2.4 sends LFS files with an argument that its HTTP client calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -42,9 +45,9 @@ def test_a_run_outlives_its_failed_pushes(hub, tmp_path, capsys, monkeypatch, to
     folder = tmp_path / "my run"
     assert train(folder, "--push_to_hub", "--hub_model_id", "user/digits") == 1
     why = (
-        "this token has no right to write there (403)"
+        "this token has no right to write there (403: no right to write)"
         if token
-        else "no token, or a wrong one: `hf auth login` (401)"
+        else "no token, or a wrong one: `hf auth login` (401: no right to write)"
     )
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"hf-lpwd train: error: not pushed to user/digits: {why}; the run is saved, and this uploads it: "
@@ -71,6 +74,33 @@ def test_a_push_that_fails_once_is_made_up_for_by_the_next(hub, tmp_path, caplog
     hub.failures.append(Failure("/commit/", 429, times=1))
     assert train(tmp_path / "out", "--push_to_hub", "--hub_model_id", "user/digits") == 0
     assert set(hub.repos["user/digits"].files("main")) == PUBLISHED
+
+
+def test_a_hub_that_stops_answering_holds_no_run(hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hf_lpwd.vision.push.PATIENCE", 0.3)
+    hub.failures.append(Failure("/commit/", SILENT))
+    assert train(tmp_path / "out", "--push_to_hub", "--hub_model_id", "user/digits") == 1
+    assert "the connection to the Hub failed (ReadTimeout)" in capsys.readouterr().err.splitlines()[-1]
+    assert set(files_to_push(tmp_path / "out")) == PUBLISHED
+
+
+def test_a_push_to_a_branch(hub, tmp_path):
+    flags = ["--push_to_hub", "--hub_model_id", "user/digits", "--hub_revision", "v1"]
+    assert train(tmp_path / "out", *flags) == 0
+    assert set(hub.repos["user/digits"].files("v1")) == PUBLISHED
+    assert hub.repos["user/digits"].files("main") == {}
+
+
+def test_a_save_during_an_upload_waits_only_where_that_is_asked_for(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(PushCallback, "_push", lambda self, checkpoint, message: done.append(checkpoint.name))
+    for always, pushed in ((False, []), (True, ["checkpoint-8"])):
+        args = TrainingArguments(str(tmp_path), hub_strategy="every_save", hub_always_push=always)
+        callback = PushCallback(args)
+        callback.last = Future()
+        callback.on_save(args, TrainerState(global_step=8, is_world_process_zero=True), TrainerControl())
+        callback.thread.shutdown()
+        assert done == pushed
 
 
 def test_a_name_that_cannot_be_pushed_to_is_refused_at_the_start(tmp_path, capsys):

@@ -1,6 +1,7 @@
 import pytest
 from pictures import CLASSES, load_from_parquet, table
 
+from hf_lpwd.vision import run_folder
 from hf_lpwd.vision.arguments import parse_args
 from hf_lpwd.vision.run_folder import RECORD, check_output_dir, data_settings, run_settings, write_record
 
@@ -43,6 +44,28 @@ def test_another_run_is_refused(tmp_path, flags, message):
     write_record(str(tmp_path), settings_of())
     with pytest.raises(ValueError, match=message):
         check_output_dir(str(tmp_path), settings_of(*flags))
+
+
+def test_a_run_goes_on_with_another_number_of_devices_if_the_steps_are_the_same(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(run_folder.logger, "warning_once", warnings.append)
+    batches = "--per_device_train_batch_size", "--gradient_accumulation_steps"
+    then = settings_of(batches[0], "8", batches[1], "3") | {"devices": 2}
+    write_record(str(tmp_path), then)
+    check_output_dir(str(tmp_path), then)
+    assert not warnings
+    check_output_dir(str(tmp_path), settings_of(batches[0], "16", batches[1], "3"))
+    assert warnings == [
+        f"{tmp_path}: the run had devices 2, now 1, per_device_train_batch_size 8, now 16. Each step has 48 "
+        "samples as before, but the result is the same only but for rounding and what is drawn at random"
+    ]
+    with pytest.raises(ValueError, match=r"its seed is 42, now 1: name"):
+        check_output_dir(str(tmp_path), settings_of(batches[0], "16", batches[1], "3", "--seed", "1"))
+    refused = (
+        "its devices is 2, now 1: a step has 24 samples instead of 48, go on with as many, or name another"
+    )
+    with pytest.raises(ValueError, match=refused):
+        check_output_dir(str(tmp_path), settings_of(batches[0], "8", batches[1], "3"))
 
 
 def test_a_data_set_of_the_same_name_with_other_rows_or_classes_is_refused(tmp_path):

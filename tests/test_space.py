@@ -92,7 +92,8 @@ def test_it_is_pushed_as_a_space(run, hub, tmp_path, capsys):
     hub.failures.append(Failure("/commit/", 403))
     assert main(argv) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "hf-lpwd space: error: not pushed to user/demo: this token has no right to write there (403); "
+        "hf-lpwd space: error: not pushed to user/demo: this token has no right to write there "
+        "(403: as asked); "
         "the same command tries again"
     )
     hub.failures.clear()

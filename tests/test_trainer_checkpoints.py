@@ -241,6 +241,55 @@ def test_what_a_killed_run_left_unfinished_is_removed_at_the_start(run_folder):
     assert not (run_folder / checkpoints.UNFINISHED).exists()
 
 
+class KilledError(BaseException):
+    """In the place of SIGKILL."""
+
+
+def killed_while_it_replaces(folder, monkeypatch):
+    """Leaves `folder` as SIGKILL does between the two renames that replace its checkpoint-20."""
+    rename = Path.rename
+
+    def rename_until_killed(path, target):
+        if path.parent.name == checkpoints.UNFINISHED and path.name.startswith("checkpoint-"):
+            raise KilledError
+        return rename(path, target)
+
+    written = folder / checkpoints.UNFINISHED / "checkpoint-20"
+    shutil.rmtree(written.parent, ignore_errors=True)
+    shutil.copytree(folder / "checkpoint-20", written)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_until_killed)
+        with pytest.raises(KilledError):
+            checkpoints.finish(written, folder / "checkpoint-20")
+    assert not (folder / "checkpoint-20").exists()
+
+
+def test_a_checkpoint_that_was_about_to_be_replaced_is_not_lost(run_folder, monkeypatch):
+    killed_while_it_replaces(run_folder, monkeypatch)
+    before = (run_folder / "checkpoint-15" / "model.safetensors").read_bytes()
+    trainer = make_trainer(run_folder, **SAVING)
+    assert trainer.last_whole_checkpoint() == str(run_folder / "checkpoint-20")
+    assert checkpoints.damage(str(run_folder / "checkpoint-20")) is None
+    assert (run_folder / "checkpoint-15" / "model.safetensors").read_bytes() == before
+    killed_while_it_replaces(run_folder, monkeypatch)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer._initial_global_step == 20
+    assert not (run_folder / checkpoints.UNFINISHED).exists()
+
+
+def test_a_damaged_or_replaced_checkpoint_is_not_put_back(run_folder, monkeypatch):
+    killed_while_it_replaces(run_folder, monkeypatch)
+    replaced = run_folder / checkpoints.UNFINISHED / "replaced" / "checkpoint-20"
+    truncate(replaced / "optimizer.pt")
+    assert checkpoints.last_whole(str(run_folder)) == str(run_folder / "checkpoint-15")
+    (run_folder / checkpoints.UNFINISHED / "replaced").rename(run_folder / checkpoints.UNFINISHED / "kept")
+    shutil.copytree(
+        run_folder / "checkpoint-15", run_folder / checkpoints.UNFINISHED / "replaced" / "checkpoint-15"
+    )
+    garble(run_folder / "checkpoint-15" / "model.safetensors")
+    assert checkpoints.last_whole(str(run_folder)) == str(run_folder / "checkpoint-10")
+
+
 def test_the_state_names_the_best_checkpoint_where_it_is(tmp_path):
     flags = {"eval_strategy": "steps", "eval_steps": 5, "metric_for_best_model": "loss"}
     make_trainer(tmp_path, **SAVING, **flags, load_best_model_at_end=True).train()

@@ -11,11 +11,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTImageProcessor
 
+from hf_lpwd.vision.augmentation import uniforms
 from hf_lpwd.vision.data import load_splits
 from hf_lpwd.vision.data_args import DataTrainingArguments
 from hf_lpwd.vision.decoding import read_image
 from hf_lpwd.vision.images import BadImageError, EpochCallback, ImageDataset, collate, default_augmentation
-from hf_lpwd.vision.transforms import ImageTransform, uniforms
+from hf_lpwd.vision.transforms import ImageTransform
 
 PROCESSOR = ViTImageProcessor(size={"height": 16, "width": 16})
 
@@ -231,7 +232,7 @@ def test_the_default_augmentation():
 
 def test_from_split_names_the_row_in_the_source():
     splits = load_splits(DataTrainingArguments(), seed=0)
-    data = ImageDataset.from_split(splits, "validation", PROCESSOR)
+    data = ImageDataset.from_split(splits, "validation", PROCESSOR, DataTrainingArguments())
     expected = torch.cat(
         [
             PROCESSOR(image.convert("RGB"), return_tensors="pt")["pixel_values"]
@@ -245,4 +246,84 @@ def test_from_split_names_the_row_in_the_source():
         lambda example, index: {"image": cell(b"x")} if index == 3 else example, with_indices=True
     )
     with pytest.raises(BadImageError, match=f"^train row {row}: the image cannot be decoded: not a picture"):
-        ImageDataset.from_split(replace(splits, validation=broken), "validation", PROCESSOR)
+        ImageDataset.from_split(
+            replace(splits, validation=broken), "validation", PROCESSOR, DataTrainingArguments()
+        )
+
+
+def test_training_pictures_alone_are_augmented():
+    args = DataTrainingArguments(
+        max_train_samples=20, auto_augment="ra", ra_magnitude=5, random_erase=0.25, augmentation="crop_flip"
+    )
+    splits = load_splits(args, seed=0)
+    transforms = {
+        role: ImageDataset.from_split(splits, role, PROCESSOR, args).transform for role in splits.sources
+    }
+    settings = {
+        role: (each.augmentation, each.rand_augment, each.random_erase, each.num_uniforms)
+        for role, each in transforms.items()
+    }
+    assert settings == {
+        "train": ("crop_flip", 5, 0.25, 6),
+        "validation": ("none", None, 0.0, 0),
+        "test": ("none", None, 0.0, 0),
+    }
+    off = ImageDataset.from_split(splits, "train", PROCESSOR, DataTrainingArguments()).transform
+    assert (off.augmentation, off.rand_augment, off.num_uniforms) == ("crop", None, 2)
+
+
+@pytest.mark.parametrize("sizes", [[(16, 16)] * 6, [(10, 20), (16, 16), (16, 16), (30, 8), (1, 1), (9, 9)]])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unfinished_batches_hold_uint8_pictures_and_are_finished_later(sizes, workers):
+    contents = [encode(Image.fromarray(noise(*size, 3, seed=row))) for row, size in enumerate(sizes)]
+    transform = ImageTransform(PROCESSOR, "crop_flip", random_erase=0.5)
+    finished, unfinished = (
+        ImageDataset(dataset_of(contents), transform, seed=1, unfinished=later) for later in (False, True)
+    )
+    loader = DataLoader(unfinished, batch_size=4, collate_fn=collate, num_workers=workers)
+    for indices, batch in zip(([0, 1, 2, 3], [4, 5]), loader, strict=True):
+        one_size = len(set(sizes)) == 1
+        assert {name: values.dtype for name, values in batch.items()} == {
+            "pixel_values": torch.uint8,
+            "labels": torch.int64,
+            "erase": torch.int64,
+            **({"places": torch.int64} if one_size else {}),
+        }
+        expected = finished.__getitems__(indices)
+        actual = transform.finish(batch)
+        assert actual.keys() == expected.keys() == {"pixel_values", "labels"}
+        for name in expected:
+            assert torch.equal(actual[name], expected[name])
+    streamed = ImageDataset(
+        dataset_of(contents), transform, seed=1, unfinished=True, in_memory=False
+    ).__getitems__([2, 1])
+    assert streamed.keys() == {"pixel_values", "labels", "erase"}
+    assert streamed["pixel_values"].dtype == torch.uint8
+    assert torch.equal(
+        transform.finish(streamed)["pixel_values"], finished.__getitems__([2, 1])["pixel_values"]
+    )
+    sample = transform.finish(collate([unfinished[3]]))
+    assert torch.equal(sample["pixel_values"][0], finished[3]["pixel_values"])
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_share_the_pixels(method):
+    """Of 96 MB of pixels, hardly anything is a worker's own, though each reads all of them."""
+
+    def private(count):
+        pictures = [encode(Image.new("RGB", (1024, 512), (row, 0, 0))) for row in range(count)]
+        data = ImageDataset(dataset_of(pictures), ImageTransform(PROCESSOR), in_memory=True, unfinished=True)
+        assert data._pixels.nbytes == count * 3 * 512 * 1024
+        sampler = [row % count for row in range(150)]
+        loader = DataLoader(
+            data, 1, sampler=sampler, collate_fn=collate, num_workers=2, multiprocessing_context=method
+        )
+        batches = iter(loader)
+        for index in sampler[:-4]:
+            assert next(batches)["pixel_values"][0, 0, 0, 0] == index
+        workers = [psutil.Process(worker.pid) for worker in batches._workers]
+        return [worker.memory_full_info().uss for worker in workers]
+
+    few, many = private(2), private(64)
+    for one, other in zip(few, many, strict=True):
+        assert other - one < 24e6, (few, many)

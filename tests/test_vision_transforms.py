@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import kstest
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as tvf
 from transformers import (
     BitImageProcessor,
@@ -19,14 +19,19 @@ from transformers import (
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from hf_lpwd.messages import BadInputError
-from hf_lpwd.vision.transforms import (
-    ImageTransform,
+from hf_lpwd.vision.augmentation import (
     crop_boxes,
+    draw_erasing,
+    draw_places,
+    erase,
     horizontal_flip,
+    rand_augment,
     random_resized_crop,
     shift_crop,
     uniforms,
 )
+from hf_lpwd.vision.data_args import AUGMENTATIONS
+from hf_lpwd.vision.transforms import ImageTransform
 
 PROCESSORS = {
     "vit": lambda: ViTImageProcessor(size={"height": 48, "width": 48}),
@@ -147,9 +152,12 @@ def test_shift_crop_is_a_crop_of_the_zero_padded_picture():
     images = torch.stack(tensors(pictures((16, 24), (16, 24), (16, 24), seed=3)))
     draws = np.array([[0.0, 0.0], [0.999, 0.5], [0.41, 0.999]])
     # Up to 2 of 16 rows and 3 of 24 columns each way: 5 and 7 places.
+    drawn = draw_places(np.array([16, 24]), draws)
+    assert drawn.dtype == torch.int64
     places = [(0, 0), (4, 3), (2, 6)]
+    assert drawn.tolist() == [list(place) for place in places]
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (3, 3)))
-    actual = shift_crop(images, draws)
+    actual = shift_crop(images, drawn)
     for index, (top, left) in enumerate(places):
         assert (actual[index].numpy() == padded[index, :, top : top + 16, left : left + 24]).all()
 
@@ -158,7 +166,7 @@ def test_all_shifts_are_equally_likely():
     # A one-pixel picture's place in its frame tells the shift; 8 pixels a side: -1, 0 or 1 each way.
     images = torch.zeros(9000, 1, 8, 8, dtype=torch.uint8)
     images[:, :, 4, 4] = 1
-    shifted = shift_crop(images, uniforms(0, 0, range(9000), 2))
+    shifted = shift_crop(images, draw_places(np.array([8, 8]), uniforms(0, 0, range(9000), 2)))
     counts = shifted.sum(dim=(0, 1)).numpy()[3:6, 3:6]
     assert counts.sum() == 9000
     assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000)
@@ -166,7 +174,8 @@ def test_all_shifts_are_equally_likely():
 
 def test_half_of_the_pictures_are_flipped():
     images = torch.arange(4, dtype=torch.uint8).view(1, 1, 1, 4).expand(10000, 1, 2, 4)
-    flipped = horizontal_flip(images, uniforms(0, 0, range(10000), 1)[:, 0])
+    places = draw_places(np.array([2, 4]), uniforms(0, 0, range(10000), 3))
+    flipped = horizontal_flip(images, places[:, 2])
     first = flipped[:, 0, 0, 0]
     assert set(first.tolist()) == {0, 3}
     assert abs((first == 3).sum().item() - 5000) < 5 * 50
@@ -220,7 +229,157 @@ def test_batch_and_list_are_augmented_alike(augmentation):
     draws = np.random.default_rng(0).random((20, transform.num_uniforms))
     batch = transform(images, draws)
     assert torch.equal(batch, transform(list(images), draws))
-    moved = shift_crop(images, draws[:, :2])
+    places = draw_places(np.array([16, 16]), draws)
+    moved = shift_crop(images, places[:, :2])
     if augmentation == "crop_flip":
-        moved = horizontal_flip(moved, draws[:, 2])
+        moved = horizontal_flip(moved, places[:, 2])
     assert torch.equal(batch, ImageTransform(transform.processor)(moved))
+
+
+def test_places_of_pictures_of_several_sizes():
+    draws = np.array([[0.999, 0.999, 0.4], [0.999, 0.999, 0.6], [0.5, 0.0, 0.5]])
+    places = draw_places(np.array([[16, 24], [3, 40], [100, 8]]), draws)
+    # An eighth, at least a pixel, each way.
+    assert places.tolist() == [[4, 6, 1], [2, 10, 0], [12, 0, 0]]
+    assert draw_places(np.array([16, 16]), draws[:, :0]).shape == (3, 0)
+
+
+SEVERAL_SIZES = [(60, 40), (40, 64), (90, 100), (60, 40), (64, 64), (48, 48)]
+EXTRAS = {
+    "plain": {},
+    "RandAugment": {"rand_augment": 9},
+    "erasing": {"random_erase": 0.5},
+    "both": {"rand_augment": 20, "random_erase": 0.5},
+}
+
+
+def by_hand(processor, augmentation, images, draws, extras):
+    """Each picture by itself: augmented with torchvision's functions, then the processor's turn."""
+    results = []
+    fixed = ImageTransform(processor, "random_resized_crop").size
+    for image, row in zip(images, draws, strict=True):
+        count = {"none": 0, "crop": 2, "crop_flip": 3, "random_resized_crop": 23}[augmentation]
+        own, rest = row[None, :count], row[count:]
+        options = {}
+        if augmentation == "random_resized_crop":
+            box = crop_boxes(*np.array(image.shape[-2:])[:, None], own)[0].tolist()
+            image = tvf.resized_crop(image, *box, list(fixed))
+            image = tvf.horizontal_flip(image) if own[0, -1] < 0.5 else image
+            options = {"do_resize": False}
+        elif augmentation != "none":
+            top, left, *flip = draw_places(np.array(image.shape[-2:]), own)[0].tolist()
+            pad_y, pad_x = (max(1, round(side / 8)) for side in image.shape[-2:])
+            image = tvf.crop(tvf.pad(image, [pad_x, pad_y]), top, left, *image.shape[-2:])
+            image = tvf.horizontal_flip(image) if flip == [1] else image
+        if "rand_augment" in extras:
+            torch.manual_seed(int(rest[0] * 2**53))
+            image = v2.RandAugment(
+                magnitude=extras["rand_augment"], interpolation=InterpolationMode.BILINEAR
+            )(image)
+        if isinstance(processor, TimmWrapperImageProcessor) and options:
+            mean, std = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+            values = tvf.normalize(image.float() / 255, mean, std)[None]
+        else:
+            picture = tvf.to_pil_image(image)
+            values = torch.as_tensor(processor(picture, return_tensors="pt", **options)["pixel_values"])
+        if extras.get("random_erase", 0) > 0 and rest[-2] < extras["random_erase"]:
+            torch.manual_seed(int(rest[-1] * 2**53))
+            erasing = v2.RandomErasing()
+            values = erasing.transform(values, erasing.make_params([values]))
+        results.append(values)
+    return torch.cat(results)
+
+
+@pytest.mark.parametrize("extras", EXTRAS)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("sizes", [[(32, 32)] * 6, SEVERAL_SIZES], ids=["one size", "several"])
+@pytest.mark.parametrize("name", ["vit", "convnext", "deit", "mobilevit, BGR", "timm"])
+def test_started_and_finished_it_is_what_each_picture_gets_by_itself(name, sizes, augmentation, extras):
+    """Bit for bit; what travels between the parts is uint8 where the processor's steps are torchvision's."""
+    make = {**PROCESSORS, "convnext": lambda: ConvNextImageProcessor(size={"shortest_edge": 48})}[name]
+    processor = make()
+    transform = ImageTransform(processor, augmentation, **EXTRAS[extras])
+    images = tensors(pictures(*sizes))
+    images = torch.stack(images) if len(set(sizes)) == 1 else images
+    draws = np.random.default_rng(3).random((6, transform.num_uniforms))
+    state = torch.get_rng_state()
+    sent = transform.start(images, draws)
+    assert torch.equal(torch.get_rng_state(), state)
+    finished = transform.finish({**sent, "labels": torch.arange(6)})
+    assert finished.keys() == {"pixel_values", "labels"}
+    assert finished["labels"].tolist() == list(range(6))
+    assert torch.equal(transform(images, draws), finished["pixel_values"])
+    assert torch.equal(transform.finish(finished)["pixel_values"], finished["pixel_values"])
+
+    by_steps = name in ("vit", "convnext", "deit") or (
+        augmentation == "random_resized_crop" and name == "timm"
+    )
+    assert sent["pixel_values"].dtype == (torch.uint8 if by_steps else torch.float32)
+    as_they_are = by_steps and len(set(sizes)) == 1 and augmentation != "random_resized_crop"
+    expected = {"pixel_values"} | ({"places"} if as_they_are else set())
+    assert sent.keys() == expected | ({"erase"} if "random_erase" in EXTRAS[extras] else set())
+    if as_they_are:
+        assert sent["pixel_values"].shape == (6, 3, 32, 32)
+        drawn = {"none": 0, "crop": 2, "crop_flip": 3}[augmentation]
+        assert sent["places"].shape == (6, 0 if "rand_augment" in EXTRAS[extras] else drawn)
+    assert torch.equal(
+        finished["pixel_values"], by_hand(processor, augmentation, list(images), draws, EXTRAS[extras])
+    )
+
+
+def test_a_filter_that_only_the_cpu_has_is_applied_there():
+    processor = ViTImageProcessor(size={"height": 48, "width": 48}, resample=1)
+    images = torch.stack(tensors(pictures(*[(32, 32)] * 3)))
+    transform = ImageTransform(processor, "crop_flip")
+    draws = np.random.default_rng(0).random((3, 3))
+    sent = transform.start(images, draws)
+    assert (sent.keys(), sent["pixel_values"].shape) == ({"pixel_values"}, (3, 3, 48, 48))
+    assert sent["pixel_values"].dtype == torch.uint8
+    assert torch.equal(
+        transform.finish(sent)["pixel_values"], by_hand(processor, "crop_flip", images, draws, {})
+    )
+
+
+@pytest.mark.parametrize("augmentation", ["crop_flip", "random_resized_crop", "none"])
+def test_finishing_needs_nothing_of_the_cpu(augmentation):
+    """On a device without memory, every look at a value and every tensor of another device is an error."""
+    processor = ViTImageProcessor(size={"height": 48, "width": 48})
+    transform = ImageTransform(processor, augmentation, random_erase=0.5)
+    images = torch.stack(tensors(pictures(*[(32, 32)] * 3)))
+    sent = transform.start(images, np.random.default_rng(0).random((3, transform.num_uniforms)))
+    finished = transform.finish({name: values.to("meta") for name, values in sent.items()})
+    values = finished["pixel_values"]
+    assert (values.device.type, values.dtype, values.shape) == ("meta", torch.float32, (3, 3, 48, 48))
+
+
+def test_rand_augment_is_drawn_for_each_picture():
+    image = tensors(pictures((24, 24)))[0]
+    draws = uniforms(0, 0, range(60), 1)[:, 0]
+    whole = rand_augment(image.expand(60, 3, 24, 24), draws, 9)
+    assert len({tuple(picture.flatten().tolist()) for picture in whole}) > 45
+    for indices in ([7], [59, 7, 0]):
+        assert torch.equal(rand_augment([image] * len(indices), draws[indices], 9)[0], whole[indices[0]])
+    assert not torch.equal(rand_augment([image], draws[:1], 30)[0], rand_augment([image], draws[:1], 3)[0])
+
+
+def test_erased_boxes_are_distributed_as_torchvisions():
+    count = 3000
+    draws = uniforms(1, 0, range(count), 2)
+    boxes = draw_erasing(draws, 0.25, (40, 60))
+    erased = boxes[:, 2] > 0
+    assert (erased.numpy() == (draws[:, 0] < 0.25)).all()
+    assert (boxes[~erased] == 0).all()
+    torch.manual_seed(0)
+    theirs = [v2.RandomErasing().make_params([torch.empty(3, 40, 60)]) for _ in range(1000)]
+    theirs = np.array([[box[side] for side in "ijhw"] for box in theirs])
+    for side in range(4):
+        assert kstest(boxes[erased][:, side].numpy(), theirs[:, side]).pvalue > 1e-3
+    # Nothing fits into one pixel.
+    assert (draw_erasing(draws[:50], 1.0, (1, 1))[:, 2:] == 0).all()
+
+
+def test_erasing_sets_the_box_to_the_mean():
+    images = torch.stack(tensors(pictures((9, 12), (9, 12), (9, 12)))).float()
+    boxes = torch.tensor([[2, 3, 4, 5], [0, 0, 0, 0], [8, 11, 1, 1]])
+    for image, box, erased in zip(images, boxes.tolist(), erase(images, boxes), strict=True):
+        assert torch.equal(erased, tvf.erase(image, *box, v=torch.zeros(3, 1, 1)))

@@ -97,8 +97,9 @@ def accuracy(model: nn.Module, images: ImageDataset, batch_size: int) -> float:
     right = 0
     for start in range(0, len(images), batch_size):
         batch = images.__getitems__(range(start, min(start + batch_size, len(images))))
-        outputs = model(pixel_values=batch["pixel_values"].to(device))
+        batch = images.transform.finish({name: values.to(device) for name, values in batch.items()})
+        outputs = model(pixel_values=batch["pixel_values"])
         logits = outputs.logits if hasattr(outputs, "logits") else logits_only(outputs)
-        right += int((logits.argmax(dim=-1).cpu() == batch["labels"]).sum())
+        right += int((logits.argmax(dim=-1) == batch["labels"]).sum())
     model.train(was_training)
     return right / len(images)

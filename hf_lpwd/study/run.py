@@ -23,11 +23,9 @@ from hf_lpwd.study.callbacks import OpposingPenalty, TestAfterEpoch
 from hf_lpwd.study.config import RunSpec
 from hf_lpwd.study.methods import method_name
 from hf_lpwd.study.peers import apply_peer, peer_callbacks
-from hf_lpwd.trainer import LPWDTrainer
 from hf_lpwd.vision.arguments import ImageTrainingArguments, parse_args
-from hf_lpwd.vision.finetune import PREFIXES, Run, prepare
-from hf_lpwd.vision.images import EpochCallback, collate
-from hf_lpwd.vision.metrics import compute_metrics, logits_only
+from hf_lpwd.vision.finetune import PREFIXES, Run, make_trainer, prepare
+from hf_lpwd.vision.image_trainer import ImageTrainer
 
 #: Version of a record's form; goes up when a reader of the old form would misread the new one.
 FORMAT = 1
@@ -145,19 +143,9 @@ def quiet_trainer(
     args: ImageTrainingArguments,
     callbacks: Sequence[TrainerCallback] = (),
     optimizer: LayerwiseDecay | None = None,
-) -> LPWDTrainer:
+) -> ImageTrainer:
     """Makes the trainer of a run, which writes no results and prints nothing."""
-    trainer = LPWDTrainer(
-        model=run.model,
-        args=args,
-        train_dataset=run.images["train"],
-        eval_dataset=run.images["validation"],
-        data_collator=collate,
-        compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=logits_only,
-        optimizers=(optimizer, None),
-        callbacks=[EpochCallback(), *callbacks],
-    )
+    trainer = make_trainer(run, args, callbacks, optimizer)
     for printer in (PrinterCallback, QuietPrinter):
         trainer.remove_callback(printer)
     return trainer

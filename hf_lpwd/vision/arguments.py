@@ -13,11 +13,15 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
 from hf_lpwd.messages import refuse, unknown
 from hf_lpwd.training_args import LPWDTrainingArguments
 from hf_lpwd.vision.data_args import DataTrainingArguments
 
 DEFAULT_MODEL = "google/vit-base-patch16-224-in21k"
+
+#: accelerate leaves fp16 out on a CPU, without a word.
+FP16_ON_A_CPU = "mixed precision fp16 needs a GPU, and on a CPU would be float32: use bf16 or none"
 
 _METRICS = ("accuracy", "f1_macro", "top5_accuracy", "loss")
 
@@ -185,6 +189,10 @@ class ImageTrainingArguments(LPWDTrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
         super().__post_init__()
+        if self.mixed_precision == "fp16" and self.device.type == "cpu":
+            raise ValueError(FP16_ON_A_CPU)
+        if self.deepspeed_plugin is not None and self.decay_timing == "pwd":
+            raise ValueError(PWD_UNDER_DEEPSPEED)
 
 
 class _Parser(HfArgumentParser):

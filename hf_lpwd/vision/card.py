@@ -7,7 +7,7 @@ import platform
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +16,22 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import hide_tokens
 
 if TYPE_CHECKING:
     from hf_lpwd.vision.arguments import ImageTrainingArguments
     from hf_lpwd.vision.finetune import Run
 
+CARD = "README.md"
+#: What the card says, as JSON.
+FACTS = "card.json"
+
 _LIBRARIES = ("hf-lpwd", "torch", "transformers", "accelerate", "datasets", "timm")
-_METRICS = {"accuracy": "Accuracy", "top5_accuracy": "Top-5 accuracy", "f1_macro": "Macro F1"}
+METRICS = {"accuracy": "Accuracy", "top5_accuracy": "Top-5 accuracy", "f1_macro": "Macro F1"}
 _SECRET_FLAGS = ("--token", "--hub_token", "--hub-token")
+#: Characters in a line of a command.
+_WIDTH = 100
 #: So many classes are named in the text; all of them are in config.json.
 _MOST_CLASSES = 50
 
@@ -34,18 +41,6 @@ _TIMINGS = {
     "rwd": "after the update, so that it sees the weight that the update has made (real-time weight decay)",
     "pwd": "before the gradient is taken, and so at the decayed weights (pre-weight decay)",
 }
-
-
-@dataclass(frozen=True)
-class OverSeeds:
-    """A metric over runs that differ in the seed alone: its mean, and the 95% interval of that mean."""
-
-    split: str
-    metric: str
-    seeds: Sequence[int]
-    mean: float
-    low: float
-    high: float
 
 
 def public_command(argv: Sequence[str]) -> str:
@@ -61,7 +56,24 @@ def public_command(argv: Sequence[str]) -> str:
         else:
             shown.append(_without_folders(argument))
         hide = argument in _SECRET_FLAGS
-    return hide_tokens(shlex.join(["hf-lpwd", "train", *shown]))
+    return hide_tokens(_in_lines(["hf-lpwd", "train", *shown]))
+
+
+def _in_lines(words: Sequence[str]) -> str:
+    """Returns a command for a shell, in lines that end before a flag."""
+    parts: list[str] = []
+    for word in words:
+        if not parts or word.startswith("--"):
+            parts.append(shlex.quote(word))
+        else:
+            parts[-1] += f" {shlex.quote(word)}"
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) > _WIDTH:
+            lines.append(f"    {part}")
+        else:
+            lines[-1] += f" {part}"
+    return " \\\n".join(lines)
 
 
 def plain(value: object) -> str:
@@ -69,107 +81,137 @@ def plain(value: object) -> str:
     return re.sub(r"([\\`*_\[\]<>#|~&$:])", r"\\\1", " ".join(str(value).split()))
 
 
-def model_card(
+def card_facts(
     run: Run,
     metrics: Mapping[str, Mapping[str, float]],
     args: ImageTrainingArguments,
     command: Sequence[str],
-    over_seeds: Sequence[OverSeeds] = (),
-) -> ModelCard:
-    """Fills `model_cards/template.md`, without network.
+) -> dict[str, Any]:
+    """Returns all that a card says of a run, as JSON, so that it can be written again without model and data.
 
     Args:
         run: The run, as `finetune.prepare` made it.
         metrics: Split -> metric -> value.
         args: How it was trained; the last part of `output_dir` is the model's name.
         command: The command line after ``hf-lpwd train``.
-        over_seeds: Figures of the same settings over several seeds, where there are any.
+    """
+    settings = run.settings
+    # The path of a local folder says nothing to others and may say too much: its last part stands for it.
+    dataset_id, model_id = _hub_name(settings["dataset_name"]), _hub_name(settings["model_name_or_path"])
+    measured = {
+        split: {metric: values[metric] for metric in METRICS if metric in values}
+        for split, values in metrics.items()
+    }
+    return {
+        "name": Path(str(args.output_dir)).absolute().name,
+        "license": args.model_license,
+        "model_id": model_id,
+        "base_model": model_id or Path(settings["model_name_or_path"] or "").name,
+        "dataset_id": dataset_id,
+        "dataset": dataset_id or Path(run.splits.name).name,
+        "class_names": run.splits.class_names,
+        "deep_pictures": _has_deep_pictures(run),
+        "settings": {key: _without_folders(value) for key, value in settings.items() if value is not None},
+        "layers": [asdict(row) for row in run.explanation.layers],
+        "metrics": measured,
+        "sizes": {split: len(images) for split, images in run.images.items()},
+        "validation_chose": bool(args.load_best_model_at_end) and "validation" in measured,
+        "validation_is_cut": run.splits.sources.get("validation") == run.splits.sources["train"],
+        "command": public_command(command),
+        "versions": {
+            "Python": platform.python_version(),
+            **{name: metadata.version(name) for name in _LIBRARIES},
+        },
+        "over_seeds": None,
+    }
+
+
+def write_card(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Writes the card of a run, and beside it the facts that it is made of."""
+    write_json(folder / FACTS, facts)
+    write_bytes(folder / CARD, str(model_card(facts)).encode())
+
+
+def model_card(facts: Mapping[str, Any]) -> ModelCard:
+    """Fills `model_cards/template.md`, without network.
+
+    The figures in the metadata are those of these weights, also where there are some over several seeds: this
+    is what the Hub's `model-index` means by a result. The intervals stand in the text.
+
+    Args:
+        facts: From `card_facts`; `over_seeds` may be what `hf_lpwd.vision.over_seeds` makes of several runs.
 
     Returns:
         A card with metadata, not yet written.
     """
-    settings = run.settings
-    name = Path(str(args.output_dir)).absolute().name
-    # The path of a local folder says nothing to others and may say too much: its last part stands for it.
-    dataset_id, model_id = _hub_name(settings["dataset_name"]), _hub_name(settings["model_name_or_path"])
-    dataset = dataset_id or Path(run.splits.name).name
-    measured = {
-        split: {metric: values[metric] for metric in _METRICS if metric in values}
-        for split, values in metrics.items()
-    }
+    settings, measured, layers = facts["settings"], facts["metrics"], facts["layers"]
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["image-classification", "vision", "lpwd", "weight-decay"],
         metrics=["accuracy", "f1"],
-        license=args.model_license,
-        base_model=model_id,
-        datasets=[dataset_id] if dataset_id else None,
-        model_name=name,
-        eval_results=_eval_results(measured, dataset_id, dataset, settings["dataset_config_name"]),
+        license=facts["license"],
+        base_model=facts["model_id"],
+        datasets=[facts["dataset_id"]] if facts["dataset_id"] else None,
+        model_name=facts["name"],
+        eval_results=_eval_results(facts),
     )
-    shown = [key for key in _METRICS if any(key in values for values in measured.values())]
-    several_stacks = len({row.stack for row in run.explanation.layers}) > 1
-    classes = [plain(name) for name in run.splits.class_names]
+    shown = [key for key in METRICS if any(key in values for values in measured.values())]
+    several_stacks = len({row["stack"] for row in layers}) > 1
+    classes = [plain(name) for name in facts["class_names"]]
     more = f" and {len(classes) - _MOST_CLASSES} more" if len(classes) > _MOST_CLASSES else ""
     return ModelCard.from_template(
         data,
         template_str=resources.files("hf_lpwd.model_cards").joinpath("template.md").read_text("utf-8"),
-        name=plain(name),
-        load_as=json.dumps(name),
-        base_model=plain(model_id or Path(settings["model_name_or_path"] or "").name),
-        dataset=plain(dataset),
+        **{key: facts[key] for key in ("sizes", "validation_chose", "validation_is_cut", "versions")},
+        **{key: facts[key] for key in ("deep_pictures", "over_seeds")},
+        name=plain(facts["name"]),
+        load_as=json.dumps(facts["name"]),
+        base_model=plain(facts["base_model"]),
+        dataset=plain(facts["dataset"]),
         num_classes=len(classes),
         classes=", ".join(classes[:_MOST_CLASSES]) + more,
         decay={key: plain(settings[key]) for key in ("weight_decay", "layer_schedule", "optim")},
         seed=settings["seed"],
-        settings={plain(key): plain(_without_folders(v)) for key, v in settings.items() if v is not None},
+        devices=settings["devices"],
+        settings={plain(key): plain(value) for key, value in settings.items() if key != "class_names"},
         timing=_TIMINGS[settings["decay_timing"]],
         match_budget=settings["match_decay_budget"],
         coupled=settings["decay_coupling"] == "lr",
         layers=[
             [
-                *([plain(row.stack)] if several_stacks else []),
-                *(row.layer, plain(", ".join(row.modules)), row.parameters, row.decayed, f"{row.rate:.4g}"),
+                *([plain(row["stack"])] if several_stacks else []),
+                *(row["layer"], plain(", ".join(row["modules"]))),
+                *(f"{row['parameters']:,}", f"{row['decayed']:,}", f"{row['rate']:.4g}"),
             ]
-            for row in run.explanation.layers
+            for row in layers
         ],
         several_stacks=several_stacks,
-        metric_names=[_METRICS[key] for key in shown],
+        metric_names=[METRICS[key] for key in shown],
         measured={
             split: [f"{values[key]:.4f}" if key in values else "" for key in shown]
             for split, values in measured.items()
         },
-        sizes={split: len(images) for split, images in run.images.items()},
-        validation_chose=bool(args.load_best_model_at_end) and "validation" in measured,
-        validation_is_cut=run.splits.sources.get("validation") == run.splits.sources["train"],
-        over_seeds=over_seeds,
-        deep_pictures=_has_deep_pictures(run),
-        command=_fenced(public_command(command)),
-        versions={
-            "Python": platform.python_version(),
-            **{name: metadata.version(name) for name in _LIBRARIES},
-        },
+        command=_fenced(facts["command"]),
     )
 
 
-def _eval_results(
-    measured: Mapping[str, Mapping[str, float]], dataset_id: str | None, dataset: str, config: str | None
-) -> list[EvalResult] | None:
+def _eval_results(facts: Mapping[str, Any]) -> list[EvalResult] | None:
     """Returns the figures as metadata, from which the Hub fills its tables; None if there are none."""
+    dataset_id = facts["dataset_id"]
     results = [
         EvalResult(
             task_type="image-classification",
             task_name="Image Classification",
             dataset_type=dataset_id or "image",
-            dataset_name=dataset,
-            dataset_config=config if dataset_id else None,
+            dataset_name=facts["dataset"],
+            dataset_config=facts["settings"].get("dataset_config_name") if dataset_id else None,
             dataset_split=split,
             metric_type=metric,
-            metric_name=_METRICS[metric],
+            metric_name=METRICS[metric],
             metric_value=round(value, 6),
         )
-        for split, values in measured.items()
+        for split, values in facts["metrics"].items()
         for metric, value in values.items()
     ]
     return results or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 AUGMENTATIONS = ("random_resized_crop", "crop_flip", "crop", "none")
@@ -63,6 +64,34 @@ class DataTrainingArguments:
             "choices": list(AUGMENTATIONS),
         },
     )
+    auto_augment: str | None = field(
+        default=None,
+        metadata={
+            "help": "ra: RandAugment, two random operations on each training picture after the augmentation.",
+            "choices": ["ra"],
+        },
+    )
+    ra_magnitude: int = field(
+        default=9, metadata={"help": "How strong RandAugment's operations are, from 0 to 30."}
+    )
+    random_erase: float = field(
+        default=0.0,
+        metadata={"help": "Probability with which a training picture loses a random box, e.g. 0.1."},
+    )
+    mixup_alpha: float = field(
+        default=0.0,
+        metadata={
+            "help": "MixUp: average each training picture and its label with another's by a share drawn from "
+            "Beta(alpha, alpha), e.g. 0.2. 0: off."
+        },
+    )
+    cutmix_alpha: float = field(
+        default=0.0,
+        metadata={
+            "help": "CutMix: put a box of another training picture into each one, and mix the labels by its "
+            "area, drawn from Beta(alpha, alpha), e.g. 1.0. 0: off. With mixup_alpha: one of both a batch."
+        },
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.train_val_split < 1:
@@ -75,6 +104,15 @@ class DataTrainingArguments:
             raise ValueError(
                 f"augmentation must be one of {', '.join(AUGMENTATIONS)}, not {self.augmentation!r}"
             )
+        if self.auto_augment not in (None, "ra"):
+            raise ValueError(f"auto_augment must be ra or not given, not {self.auto_augment!r}")
+        if not 0 <= self.ra_magnitude <= 30:
+            raise ValueError(f"ra_magnitude must lie between 0 and 30, not {self.ra_magnitude}")
+        if not 0 <= self.random_erase <= 1:
+            raise ValueError(f"random_erase is a probability, from 0 to 1, not {self.random_erase}")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, not {getattr(self, name)}")
         if self.dataset_name is not None and (self.train_dir or self.validation_dir):
             raise ValueError("give either dataset_name or train_dir (and validation_dir), not both")
         if self.validation_dir and not self.train_dir:

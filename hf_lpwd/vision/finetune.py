@@ -19,18 +19,21 @@ from hf_lpwd.explain import Explanation, explain
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.interruption import Interrupted, StopOnSignal
 from hf_lpwd.messages import BadInputError
+from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.schedules import parse_schedule
-from hf_lpwd.trainer import LPWDTrainer
 from hf_lpwd.vision.arguments import ImageTrainingArguments, ModelArguments
-from hf_lpwd.vision.card import model_card
+from hf_lpwd.vision.batch_augmentation import Mixer, make_mixer
+from hf_lpwd.vision.card import card_facts, write_card
 from hf_lpwd.vision.curves import draw_curves
 from hf_lpwd.vision.data import Splits, load_splits
 from hf_lpwd.vision.data_args import DataTrainingArguments
-from hf_lpwd.vision.images import BadImageError, EpochCallback, ImageDataset, collate, default_augmentation
+from hf_lpwd.vision.image_trainer import ImageTrainer
+from hf_lpwd.vision.images import BadImageError, EpochCallback, ImageDataset, collate, finishes_later
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.models import load_model_and_processor
 from hf_lpwd.vision.push_callback import PushCallback
 from hf_lpwd.vision.run_folder import check_output_dir, data_settings, run_settings, write_record
+from hf_lpwd.vision.transforms import ImageTransform
 
 #: Split -> what `Trainer` puts before the names of its metrics.
 PREFIXES = {"validation": "eval", "test": "test"}
@@ -46,6 +49,7 @@ class Run:
     processor: Any
     splits: Splits
     images: dict[str, ImageDataset]
+    mix: Mixer | None
     explanation: Explanation
     settings: dict[str, Any]
 
@@ -146,7 +150,6 @@ def prepare(
                 "decay_coupling": training_args.decay_coupling,
             }
         )
-    augmentation = data_args.augmentation or default_augmentation(splits)
     wanted = {
         "train": training_args.do_train,
         "validation": training_args.do_eval,
@@ -157,19 +160,50 @@ def prepare(
             splits,
             role,
             processor,
-            augmentation=augmentation if role == "train" else "none",
+            data_args,
             seed=training_args.data_seed if training_args.data_seed is not None else training_args.seed,
-            skip_bad_images=data_args.skip_bad_images,
+            unfinished=finishes_later(training_args.device),
         )
         for role, needed in wanted.items()
         if needed and getattr(splits, role) is not None
     }
-    return Run(model, processor, splits, images, explanation, settings)
+    mix = make_mixer(len(splits.class_names), data_args.mixup_alpha, data_args.cutmix_alpha)
+    return Run(model, processor, splits, images, mix, explanation, settings)
+
+
+def make_trainer(
+    run: Run,
+    args: ImageTrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
+    optimizer: LayerwiseDecay | None = None,
+) -> ImageTrainer:
+    """Makes the trainer of a run.
+
+    Args:
+        run: From `prepare`.
+        args: How to train.
+        callbacks: For the trainer.
+        optimizer: Instead of the one that the arguments name.
+    """
+    return ImageTrainer(
+        model=run.model,
+        args=args,
+        transform=ImageTransform(run.processor),
+        mix=run.mix,
+        train_dataset=run.images.get("train"),
+        eval_dataset=run.images.get("validation"),
+        data_collator=collate,
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=logits_only,
+        processing_class=run.processor,
+        optimizers=(optimizer, None),
+        callbacks=[EpochCallback(), *callbacks],
+    )
 
 
 def train_and_evaluate(
     run: Run, args: ImageTrainingArguments, callbacks: Sequence[TrainerCallback] = ()
-) -> tuple[LPWDTrainer, dict[str, dict[str, float]]]:
+) -> tuple[ImageTrainer, dict[str, dict[str, float]]]:
     """Trains, keeps the checkpoint that was best on validation, and reads the test split once.
 
     Args:
@@ -180,17 +214,7 @@ def train_and_evaluate(
     Returns:
         The trainer, and the metrics of each split that was evaluated, without the Trainer's prefixes.
     """
-    trainer = LPWDTrainer(
-        model=run.model,
-        args=args,
-        train_dataset=run.images.get("train"),
-        eval_dataset=run.images.get("validation"),
-        data_collator=collate,
-        compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=logits_only,
-        processing_class=run.processor,
-        callbacks=[EpochCallback(), *callbacks],
-    )
+    trainer = make_trainer(run, args, callbacks)
     for role, images in run.images.items():
         if images.num_skipped:
             logger.warning(f"{role}: {images.num_skipped} pictures that cannot be decoded are left out")
@@ -213,7 +237,7 @@ def train_and_evaluate(
 
 
 def write_results(
-    run: Run, trainer: LPWDTrainer, metrics: dict[str, dict[str, float]], argv: Sequence[str]
+    run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str, float]], argv: Sequence[str]
 ) -> None:
     """Writes the layer rates, the curves and the model card into the output folder.
 
@@ -227,7 +251,7 @@ def write_results(
     write_json(folder / "layer_rates.json", asdict(run.explanation))
     if trainer.args.do_train:
         write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
-        write_bytes(folder / "README.md", str(model_card(run, metrics, trainer.args, argv)).encode())
+        write_card(folder, card_facts(run, metrics, trainer.args, argv))
 
 
 def _checkpoint(args: ImageTrainingArguments) -> str | bool | None:
@@ -246,7 +270,7 @@ def _check_resumable(args: ImageTrainingArguments) -> None:
             raise ValueError(f"resume_from_checkpoint is {checkpoint!r}, which is not whole: {fault}")
 
 
-def _resume_from(trainer: LPWDTrainer, args: ImageTrainingArguments) -> str | None:
+def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | None:
     """Returns the checkpoint to go on from; a run killed before its first one starts anew by itself."""
     checkpoint = _checkpoint(args)
     if checkpoint is not True:

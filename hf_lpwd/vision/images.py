@@ -8,15 +8,17 @@ from typing import Any
 
 import datasets
 import numpy as np
-import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_lpwd.messages import BadInputError
+from hf_lpwd.vision.augmentation import Images, uniforms
 from hf_lpwd.vision.data import DIGITS, Splits
+from hf_lpwd.vision.data_args import DataTrainingArguments
 from hf_lpwd.vision.decoding import image_size, read_image
-from hf_lpwd.vision.transforms import Images, ImageTransform, uniforms
+from hf_lpwd.vision.free_memory import free_memory
+from hf_lpwd.vision.transforms import ImageTransform
 
 _SMALL_SIDE = 64
 _SAMPLE = 64
@@ -48,6 +50,8 @@ class ImageDataset(torch.utils.data.Dataset):
         seed: Seed of the augmentation.
         skip_bad_images: Leave out what cannot be decoded; `num_skipped` counts it.
         in_memory: Whether to decode once; by default, whether it fits.
+        unfinished: Serve batches that `transform.finish` makes complete, on the device where the model is,
+            instead of complete ones.
 
     Raises:
         BadImageError: If a picture cannot be decoded, with split and row; from the constructor if decoded
@@ -66,8 +70,10 @@ class ImageDataset(torch.utils.data.Dataset):
         seed: int = 0,
         skip_bad_images: bool = False,
         in_memory: bool | None = None,
+        unfinished: bool = False,
     ) -> None:
         self.transform = transform
+        self.unfinished = unfinished
         self.seed = seed
         self._source = source
         self._rows = np.arange(len(dataset)) if rows is None else np.asarray(rows)
@@ -85,7 +91,7 @@ class ImageDataset(torch.utils.data.Dataset):
                 kept.append(index)
                 if self.in_memory:
                     shapes.append(image.shape[1:])
-                    pixels += image.data
+                    pixels += image.tobytes()
         self.num_skipped = len(labels) - len(kept)
         if not kept:
             raise BadImageError(f"{source}: no image can be decoded")
@@ -101,21 +107,30 @@ class ImageDataset(torch.utils.data.Dataset):
         splits: Splits,
         role: str,
         processor: Any,
+        args: DataTrainingArguments,
         *,
-        augmentation: str = "none",
         seed: int = 0,
-        skip_bad_images: bool = False,
+        unfinished: bool = False,
     ) -> ImageDataset:
-        """Builds the data set of `"train"`, `"validation"` or `"test"`."""
+        """Builds the data set of `"train"`, which is augmented, `"validation"` or `"test"`."""
+        transform = ImageTransform(processor)
+        if role == "train":
+            transform = ImageTransform(
+                processor,
+                args.augmentation or default_augmentation(splits),
+                rand_augment=args.ra_magnitude if args.auto_augment else None,
+                random_erase=args.random_erase,
+            )
         return cls(
             getattr(splits, role),
-            ImageTransform(processor, augmentation),
+            transform,
             image_column=splits.image_column,
             label_column=splits.label_column,
             source=splits.sources[role],
             rows=splits.rows[role],
             seed=seed,
-            skip_bad_images=skip_bad_images,
+            skip_bad_images=args.skip_bad_images,
+            unfinished=unfinished,
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -129,26 +144,32 @@ class ImageDataset(torch.utils.data.Dataset):
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Returns a batch: `pixel_values` float32 [B, 3, h, w] and `labels` int64 [B]."""
+        """Returns a batch: `pixel_values` float32 [B, 3, h, w] and `labels` int64 [B].
+
+        If `unfinished`, `pixel_values` are as `ImageTransform.start` leaves them, with what it adds.
+        """
         draws = None
         if self.transform.num_uniforms:
             draws = uniforms(self.seed, int(self._epoch), indices, self.transform.num_uniforms)
-        pixel_values = self.transform(self.images(indices), draws)
-        return {"pixel_values": pixel_values, "labels": self.labels[list(indices)]}
+        batch = self.transform.start(self.images(indices), draws)
+        batch["labels"] = self.labels[list(indices)]
+        return batch if self.unfinished else self.transform.finish(batch)
 
     def images(self, indices: Sequence[int]) -> Images:
-        """Returns the pictures as decoded, uint8: [B, 3, H, W] if they have one size, else a list."""
+        """Returns the pictures as decoded, uint8.
+
+        [B, 3, H, W] if all of the data set are in memory and of one size; else a list, so that batches are
+        alike.
+        """
         if self._files is not None:
             rows = self._kept[list(indices)].tolist()
-            images = [torch.from_numpy(image) for _, image in self._decode(rows)]
-        elif self._same_size is not None:
+            return [torch.from_numpy(image) for _, image in self._decode(rows)]
+        if self._same_size is not None:
             return self._same_size[list(indices)]
-        else:
-            images = [
-                self._pixels[start : start + 3 * height * width].view(3, height, width)
-                for start, height, width in self._places[list(indices)].tolist()
-            ]
-        return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+        return [
+            self._pixels[start : start + 3 * height * width].view(3, height, width)
+            for start, height, width in self._places[list(indices)].tolist()
+        ]
 
     def _store(self, pixels: bytearray, shapes: list[tuple[int, ...]]) -> None:
         """Keeps the pixels as one tensor: forked workers share it, others get it through shared memory."""
@@ -175,6 +196,11 @@ class ImageDataset(torch.utils.data.Dataset):
     def _decode_all(self, skip: bool) -> Iterator[tuple[int, np.ndarray]]:
         for start in range(0, len(self._rows), _CHUNK):
             yield from self._decode(range(start, min(start + _CHUNK, len(self._rows))), skip)
+
+
+def finishes_later(device: torch.device) -> bool:
+    """Whether augmenting, resizing and normalising are left to the device that the model is on."""
+    return device.type != "cpu"
 
 
 class EpochCallback(TrainerCallback):
@@ -229,4 +255,4 @@ def _fits_in_memory(files: datasets.Dataset, column: str) -> bool:
         return True
     estimate = len(files) * 3 * float(np.mean([height * width for height, width in sizes]))
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return estimate < psutil.virtual_memory().available / 2 / processes
+    return estimate < free_memory() / 2 / processes

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,14 +26,17 @@ PUBLISHED = (
     "*.safetensors",
     "*.safetensors.index.json",
     "*processor_config.json",
-    "*.py",
     "README.md",
     "curves.png",
     "layer_rates.json",
     "*_results.json",
 )
+#: Of a model with code of its own. Without one, such files are the user's, and no part of the run.
+_CODE = "*.py"
 #: A pickle, which nobody should have to load, and the list of a checkpoint's files, which names it.
 _NEVER = ("training_args.bin", FILE_SIZES)
+#: Seconds without a sign of life after which the Hub has failed; huggingface_hub itself waits for ever.
+PATIENCE = 120.0
 
 
 class PushError(RuntimeError):
@@ -50,8 +54,12 @@ def files_to_push(folder: Path, checkpoints: Iterable[Path] = ()) -> dict[str, P
         ValueError: There is no trained model, or a file is a link or otherwise not in `folder` itself.
     """
     found = sorted({path for pattern in PUBLISHED for path in folder.glob(pattern)})
-    if not (folder / "config.json").exists() or not any(path.suffix == ".safetensors" for path in found):
+    config = folder / "config.json"
+    if config not in found or not any(path.suffix == ".safetensors" for path in found):
         raise ValueError(f"{folder} holds no trained model: name the output_dir of a run of hf-lpwd train")
+    _refuse_link(config, folder)
+    if '"auto_map"' in config.read_text("utf-8"):
+        found += sorted(folder.glob(_CODE))
     for checkpoint in checkpoints:
         _refuse_link(checkpoint, folder)
         found += sorted(path for path in checkpoint.rglob("*") if path.name not in _NEVER)
@@ -79,6 +87,19 @@ def hub(token: str | None = None) -> HfApi:
     return HfApi(token=token, library_name="hf-lpwd", library_version=__version__)
 
 
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Lets a request fail after `PATIENCE`, so that a Hub which has stopped answering does not hold a run."""
+    from huggingface_hub import get_session
+
+    client = get_session()
+    before, client.timeout = client.timeout, PATIENCE
+    try:
+        yield
+    finally:
+        client.timeout = before
+
+
 def upload(
     files: dict[str, Path],
     repo_id: str,
@@ -98,7 +119,7 @@ def upload(
         token: For the Hub; default: the one of ``hf auth login`` or ``HF_TOKEN``.
         repo_type: ``"model"`` or ``"space"``.
         private: Whether a new repository is private; None: as the user has set on the Hub.
-        revision: Branch, made if missing; default: main.
+        revision: Branch, made if missing, or pull request, as ``refs/pr/1``; default: main.
         create_pr: Open a pull request instead of committing to `revision`.
         message: Of the commit.
 
@@ -113,28 +134,29 @@ def upload(
 
     api = hub(token)
     try:
-        url = api.create_repo(
-            repo_id,
-            repo_type=repo_type,
-            private=private,
-            exist_ok=True,
-            space_sdk="gradio" if repo_type == "space" else None,
-        )
-        if not files:
-            return str(url), False
-        try:
-            before = api.repo_info(url.repo_id, repo_type=repo_type, revision=revision).sha
-        except RevisionNotFoundError:
-            api.create_branch(url.repo_id, repo_type=repo_type, branch=str(revision))
-            before = api.repo_info(url.repo_id, repo_type=repo_type, revision=revision).sha
-        commit = api.create_commit(
-            url.repo_id,
-            [CommitOperationAdd(name, _content(path, url.repo_id)) for name, path in files.items()],
-            commit_message=message,
-            repo_type=repo_type,
-            revision=revision,
-            create_pr=create_pr,
-        )
+        with _patience():
+            url = api.create_repo(
+                repo_id,
+                repo_type=repo_type,
+                private=private,
+                exist_ok=True,
+                space_sdk="gradio" if repo_type == "space" else None,
+            )
+            if not files:
+                return str(url), False
+            try:
+                before = api.repo_info(url.repo_id, repo_type=repo_type, revision=revision).sha
+            except RevisionNotFoundError:
+                api.create_branch(url.repo_id, repo_type=repo_type, branch=str(revision))
+                before = api.repo_info(url.repo_id, repo_type=repo_type, revision=revision).sha
+            commit = api.create_commit(
+                url.repo_id,
+                [CommitOperationAdd(name, _content(path, url.repo_id)) for name, path in files.items()],
+                commit_message=message,
+                repo_type=repo_type,
+                revision=revision,
+                create_pr=create_pr,
+            )
     except Exception as error:  # each layer beneath fails in its own way, and none of them may end a run
         raise PushError(f"not pushed to {repo_id}: {_why(error)}") from error
     return commit.pr_url or commit.commit_url, commit.oid != before
@@ -163,10 +185,16 @@ def _why(error: BaseException) -> str:
     }
     for one in chain:
         status = getattr(getattr(one, "response", None), "status_code", 0)
-        if status in advice:
-            return f"{advice[status]} ({status})"
-        if status >= 500:
-            return f"the Hub has a fault ({status})"
+        # hf_xet, which sends large files, has one error for all that happens, and the status in its text.
+        in_text = re.search(r"HTTP status \w+ error \((\d+)", str(one))
+        if in_text and isinstance(one, ConnectionError):
+            status = int(in_text[1])
+            if status == 404 and "xet-write-token" in str(one):
+                return "this Hub has no Xet storage: set HF_HUB_DISABLE_XET=1"
+        if status in advice or status >= 500:
+            message = " ".join(str(getattr(one, "server_message", None) or "").split())[:200]
+            detail = hide_tokens(f"{status}: {message}" if message else str(status))
+            return f"{advice.get(status, 'the Hub has a fault')} ({detail})"
         if isinstance(one, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set"
         if not status and (isinstance(one, ConnectionError) or type(one).__module__.startswith("httpx")):
@@ -187,7 +215,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("output_dir", help="output folder of a run of hf-lpwd train")
     parser.add_argument("repo_id", help="user/name on the Hub, or a name alone under your own user")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", help="branch, made if missing (default: main)")
+    parser.add_argument(
+        "--revision", help="branch, made if missing, or a pull request, refs/pr/1 (default: main)"
+    )
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--include_checkpoints", action="store_true", help="upload optimizer states too")
     parser.add_argument("--dry_run", action="store_true", help="list what would be uploaded, without network")

@@ -87,10 +87,25 @@ class PushCallback(TrainerCallback):
             PushError: It did not succeed; the message says how to do it later.
         """
         self.thread.shutdown()
-        try:
-            return upload(
-                files_to_push(self.folder), self.repo_id, message="End of training", **self.options
-            )[0]
-        except (PushError, ValueError) as error:
-            command = shlex.join(["hf-lpwd", "push", str(self.folder), self.repo_id])
-            raise PushError(f"{error}; the run is saved, and this uploads it: {command}") from error
+        return push_run(self.folder, self.repo_id, **self.options)
+
+
+def push_run(folder: Path, repo_id: str, **options: Any) -> str:
+    """Uploads a finished run.
+
+    Args:
+        folder: Its output folder.
+        repo_id: ``user/name``, or a name under the token's user.
+        **options: For `hf_lpwd.vision.push.upload`, e.g. `token`.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        PushError: It did not succeed; the message says how to do it later.
+    """
+    try:
+        return upload(files_to_push(folder), repo_id, message="End of training", **options)[0]
+    except (PushError, ValueError) as error:
+        command = shlex.join(["hf-lpwd", "push", str(folder), repo_id])
+        raise PushError(f"{error}; the run is saved, and this uploads it: {command}") from error

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging
 
 from hf_lpwd.files import write_json
 from hf_lpwd.vision.arguments import ImageTrainingArguments, ModelArguments
@@ -18,6 +21,8 @@ RECORD = "run_settings.json"
 _NOT_THE_RUN = {"cache_dir", "token", "trust_remote_code"}
 _ABOVE_ALL = ("dataset_name", "train_dir", "model_name_or_path", "model_type")
 _LENGTH = {"num_train_epochs", "max_steps"}
+#: Where only these differ and their product does not, a step sees the same samples.
+_DIVISION = ("devices", "per_device_train_batch_size", "gradient_accumulation_steps")
 _OF_THE_RUN = (
     "weight_decay",
     "decay_timing",
@@ -41,11 +46,12 @@ _OF_THE_RUN = (
     "gradient_accumulation_steps",
     "num_train_epochs",
     "max_steps",
-    "bf16",
-    "fp16",
+    "mixed_precision",
     "seed",
     "data_seed",
 )
+
+logger = logging.get_logger(__name__)
 
 
 def run_settings(
@@ -59,6 +65,7 @@ def run_settings(
         if field.name not in _NOT_THE_RUN
     }
     settings |= {name: getattr(training_args, name) for name in _OF_THE_RUN}
+    settings["devices"] = training_args.world_size * max(1, training_args.n_gpu)
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -69,6 +76,9 @@ def data_settings(splits: Splits) -> dict[str, Any]:
 
 def check_output_dir(output_dir: str, settings: Mapping[str, Any]) -> None:
     """Raises a ValueError if `output_dir` holds something else than the run of these settings.
+
+    A run may go on with another number of devices if its steps see as many samples as before; a warning says
+    what is different.
 
     Args:
         output_dir: A folder, there or not.
@@ -89,6 +99,15 @@ def check_output_dir(output_dir: str, settings: Mapping[str, Any]) -> None:
     except json.JSONDecodeError as error:
         raise ValueError(f"{record} cannot be read ({error}): name another output_dir") from None
     changed = [name for name in settings if there.get(name) != settings[name]]
+    division = [name for name in _DIVISION if name in changed]
+    samples = [math.prod(values.get(name) or 0 for name in _DIVISION) for values in (there, settings)]
+    if division and samples[0] == samples[1]:
+        changed = [name for name in changed if name not in division]
+        differences = ", ".join(f"{name} {there[name]}, now {settings[name]}" for name in division)
+        logger.warning_once(
+            f"{output_dir}: the run had {differences}. Each step has {samples[0]} samples as before, but the "
+            "result is the same only but for rounding and what is drawn at random"
+        )
     if changed:
         # Another data set or model brings other defaults with it.
         name = next((name for name in _ABOVE_ALL if name in changed), changed[0])
@@ -96,6 +115,8 @@ def check_output_dir(output_dir: str, settings: Mapping[str, Any]) -> None:
         others = f" (and {len(changed) - 1} other settings)" if len(changed) > 1 else ""
         # The learning rate of each step depends on how many there will be.
         why = "a run cannot be extended, " if name in _LENGTH else ""
+        if name in _DIVISION:
+            why = f"a step has {samples[1]} samples instead of {samples[0]}, go on with as many, or "
         raise ValueError(
             f"output_dir {output_dir} holds another run: its {name} is {then}, "
             f"now {now}{others}: {why}name another folder"

@@ -10,6 +10,9 @@ import gradio as gr
 from huggingface_hub import SpaceCard
 from transformers import pipeline
 
+#: Small pictures, such as those of CIFAR, fill their frame.
+CSS = "#picture img {width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated}"
+
 
 def build(folder: Path) -> gr.Blocks:
     """Returns the app of the model in `folder`/model."""
@@ -37,7 +40,7 @@ def build(folder: Path) -> gr.Blocks:
     with gr.Blocks(title=title, analytics_enabled=False) as app:
         gr.Markdown(f"# {title}")
         with gr.Row():
-            picture = gr.Image(type="pil", label="Picture", height=320)
+            picture = gr.Image(type="pil", label="Picture", height=320, elem_id="picture")
             answer = gr.Label(label="Classes", num_top_classes=5)
         picture.change(classes, picture, answer, api_name="classify")
         gr.Markdown("## Weight decay by layer")
@@ -46,4 +49,4 @@ def build(folder: Path) -> gr.Blocks:
 
 
 if __name__ == "__main__":
-    build(Path(__file__).parent).launch()
+    build(Path(__file__).parent).launch(css=CSS)

@@ -1,0 +1,47 @@
+"""The trainer of the main job: finishes and mixes batches of pictures on the device that trains."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from hf_lpwd.trainer import LPWDTrainer
+from hf_lpwd.training_args import LPWDTrainingArguments
+from hf_lpwd.vision.batch_augmentation import Mixer, mixed_loss
+from hf_lpwd.vision.transforms import ImageTransform
+
+
+class ImageTrainer(LPWDTrainer):
+    """`LPWDTrainer` for batches of `ImageDataset`.
+
+    Args:
+        args: How to train.
+        transform: Finishes batches that were left unfinished for the device.
+        mix: MixUp or CutMix of training batches, see `make_mixer`.
+        **kwargs: For the Trainer.
+    """
+
+    def __init__(
+        self,
+        *,
+        args: LPWDTrainingArguments,
+        transform: ImageTransform,
+        mix: Mixer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if mix is not None:
+            # The Trainer's own losses take no probabilities.
+            kwargs["compute_loss_func"] = partial(mixed_loss, label_smoothing=args.label_smoothing_factor)
+        super().__init__(args=args, **kwargs)
+        self._transform = transform
+        self._mix = mix
+
+    def _prepare_inputs(self, inputs: dict[str, torch.Tensor | Any]) -> dict[str, torch.Tensor | Any]:
+        batch = self._transform.finish(super()._prepare_inputs(inputs))
+        if self._mix is not None and self.model.training:
+            batch["pixel_values"], batch["labels"] = self._mix(batch["pixel_values"], batch["labels"])
+        # Once more for DeepSpeed, which wants its own floating point type.
+        batch["pixel_values"] = self._prepare_input(batch["pixel_values"])
+        return batch

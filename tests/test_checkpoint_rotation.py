@@ -1,0 +1,47 @@
+"""Old checkpoints are removed as the stock Trainer removes them, but never half."""
+
+import itertools
+import shutil
+
+import pytest
+from transformers.trainer_utils import rotate_checkpoints
+
+from hf_lpwd import checkpoints
+
+
+def make_folders(folder, steps):
+    for step in steps:
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        (folder / f"checkpoint-{step}" / "model.safetensors").touch()
+    return folder
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:mtime may not be reliable")
+def test_the_same_ones_stay_as_with_the_stock_trainer(tmp_path):
+    steps = [5, 10, 15, 20]
+    for limit, best in itertools.product([None, 0, 1, 2, 3, 4, 5], [None, *steps]):
+        ours, stock = (make_folders(tmp_path / f"{who}-{limit}-{best}", steps) for who in ("ours", "stock"))
+        bests = [best and str(folder / f"checkpoint-{best}") for folder in (ours, stock)]
+        checkpoints.remove_oldest(ours, limit, bests[0])
+        rotate_checkpoints(str(stock), limit, bests[1], use_mtime=True)
+        assert names(ours) == names(stock), (limit, best)
+
+
+def test_killed_while_it_removes_one_none_is_half_there(tmp_path, monkeypatch):
+    folder = make_folders(tmp_path, [5, 10, 15])
+
+    def killed(path, ignore_errors):
+        if path.exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.remove_oldest(folder, 1, None)
+    monkeypatch.undo()
+    assert names(folder) == [checkpoints.OUTDATED, "checkpoint-10", "checkpoint-15"]
+    checkpoints.remove_oldest(folder, 1, None)
+    assert names(folder) == ["checkpoint-15"]
