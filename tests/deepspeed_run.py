@@ -155,7 +155,8 @@ def under_zero(script, timing, folder, stage):
     except SystemExit as end:
         return end.code
     finally:
-        del os.environ["ACCELERATE_USE_DEEPSPEED"], os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"]
+        for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_CONFIG_FILE"):
+            os.environ.pop(name, None)
     return 0
 
 

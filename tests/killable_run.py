@@ -1,7 +1,8 @@
 """Run by test_interruptions.py: does runs of `hf-lpwd train` in forked processes, and ends them as told.
 
 Reads a JSON object a line: `argv`; `end`, the signal, if any; and when: `after` seconds from the start, or
-`delay` seconds into the writing of the checkpoint number `write` (from 1). `group`: to its process group.
+`delay` seconds into the writing of the checkpoint number `write` (from 1); or `finishing`, by itself, when
+all files of that checkpoint are written and it has yet to get its name. `group`: to its process group.
 Answers with a line: exit code, and whether a checkpoint was being written.
 """
 
@@ -12,9 +13,21 @@ import sys
 import time
 from pathlib import Path
 
-from hf_lpwd.checkpoints import UNFINISHED
+from hf_lpwd import checkpoints
 from hf_lpwd.cli import main
 from hf_lpwd.vision import finetune  # noqa: F401
+
+
+def end_at_finish(number, end):
+    """Sends `end` to this process instead of finishing its checkpoint of that number."""
+    finish, calls = checkpoints.finish, iter(range(1, number + 1))
+
+    def ending(written, checkpoint):
+        if next(calls) == number:
+            os.kill(os.getpid(), end)
+        finish(written, checkpoint)
+
+    checkpoints.finish = ending
 
 
 def child(argv, log):
@@ -48,14 +61,16 @@ def do(order):
     with open(order["log"], "w") as log:
         pid = os.fork()
         if pid == 0:
+            if "finishing" in order:
+                end_at_finish(order["finishing"], order["end"])
             child(argv, log)
-    if order.get("end"):
+    if order.get("end") and "finishing" not in order:
         if "write" in order:
-            wait_for_write(pid, output_dir / UNFINISHED, order["write"])
+            wait_for_write(pid, output_dir / checkpoints.UNFINISHED, order["write"])
         time.sleep(order.get("after", order.get("delay", 0)))
         os.killpg(pid, order["end"]) if order.get("group") else os.kill(pid, order["end"])
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return code, (output_dir / UNFINISHED).is_dir()
+    return code, (output_dir / checkpoints.UNFINISHED).is_dir()
 
 
 print("ready", flush=True)

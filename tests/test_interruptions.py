@@ -100,7 +100,7 @@ def whole(runs):
 def test_killed_twice_and_resumed_it_is_as_if_never_killed(runs, whole, timing):
     flags = ["--decay_timing", timing]
     other, seconds = whole(timing)
-    code, unfinished, _, _ = runs(timing, *flags, end=signal.SIGKILL, write=3, delay=0.002)
+    code, unfinished, _, _ = runs(timing, *flags, end=signal.SIGKILL, finishing=3)
     assert (code, unfinished) == (-signal.SIGKILL, True)
     runs.assert_whole(timing)
     assert runs.resume(timing, *flags, end=signal.SIGKILL, after=0.6 * seconds)[0] == -signal.SIGKILL

@@ -316,7 +316,7 @@ def test_two_processes_are_one(script, timing, tmp_path):
 @pytest.mark.parametrize("timing", TIMINGS)
 @pytest.mark.parametrize("script", [TRAINER, LOOP], ids=["trainer", "loop"])
 def test_two_processes_resume_exactly(script, timing, tmp_path):
-    """From step 6, amid the second of two epochs of four steps, the last of which is a window of one batch."""
+    """From step 6, amid the second of two epochs of four steps; the last of each is a window of one batch."""
     settings = {**SMALL, **DROPOUT, "decay_timing": timing, "weight_decay": 0.5, "augmentation": "crop"}
     settings |= {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 8}
     if script == LOOP:
@@ -345,6 +345,26 @@ def test_two_processes_resume_exactly(script, timing, tmp_path):
     assert_same(weights(through), weights(resumed))
     head = "classifier.weight"
     assert not torch.equal(weights(through / checkpoint)[head], weights(resumed)[head])
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_for_two(tmp_path):
+    """With batches twice as large; the loop refuses it."""
+    settings = {**SMALL, "augmentation": "crop", "save_strategy": "steps", "save_steps": 6}
+    settings |= {"load_best_model_at_end": False, "per_device_train_batch_size": 8}
+    through, resumed = tmp_path / "through", tmp_path / "resumed"
+    launched(TRAINER, {**settings, "output_dir": through}, processes=2)
+    assert len(list((through / "checkpoint-6").glob("rng_state_*"))) == 2
+    shutil.copytree(through / "checkpoint-6", resumed / "checkpoint-6")
+    shutil.copy(through / "run_settings.json", resumed)
+    settings |= {"output_dir": resumed, "resume_from_checkpoint": True}
+    refused = launched(TRAINER, settings, check=False)
+    assert "its devices is 2, now 1: a step has 8 samples instead of 16" in refused.stderr
+    result = launched(TRAINER, {**settings, "per_device_train_batch_size": 16})
+    assert (
+        "devices 2, now 1, per_device_train_batch_size 8, now 16. Each step has 16 samples" in result.stderr
+    )
+    assert furthest(weights(through), weights(resumed)) < 3e-6
 
 
 @pytest.fixture(scope="module")
