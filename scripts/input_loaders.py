@@ -1,0 +1,187 @@
+"""The same pictures through three input pipelines: this package's, transformers' example's, and timm's."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from timm.data import ImageDataset as TimmDataset
+from timm.data import create_loader
+from timm.data.readers.reader_hfds import ReaderHfds
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from transformers import ViTImageProcessor
+
+from hf_lpwd.vision.images import ImageDataset, collate
+from hf_lpwd.vision.transforms import ImageTransform
+
+MEAN = STD = (0.5, 0.5, 0.5)
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way of training on pictures.
+
+    Attributes:
+        shape: Height and width of the pictures.
+        file_format: How they are encoded, unless given.
+        augmentation: As in `hf_lpwd.vision.transforms`.
+        size: Side of what the model sees.
+        batch_size: Pictures a batch.
+        count: Pictures a measurement.
+        in_memory: Whether this package decodes them once.
+        goal: Least ratio to the example that is wanted.
+    """
+
+    shape: tuple[int, int]
+    file_format: str
+    augmentation: str
+    size: int
+    batch_size: int
+    count: int
+    in_memory: bool
+    goal: float
+
+
+SETTINGS = {
+    "32 px": Setting((32, 32), "PNG", "crop_flip", 32, 128, 4096, True, 15.0),
+    "32 to 224 px": Setting((32, 32), "PNG", "random_resized_crop", 224, 64, 512, True, 3.0),
+    "JPEG to 224 px": Setting((375, 500), "JPEG", "random_resized_crop", 224, 32, 256, False, 1.5),
+}
+
+
+def photographs(setting: Setting, count: int) -> list[np.ndarray]:
+    """Cuts pictures, uint8 [H, W, 3], at random places out of the two photographs of scikit-learn."""
+    rng = np.random.default_rng(0)
+    height, width = setting.shape
+    # Small pictures are cut from small photographs, so that each still shows something.
+    shrink = max(1, 200 // height)
+    sources = [Image.fromarray(photo).reduce(shrink) for photo in load_sample_images().images]
+    cut = []
+    for index in range(count):
+        source = sources[index % len(sources)]
+        left, top = rng.integers(0, (source.width - width + 1, source.height - height + 1))
+        cut.append(np.asarray(source.crop((left, top, left + width, top + height))))
+    return cut
+
+
+def coordinates(setting: Setting, count: int) -> list[np.ndarray]:
+    """Makes pictures, uint8 [H, W, 3], whose red grows evenly downwards, and whose green to the right."""
+    height, width = setting.shape
+    down = np.linspace(0, 255, height)[:, None].repeat(width, axis=1)
+    right = np.linspace(0, 255, width)[None].repeat(height, axis=0)
+    return [np.rint(np.stack([down, right, 255 + 0 * down], axis=-1)).astype(np.uint8)] * count
+
+
+def write_pictures(folder: Path, pictures: list[np.ndarray], file_format: str) -> None:
+    """Writes a data set of encoded pictures and random labels as `folder/train.parquet`."""
+    cells = []
+    for picture in pictures:
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(
+            buffer, file_format, **({"quality": 95} if file_format == "JPEG" else {})
+        )
+        cells.append({"bytes": buffer.getvalue(), "path": None})
+    labels = np.random.default_rng(0).integers(0, CLASSES, len(cells))
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=CLASSES)}
+    )
+    rows = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
+    rows.to_parquet(folder / "train.parquet")
+
+
+def read_pictures(folder: Path) -> datasets.Dataset:
+    """Loads what `write_pictures` wrote."""
+    # The cache is not inside the folder, where it would be taken for more of the data.
+    return datasets.load_dataset(str(folder), split="train", cache_dir=f"{folder}-cache")
+
+
+def random_part(setting: Setting) -> list[Any]:
+    """Returns torchvision's transforms of PIL pictures that equal the setting's augmentation."""
+    if setting.augmentation == "crop_flip":
+        crop = transforms.RandomCrop(setting.size, padding=setting.size // 8)
+    else:
+        crop = transforms.RandomResizedCrop(setting.size)
+    return [crop, transforms.RandomHorizontalFlip()]
+
+
+def our_dataset(setting: Setting, folder: Path) -> ImageDataset:
+    """Returns the data set of this package; pictures that are kept in memory are decoded here."""
+    processor = ViTImageProcessor(
+        size={"height": setting.size, "width": setting.size}, image_mean=MEAN, image_std=STD
+    )
+    transform = ImageTransform(processor, setting.augmentation)
+    return ImageDataset(read_pictures(folder), transform, in_memory=setting.in_memory)
+
+
+def example_dataset(setting: Setting, folder: Path) -> datasets.Dataset:
+    """Returns the data set as transformers' `run_image_classification.py` sets it up."""
+    transform = transforms.Compose(
+        [*random_part(setting), transforms.ToTensor(), transforms.Normalize(mean=MEAN, std=STD)]
+    )
+
+    def transform_rows(rows: dict[str, list]) -> dict[str, list]:
+        rows["pixel_values"] = [transform(picture.convert("RGB")) for picture in rows["image"]]
+        return rows
+
+    rows = read_pictures(folder)
+    rows.set_transform(transform_rows)
+    return rows
+
+
+def example_collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stacks samples as `run_image_classification.py` does."""
+    return {
+        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+        "labels": torch.tensor([sample["label"] for sample in samples]),
+    }
+
+
+def make_loader(kind: str, setting: Setting, folder: Path, workers: int) -> DataLoader:
+    """Returns the loader of a pipeline; it yields whole batches in an order drawn anew each time.
+
+    Args:
+        kind: `"ours"`, `"example"` or `"timm"`.
+        setting: What to do with the pictures.
+        folder: Where `write_pictures` wrote them.
+        workers: Number of worker processes, which live as long as the loader.
+    """
+    if kind == "timm":
+        loader = create_loader(
+            TimmDataset(str(folder), ReaderHfds(str(folder), root=f"{folder}-cache")),
+            setting.size,
+            setting.batch_size,
+            is_training=True,
+            color_jitter=None,
+            mean=MEAN,
+            std=STD,
+            num_workers=workers,
+            use_prefetcher=False,
+        )
+        if setting.augmentation == "crop_flip":
+            # timm's own crops resize: the crop of a padded picture takes their place.
+            own = loader.dataset.transform.transforms
+            loader.dataset.transform = transforms.Compose([*random_part(setting), *own[-2:]])
+        return loader
+    return DataLoader(
+        our_dataset(setting, folder) if kind == "ours" else example_dataset(setting, folder),
+        batch_size=setting.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        collate_fn=collate if kind == "ours" else example_collate,
+        persistent_workers=workers > 0,
+    )
+
+
+def pixel_values(batch: Any) -> torch.Tensor:
+    """Returns the pictures of a batch of any loader, float32 [B, 3, size, size]."""
+    return batch["pixel_values"] if isinstance(batch, dict) else batch[0]
