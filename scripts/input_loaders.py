@@ -38,7 +38,6 @@ class Setting:
         batch_size: Pictures a batch.
         count: Pictures a measurement.
         in_memory: Whether this package decodes them once.
-        goal: Least ratio to the example that is wanted.
     """
 
     shape: tuple[int, int]
@@ -48,13 +47,12 @@ class Setting:
     batch_size: int
     count: int
     in_memory: bool
-    goal: float
 
 
 SETTINGS = {
-    "32 px": Setting((32, 32), "PNG", "crop_flip", 32, 128, 4096, True, 15.0),
-    "32 to 224 px": Setting((32, 32), "PNG", "random_resized_crop", 224, 64, 512, True, 3.0),
-    "JPEG to 224 px": Setting((375, 500), "JPEG", "random_resized_crop", 224, 32, 256, False, 1.5),
+    "32 px": Setting((32, 32), "PNG", "crop_flip", 32, 128, 16384, True),
+    "32 to 224 px": Setting((32, 32), "PNG", "crop_flip", 224, 64, 1024, True),
+    "JPEG to 224 px": Setting((375, 500), "JPEG", "random_resized_crop", 224, 32, 512, False),
 }
 
 
@@ -107,10 +105,11 @@ def read_pictures(folder: Path) -> datasets.Dataset:
 def random_part(setting: Setting) -> list[Any]:
     """Returns torchvision's transforms of PIL pictures that equal the setting's augmentation."""
     if setting.augmentation == "crop_flip":
-        crop = transforms.RandomCrop(setting.size, padding=setting.size // 8)
-    else:
-        crop = transforms.RandomResizedCrop(setting.size)
-    return [crop, transforms.RandomHorizontalFlip()]
+        side = setting.shape[0]
+        crop = transforms.RandomCrop(side, padding=side // 8)
+        resize = [transforms.Resize(setting.size)] if setting.size != side else []
+        return [crop, transforms.RandomHorizontalFlip(), *resize]
+    return [transforms.RandomResizedCrop(setting.size), transforms.RandomHorizontalFlip()]
 
 
 def our_dataset(setting: Setting, folder: Path) -> ImageDataset:
@@ -119,7 +118,9 @@ def our_dataset(setting: Setting, folder: Path) -> ImageDataset:
         size={"height": setting.size, "width": setting.size}, image_mean=MEAN, image_std=STD
     )
     transform = ImageTransform(processor, setting.augmentation)
-    return ImageDataset(read_pictures(folder), transform, in_memory=setting.in_memory)
+    return ImageDataset(
+        read_pictures(folder), transform, in_memory=setting.in_memory, unfinished=not setting.in_memory
+    )
 
 
 def example_dataset(setting: Setting, folder: Path) -> datasets.Dataset:
@@ -182,6 +183,8 @@ def make_loader(kind: str, setting: Setting, folder: Path, workers: int) -> Data
     )
 
 
-def pixel_values(batch: Any) -> torch.Tensor:
+def pixel_values(loader: DataLoader, batch: Any) -> torch.Tensor:
     """Returns the pictures of a batch of any loader, float32 [B, 3, size, size]."""
+    if isinstance(loader.dataset, ImageDataset):
+        batch = loader.dataset.transform.finish(batch)
     return batch["pixel_values"] if isinstance(batch, dict) else batch[0]
