@@ -351,7 +351,7 @@ def test_two_processes_resume_exactly(script, timing, tmp_path):
 def test_one_process_goes_on_for_two(tmp_path):
     """With batches twice as large; the loop refuses it."""
     settings = {**SMALL, "augmentation": "crop", "save_strategy": "steps", "save_steps": 6}
-    settings |= {"load_best_model_at_end": False, "per_device_train_batch_size": 8}
+    settings |= {"load_best_model_at_end": False, "save_total_limit": 9, "per_device_train_batch_size": 8}
     through, resumed = tmp_path / "through", tmp_path / "resumed"
     launched(TRAINER, {**settings, "output_dir": through}, processes=2)
     assert len(list((through / "checkpoint-6").glob("rng_state_*"))) == 2
