@@ -109,20 +109,14 @@ def joined_groups(base: Optimizer) -> list[dict[str, Any]]:
     if all_differ or type(base) not in _FUSED or any(isinstance(group["lr"], Tensor) for group in groups):
         return groups
     joined: list[dict[str, Any]] = []
-    settings: dict[str, Any] | None = None
+    previous: dict[str, Any] | None = None
     for group in groups:
-        previous, settings = (
-            settings,
-            {
-                key: value
-                for key, value in group.items()
-                if key not in _UNREAD and not key.startswith("decay_")
-            },
-        )
-        if settings == previous:
+        read = {key: group[key] for key in group if key not in _UNREAD and not key.startswith("decay_")}
+        if read == previous:
             joined[-1]["params"] += group["params"]
         else:
-            joined.append({**settings, "params": [*group["params"]]})
+            joined.append({**read, "params": [*group["params"]]})
+        previous = read
     return joined
 
 

@@ -17,15 +17,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, sort_checkpoints
 from transformers.utils import logging
 
-from hf_lpwd.files import write_json
+from hf_lpwd.files import FILE_SIZES, write_json
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
 else:
     _Base = object
 
-#: In each checkpoint: the size in bytes of every file that was saved, by name.
-FILE_SIZES = "checkpoint_files.json"
 #: Folder in which a checkpoint is written before it gets its name; a killed run can leave it behind.
 UNFINISHED = ".unfinished"
 #: Folder in it for a checkpoint that is being replaced by another one of the same step.
@@ -154,10 +152,12 @@ def remove_oldest(run_dir: Path, limit: int | None, best: str | None) -> None:
         limit: How many stay; None or 0 for all. The newest and the best always do.
         best: The best checkpoint, if any.
     """
+    if not limit or limit < 0:
+        return
     outdated = run_dir / OUTDATED
     shutil.rmtree(outdated, ignore_errors=True)
     checkpoints = sort_checkpoints(str(run_dir), use_mtime=True, best_model_checkpoint=best)
-    if not limit or limit < 0 or len(checkpoints) <= limit:
+    if len(checkpoints) <= limit:
         return
     stay = max(limit, len({checkpoints[-1], best or checkpoints[-1]}))
     for checkpoint in checkpoints[:-stay]:

@@ -49,7 +49,7 @@ def _push(argv: list[str]) -> int:
 
 
 def _card(argv: list[str]) -> int:
-    from hf_lpwd.vision.over_seeds import main
+    from hf_lpwd.study.over_seeds import main
 
     return main(argv)
 

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and the names of those that several modules know."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+#: In each checkpoint: the size in bytes of every file that was saved, by name.
+FILE_SIZES = "checkpoint_files.json"
+#: In the folder of a run: the settings that it shares with what it may be resumed as.
+RECORD = "run_settings.json"
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

@@ -94,11 +94,7 @@ class StopOnSignal(TrainerCallback):
         """Lets SIGTERM come."""
         self._hold(False)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Lets SIGTERM come."""
-        self._hold(False)
+    on_evaluate = on_step_begin
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

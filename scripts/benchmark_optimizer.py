@@ -10,7 +10,7 @@ are decayed weights is the least that `pwd` can take. Peers come with `pip insta
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -96,9 +96,8 @@ def contestants(model: nn.Module) -> dict[str, Callable[[], None]]:
         "baseline and a product": bound,
     }
     steps |= {timing: ours(timing) for timing in ("l2", "wd", "rwd", "pwd")}
-    for name, (module, cls, _) in PEERS.items():
-        if name not in peers_here():
-            continue
+    for name in peers_here():
+        module, cls, _ = PEERS[name]
         optimizer = getattr(importlib.import_module(module), cls)(two_groups(model), lr=LR)
         if hasattr(optimizer, "train"):
             optimizer.train()

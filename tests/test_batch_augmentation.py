@@ -1,11 +1,8 @@
 """MixUp, CutMix, RandAugment and erasing: loss, training, resuming, and what is left to the device."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +12,7 @@ from accelerate.state import AcceleratorState, GradientState
 from mixed_run import fixed_mix, make_image_trainer
 from pictures import encode, noise
 from PIL import Image
+from processes import in_two_processes
 from safetensors.torch import load_file
 from small_runs import train
 from small_trainers import assert_same, trained
@@ -171,17 +169,7 @@ def test_evaluation_is_not_mixed(tmp_path, smoothing):
 
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
-    script = Path(__file__).with_name("mixed_run.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launcher, str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    in_two_processes("mixed_run.py", tmp_path)
     one = trained(make_image_trainer(tmp_path / "one", size=24, per_device_train_batch_size=8))
     assert furthest(one, torch.load(tmp_path / "weights.pt", weights_only=True)) < 1e-6
 
@@ -200,7 +188,7 @@ def test_killed_amid_an_epoch_and_resumed_it_is_as_if_never_killed(runs, workers
     if not (runs.folder / "whole").exists():
         code, _, log, _ = runs("whole", *flags, "0")
         assert code == 0, log
-    code, unfinished, _, _ = runs(workers, *flags, workers, end=signal.SIGKILL, write=3, delay=0.002)
+    code, unfinished, _, _ = runs(workers, *flags, workers, end=signal.SIGKILL, finishing=3)
     assert (code, unfinished) == (-signal.SIGKILL, True)
     code, _, log, _ = runs.resume(workers, *flags, workers)
     assert code == 0, log

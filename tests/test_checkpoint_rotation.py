@@ -31,6 +31,15 @@ def test_the_same_ones_stay_as_with_the_stock_trainer(tmp_path):
         assert names(ours) == names(stock), (limit, best)
 
 
+def test_without_a_limit_checkpoints_are_not_even_looked_at(tmp_path, monkeypatch):
+    """Sorting them warns where they were written within a second."""
+    monkeypatch.setattr(checkpoints, "sort_checkpoints", None)
+    folder = make_folders(tmp_path, [5, 10])
+    for limit in (None, 0, -1):
+        checkpoints.remove_oldest(folder, limit, None)
+    assert names(folder) == ["checkpoint-10", "checkpoint-5"]
+
+
 def test_killed_while_it_removes_one_none_is_half_there(tmp_path, monkeypatch):
     folder = make_folders(tmp_path, [5, 10, 15])
 

@@ -22,6 +22,18 @@ def test_help_imports_nothing_heavy_and_answers_in_under_a_second():
     assert "explain" in answer.stdout
 
 
+@pytest.mark.parametrize("command", ["push", "space", "card"])
+def test_commands_that_need_no_model_import_nothing_heavy_first(command):
+    code = (
+        "import sys; from hf_lpwd.cli import main\n"
+        f"try: main([{command!r}, '--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert not [m for m in ('torch', 'transformers', 'accelerate', 'scipy') if m in sys.modules]"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.startswith(f"usage: hf-lpwd {command}")
+
+
 def test_bad_flags_are_refused_before_the_trainer_is_imported():
     code = (
         "import sys; from hf_lpwd.cli import main\n"

@@ -1,7 +1,6 @@
 """Runs of `hf-lpwd train` that are killed or stopped, and resumed: their results are those of whole runs."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import in_two_processes
 from small_trainers import TIMINGS
 
 from hf_lpwd.checkpoints import damage
@@ -223,15 +223,4 @@ def test_resuming_as_another_run_is_refused(runs, whole, flags, message):
 @pytest.mark.slow
 def test_two_processes_stop_at_the_same_step(tmp_path):
     """The signal reaches one of them; the checkpoint is then damaged, and both pass over it."""
-    script = Path(__file__).with_name("stopped_run.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launcher, str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("same\n") == 2
+    assert in_two_processes("stopped_run.py", tmp_path).count("same\n") == 2

@@ -7,8 +7,8 @@ from huggingface_hub import ModelCard
 from small_runs import PUBLISHED, train
 
 from hf_lpwd.cli import main
+from hf_lpwd.study.over_seeds import over_seeds, read_run
 from hf_lpwd.study.stats import mean_interval
-from hf_lpwd.vision.over_seeds import over_seeds, read_run
 
 # huggingface_hub 2.4 sends LFS files with an argument that its HTTP client calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -139,7 +139,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
     is what the Hub's `model-index` means by a result. The intervals stand in the text.
 
     Args:
-        facts: From `card_facts`; `over_seeds` may be what `hf_lpwd.vision.over_seeds` makes of several runs.
+        facts: From `card_facts`; `over_seeds` may be what `hf_lpwd.study.over_seeds` makes of several runs.
 
     Returns:
         A card with metadata, not yet written.

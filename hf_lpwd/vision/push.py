@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_lpwd.checkpoints import FILE_SIZES
+from hf_lpwd.files import FILE_SIZES
 from hf_lpwd.messages import OneLineParser, hide_tokens, refuse
 
 if TYPE_CHECKING:

@@ -11,12 +11,10 @@ from typing import Any
 
 from transformers.utils import logging
 
-from hf_lpwd.files import write_json
+from hf_lpwd.files import RECORD, write_json
 from hf_lpwd.vision.arguments import ImageTrainingArguments, ModelArguments
 from hf_lpwd.vision.data import Splits
 from hf_lpwd.vision.data_args import DataTrainingArguments
-
-RECORD = "run_settings.json"
 
 _NOT_THE_RUN = {"cache_dir", "token", "trust_remote_code"}
 _ABOVE_ALL = ("dataset_name", "train_dir", "model_name_or_path", "model_type")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_lpwd.files import RECORD
 from hf_lpwd.messages import OneLineParser, refuse
 from hf_lpwd.vision.card import CARD, FACTS, METRICS, model_card, write_card
-from hf_lpwd.vision.run_folder import RECORD
 
 if TYPE_CHECKING:
     import argparse
@@ -73,8 +73,8 @@ def over_seeds(run: FinishedRun, others: Sequence[FinishedRun]) -> dict[str, Any
     Raises:
         ValueError: There are no others, two have the same seed, or one differs in something else.
     """
-    import numpy as np
-    from scipy import stats
+    # Here, as scipy takes its time.
+    from hf_lpwd.study.stats import mean_interval
 
     runs = [run, *others]
     by_seed: dict[int, FinishedRun] = {}
@@ -91,10 +91,9 @@ def over_seeds(run: FinishedRun, others: Sequence[FinishedRun]) -> dict[str, Any
     rows = []
     for split, metrics in run.facts["metrics"].items():
         for metric in metrics:
-            values = np.array([one.facts["metrics"][split][metric] for one in runs])
-            mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-            row = {"split": split, "metric": METRICS[metric], "mean": mean, "low": mean - half}
-            rows.append(row | {"high": mean + half})
+            estimate = mean_interval([one.facts["metrics"][split][metric] for one in runs])
+            row = {"split": split, "metric": METRICS[metric], "mean": estimate.value}
+            rows.append(row | {"low": estimate.low, "high": estimate.high})
     accuracies = {
         split: [one.facts["metrics"][split]["accuracy"] for one in runs] for split in run.facts["metrics"]
     }
