@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from torch import nn
 
+from hf_lpwd.layer_map import full_shape
 from hf_lpwd.layers import Layers, layer_index_map
 from hf_lpwd.param_groups import NoDecay, no_decay_reasons, stack_rates
 from hf_lpwd.schedules import Schedule
@@ -113,16 +115,14 @@ def explain(
             "module": layers.reason_by_name.get(name, ""),
             "rate": rates[stack][index] if reason is None else 0.0,
             "not_decayed": reason,
-            "shape": list(parameter.shape),
+            "shape": list(full_shape(parameter)),
         }
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     rows = [
         _row(
             stack,
             index,
             rate,
             {k: v for k, v in parameters.items() if (v["stack"], v["layer"]) == (stack, index)},
-            sizes,
         )
         for stack in rates
         for index, rate in enumerate(rates[stack])
@@ -130,9 +130,8 @@ def explain(
     return Explanation(rows, parameters)
 
 
-def _row(
-    stack: str, index: int, rate: float, members: dict[str, dict[str, Any]], sizes: dict[str, int]
-) -> LayerRow:
+def _row(stack: str, index: int, rate: float, members: dict[str, dict[str, Any]]) -> LayerRow:
+    sizes = {name: prod(about["shape"]) for name, about in members.items()}
     not_decayed: dict[str, list[str]] = {}
     for name, about in members.items():
         if about["not_decayed"] is not None:
@@ -142,7 +141,7 @@ def _row(
         layer=index,
         modules=list(dict.fromkeys(about["module"] for about in members.values())),
         rate=rate,
-        parameters=sum(sizes[name] for name in members),
+        parameters=sum(sizes.values()),
         decayed=sum(sizes[name] for name, about in members.items() if about["not_decayed"] is None),
         not_decayed=not_decayed,
     )

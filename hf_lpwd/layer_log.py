@@ -80,18 +80,25 @@ def layer_values(groups: list[dict[str, Any]], layer_map: LayerMap) -> dict[str,
     Returns:
         ``weight_decay/layer_i``, the highest rate in the layer; ``weight_norm/layer_i``, the L2 norm of its
         trained parameters; ``grad_to_weight/layer_i``, their gradient's norm (clipped, as the optimizer saw
-        it) over that, left out where there is no gradient or the weights are all 0. In a model of several
-        stacks the keys are like ``weight_norm/text_model/layer_i``.
+        it) over that, left out where there is no gradient or the weights are all 0. Under DeepSpeed, which
+        flattens the groups, there are rates alone. In a model of several stacks the keys are like
+        ``weight_norm/text_model/layer_i``.
     """
     rates: dict[tuple[str, int], float] = defaultdict(float)
     weights: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     gradients: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     for group in groups:
-        for name, parameter in zip(group.get("param_names", ()), group["params"], strict=False):
+        names, params = group.get("param_names", ()), group["params"]
+        members = dict(zip(names, params, strict=True)) if len(names) == len(params) else {}
+        for name in names:
             if name not in layer_map.index_by_name:
                 continue
             layer = layer_map.stack_by_name[name], layer_map.index_by_name[name]
             rates[layer] = max(rates[layer], group["weight_decay"])
+            parameter = members.get(name)
+            # A process holds less than the whole of a flattened group, also where the group has one member.
+            if parameter is None or parameter.numel() != layer_map.size_by_name.get(name, parameter.numel()):
+                continue
             weights[layer].append(parameter)
             if parameter.grad is not None:
                 gradients[layer].append(parameter.grad)

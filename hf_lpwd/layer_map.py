@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from torch import nn
+from torch import Tensor, nn
 
 _WRAPPERS = re.compile(
     r"^(?:module\.|base_model\.model\.|timm_model\.)+"
@@ -21,8 +21,13 @@ def unwrap_name(name: str) -> str:
     return name
 
 
+def is_partitioned(parameter: Tensor) -> bool:
+    """Tells whether DeepSpeed's ZeRO 3 has left an empty tensor in place of a parameter's values."""
+    return hasattr(parameter, "ds_shape")
+
+
 def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Shape of a parameter before DeepSpeed's ZeRO-3 partitioned it; FSDP2's tensors know theirs."""
+    """Shape of a parameter, also if it is partitioned; FSDP2's tensors know theirs."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 

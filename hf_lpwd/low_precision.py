@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hf_lpwd.decay_groups import shrinkage
 from hf_lpwd.diagnostics import rounds_to_nothing
+from hf_lpwd.layer_map import is_partitioned
 
 # Its multiples, modulo 1, cover the unit interval evenly from the first few on.
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
@@ -55,11 +56,15 @@ def by_precision(params: list[Tensor], group: dict[str, Any], share: Any) -> lis
 
 
 def warn_of_vanishing_rates(groups: Iterable[dict[str, Any]]) -> None:
-    """Warns once, two calls up, of the rates that one step rounds to nothing."""
+    """Warns once, two calls up, of the rates that one step rounds to nothing.
+
+    Not of weights that DeepSpeed has partitioned: what decays is a float32 copy.
+    """
     rates = set()
     for group in groups:
         share = float(shrinkage(group))
-        for dtype in {parameter.dtype for parameter in group["params"] if is_low_precision(parameter)}:
+        own = [p for p in group["params"] if not is_partitioned(p)]
+        for dtype in {parameter.dtype for parameter in own if is_low_precision(parameter)}:
             if rounds_to_nothing(share, dtype):
                 steps = math.ceil(math.log1p(-mean_portion(dtype)) / math.log1p(-share))
                 rates.add((group["weight_decay"], str(dtype).removeprefix("torch."), steps))

@@ -20,23 +20,23 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
 from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 from transformers import EvalPrediction, HfArgumentParser, get_scheduler
 
 from hf_lpwd import create_lpwd_optimizer  # LPWD
-from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
 from hf_lpwd.files import write_json
 from hf_lpwd.messages import BadInputError, OneLineParser, refuse
 from hf_lpwd.schedules import parse_schedule
-from hf_lpwd.vision.arguments import DIGITS_RUN, FP16_ON_A_CPU, ModelArguments
+from hf_lpwd.vision.arguments import DIGITS_RUN, set_up_launch
 from hf_lpwd.vision.batch_augmentation import make_mixer, training_loss
 from hf_lpwd.vision.data import load_splits
 from hf_lpwd.vision.data_args import DataTrainingArguments
 from hf_lpwd.vision.images import ImageDataset, collate, finishes_later
 from hf_lpwd.vision.metrics import compute_metrics
+from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
 from hf_lpwd.vision.push import PushError
 from hf_lpwd.vision.push_callback import push_run
@@ -122,10 +122,7 @@ def main(argv: Sequence[str]) -> None:
         log_with=args.report_to if args.with_tracking else None,
         project_dir=output_dir,
     )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise BadInputError(FP16_ON_A_CPU)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED and args.decay_timing == "pwd":  # LPWD
-        raise BadInputError(PWD_UNDER_DEEPSPEED)  # LPWD
+    set_up_launch(accelerator, args.decay_timing)  # LPWD
     if args.with_tracking:
         tracked = {name: str(value) for name, value in asdict(args).items() if name != "hub_token"}
         accelerator.init_trackers("image_classification_no_trainer", tracked)
@@ -135,7 +132,6 @@ def main(argv: Sequence[str]) -> None:
         splits = load_splits(
             data_args, seed=args.seed, cache_dir=model_args.cache_dir, token=model_args.token
         )
-    # Not one at a time: ZeRO 3 shards the model while it is made.
     set_seed(args.seed)
     model, processor = load_model_and_processor(model_args, splits.class_names)
     mix = make_mixer(len(splits.class_names), data_args.mixup_alpha, data_args.cutmix_alpha)
@@ -163,6 +159,9 @@ def main(argv: Sequence[str]) -> None:
     )
     model, optimizer, *prepared = accelerator.prepare(model, optimizer, *loaders.values())
     loaders = dict(zip(loaders, prepared, strict=True))
+    number = accelerator.gradient_accumulation_steps  # as DeepSpeed's configuration or the launcher set it
+    if number != args.gradient_accumulation_steps:
+        raise BadInputError(f"give --gradient_accumulation_steps {number}, as in DeepSpeed's configuration")
     # A step is one of the optimizer, whatever the number of processes and of batches in it.
     steps_per_epoch = math.ceil(len(loaders["train"]) / args.gradient_accumulation_steps)
     max_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch

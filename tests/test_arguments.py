@@ -1,8 +1,12 @@
 import json
+from argparse import Namespace
 
 import pytest
+import torch
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, set_hf_deepspeed_config
 
-from hf_lpwd.vision.arguments import DIGITS_RUN, parse_args, parse_overrides
+from hf_lpwd.vision.arguments import DIGITS_RUN, parse_args, set_up_launch
+from hf_lpwd.vision.model_args import parse_overrides
 
 
 def error_of(argv, capsys):
@@ -146,3 +150,20 @@ def test_bad_config_files(tmp_path, text, message, capsys):
 )
 def test_parse_overrides(text, expected):
     assert parse_overrides(text) == expected
+
+
+def test_under_deepspeed_whole_weights_are_loaded_and_saved_and_pwd_is_refused():
+    zero = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": False}
+    launched = Namespace(
+        mixed_precision="no",
+        device=torch.device("cpu"),
+        deepspeed_plugin=Namespace(deepspeed_config={"zero_optimization": zero}),
+    )
+    in_use = Namespace(is_zero3=lambda: True)
+    set_hf_deepspeed_config(in_use)
+    with pytest.raises(ValueError, match="timing 'pwd' changes the weights before the forward pass, but"):
+        set_up_launch(launched, "pwd")
+    assert is_deepspeed_zero3_enabled()
+    set_up_launch(launched, "rwd")
+    assert not is_deepspeed_zero3_enabled()
+    assert zero == {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}

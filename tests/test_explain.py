@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from tiny_models import partitioned
 from torch import nn
 
 from hf_lpwd.cli import main
@@ -79,6 +80,14 @@ def test_the_same_schedule_and_budget_as_the_optimizer():
     assert sum(row.rate * row.decayed for row in explanation.layers) / decayed == pytest.approx(
         0.3, abs=1e-15
     )
+
+
+def test_partitioned_weights_count_as_whole_ones():
+    settings = {"weight_decay": 0.3, "match_budget": True}
+    explanation = explain(partitioned(Tiny()), **settings)
+    assert explanation == explain(Tiny(), **settings)
+    assert explanation.parameters["blocks.1.weight"]["shape"] == [3, 3]
+    assert [row.parameters for row in explanation.layers] == [9, 12, 12, 14]
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import pytest
 import timm
 import torch
 from timm.models import group_parameters
-from tiny_models import TINY_MODELS, HandWritten, ResidualBlock, tiny_inputs
+from tiny_models import TINY_MODELS, HandWritten, ResidualBlock, partitioned, tiny_inputs
 from torch import nn
 
 from hf_lpwd.layer_map import unwrap_name
 from hf_lpwd.layers import LayerMap, layer_index_map
+from hf_lpwd.param_groups import no_decay_reasons
 
 
 def _blocks(pattern, start=1, count=3):
@@ -554,13 +555,10 @@ def test_system_is_no_stem():
 
 
 def test_partitioned_weights_have_their_full_shape():
-    """DeepSpeed's ZeRO-3 leaves empty tensors behind, and the shape in `ds_shape`."""
-    model = HandWritten()
-    expected = layer_index_map(model)
-    for parameter in model.parameters():
-        parameter.ds_shape = parameter.shape
-        parameter.data = torch.empty(0)
-    assert layer_index_map(model) == expected
+    for name in ("hand_written", "convnextv2", "swinv2", "clip"):
+        whole, parts = (TINY_MODELS[name]() for _ in range(2))
+        assert layer_index_map(partitioned(parts)) == layer_index_map(whole)
+        assert no_decay_reasons(parts) == no_decay_reasons(whole)
 
 
 def test_flattened_weights_are_refused():

@@ -209,6 +209,14 @@ def test_a_group_that_is_added_is_named_too():
         optimizer.add_param_group(half_groups((0.1, torch.bfloat16))[0])
 
 
+def test_no_warning_where_deepspeed_decays_float32_copies():
+    groups = half_groups((0.1, torch.bfloat16))
+    groups[0]["params"][0].ds_shape = (2,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LayerwiseDecay(groups, lr=1e-2)
+
+
 def test_no_warning_where_only_the_warm_up_is_too_slow():
     """The rates are judged at the learning rate that the schedule leads up to."""
     with warnings.catch_warnings():

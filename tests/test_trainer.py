@@ -153,3 +153,17 @@ def test_values_of_zero_weights_and_unknown_parameters():
     assert "grad_to_weight/layer_3" not in values
     assert values["grad_to_weight/layer_1"] > 0.0
     assert max(values[f"weight_decay/layer_{layer}"] for layer in range(4)) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_flattened_groups_give_rates_alone(stage):
+    """DeepSpeed's ZeRO 1 and 2 leave a part of a flattened group, and ZeRO 3 nothing."""
+    model = tiny_models.HandWritten(depth=2)
+    layer_map = layer_index_map(model)
+    optimizer = create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.3, layer_map=layer_map)
+    expected = {f"weight_decay/layer_{layer}": pytest.approx(0.1 * layer) for layer in range(4)}
+    assert [len(group["params"]) for group in optimizer.param_groups][-1] == 1
+    for group in optimizer.param_groups:
+        flat = torch.cat([parameter.detach().flatten() for parameter in group["params"]])
+        group["params"] = [nn.Parameter(flat[: len(flat) // 2])] if stage == 1 else []
+    assert layer_values(optimizer.param_groups, layer_map) == expected

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_lpwd.vision.arguments import ModelArguments
+from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor, model_skeleton
 
 NAMES = ["cat", "dog", "eel"]
@@ -136,3 +138,14 @@ def test_a_model_with_another_number_of_stages_can_be_loaded_again(tmp_path, mod
     assert loaded.config.id2label == {0: "a", 1: "b"}
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(loaded.eval()(images).logits, model.eval()(images).logits)
+
+
+def test_a_model_is_explained_without_importing_what_trains():
+    heavy = ("transformers.trainer_utils", "peft", "accelerate", "datasets", "evaluate", "sklearn")
+    code = (
+        "import sys; from hf_lpwd.cli import main\n"
+        "assert main(['explain', 'resnet10t']) == 0\n"
+        f"assert not [m for m in {heavy!r} if m in sys.modules]"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "stem" in answer.stdout

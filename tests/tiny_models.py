@@ -213,3 +213,11 @@ def tiny_inputs(name: str, batch: int = 2) -> dict[str, torch.Tensor]:
     if name == "clip":
         return {"input_ids": tokens, **images}
     return {"x": images["pixel_values"]} if name.startswith("timm_") and "wrapper" not in name else images
+
+
+def partitioned(model: nn.Module) -> nn.Module:
+    """Empties the parameters as DeepSpeed's ZeRO 3 does, which keeps their shape in `ds_shape`."""
+    for parameter in model.parameters():
+        parameter.ds_shape = parameter.shape
+        parameter.data = parameter.data.new_empty(0)
+    return model

@@ -11,14 +11,14 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from transformers import HfArgumentParser
+from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
 from hf_lpwd.messages import refuse, unknown
 from hf_lpwd.training_args import LPWDTrainingArguments
 from hf_lpwd.vision.data_args import DataTrainingArguments
-
-DEFAULT_MODEL = "google/vit-base-patch16-224-in21k"
+from hf_lpwd.vision.model_args import ModelArguments
 
 #: accelerate leaves fp16 out on a CPU, without a word.
 FP16_ON_A_CPU = "mixed precision fp16 needs a GPU, and on a CPU would be float32: use bf16 or none"
@@ -42,93 +42,6 @@ DIGITS_RUN: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
 }
-
-
-@dataclass
-class ModelArguments:
-    """Which model to fine-tune, or to train from scratch; the flags of `run_image_classification.py`.
-
-    Raises:
-        ValueError: `config_overrides` cannot be read.
-    """
-
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Model to fine-tune: a folder, or a name on the Hub (also 'timm/...'). "
-            f"Default without model_type and config_name: {DEFAULT_MODEL}."
-        },
-    )
-    model_type: str | None = field(
-        default=None,
-        metadata={"help": "Train from scratch a model of this type, e.g. vit, convnext, swin, timm_wrapper."},
-    )
-    config_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Configuration, if not model_name_or_path's. Without that one, trains from scratch."
-        },
-    )
-    config_overrides: str | None = field(
-        default=None,
-        metadata={
-            "help": "Changes to the configuration of a model trained from scratch: "
-            "'hidden_size=192,depths=[2,2,6,2],image_size=32'."
-        },
-    )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder for what is downloaded from the Hub, if not the usual cache."}
-    )
-    model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."}
-    )
-    image_processor_name: str | None = field(
-        default=None,
-        metadata={"help": "Image processor, if not model_name_or_path's: a folder or a Hub name."},
-    )
-    token: str | None = field(
-        default=None, repr=False, metadata={"help": "Token for the Hub; default: the one of `hf auth login`."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run model or data set code from the Hub on this machine."}
-    )
-    ignore_mismatched_sizes: bool = field(
-        default=False,
-        metadata={"help": "Start a new head where the checkpoint has another number of classes."},
-    )
-
-    def __post_init__(self) -> None:
-        if self.config_overrides is not None:
-            if self.model_name_or_path is not None:
-                raise ValueError(
-                    "config_overrides changes a model trained from scratch, but model_name_or_path is given"
-                )
-            parse_overrides(self.config_overrides)
-        if not (self.model_name_or_path or self.model_type or self.config_name):
-            self.model_name_or_path = DEFAULT_MODEL
-
-    @property
-    def from_scratch(self) -> bool:
-        """Whether the weights are made new."""
-        return self.model_name_or_path is None
-
-
-def parse_overrides(text: str) -> dict[str, Any]:
-    """Reads ``"hidden_size=64,depths=[2,2]"`` or a JSON object.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    flow = text if text.lstrip().startswith("{") else "{" + text.replace("=", ": ") + "}"
-    try:
-        overrides = yaml.safe_load(flow)
-    except yaml.YAMLError:
-        overrides = None
-    if not isinstance(overrides, dict) or any(value is None for value in overrides.values()):
-        raise ValueError(
-            f"config_overrides is {text!r}, but must be like 'hidden_size=64,depths=[2,2],hidden_act=gelu'"
-        )
-    return overrides
 
 
 @dataclass
@@ -189,10 +102,31 @@ class ImageTrainingArguments(LPWDTrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
         super().__post_init__()
-        if self.mixed_precision == "fp16" and self.device.type == "cpu":
-            raise ValueError(FP16_ON_A_CPU)
-        if self.deepspeed_plugin is not None and self.decay_timing == "pwd":
-            raise ValueError(PWD_UNDER_DEEPSPEED)
+        set_up_launch(self, self.decay_timing)
+
+
+def set_up_launch(launched: Any, timing: str) -> None:
+    """Refuses what cannot work as it was launched, and lets DeepSpeed's ZeRO 3 load and save whole weights.
+
+    Args:
+        launched: `TrainingArguments` or an `Accelerator`; of DeepSpeed's configuration in it one key is set.
+        timing: When the weights decay.
+
+    Raises:
+        ValueError: Mixed precision is fp16 on a CPU, or the timing ``pwd`` under DeepSpeed.
+    """
+    if launched.mixed_precision == "fp16" and launched.device.type == "cpu":
+        raise ValueError(FP16_ON_A_CPU)
+    if launched.deepspeed_plugin is None:
+        return
+    if timing == "pwd":
+        raise ValueError(PWD_UNDER_DEEPSPEED)
+    # transformers would partition a model while it makes it: what no checkpoint holds would get other initial
+    # weights than without DeepSpeed, and in timm's models partly none. It is partitioned before the training.
+    unset_hf_deepspeed_config()
+    # Else nothing that can be loaded would be in the folder of the run.
+    zero = launched.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    zero["stage3_gather_16bit_weights_on_model_save"] = True
 
 
 class _Parser(HfArgumentParser):

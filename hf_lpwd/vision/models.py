@@ -12,7 +12,7 @@ from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from hf_lpwd.messages import unknown
-from hf_lpwd.vision.arguments import ModelArguments, parse_overrides
+from hf_lpwd.vision.model_args import ModelArguments, parse_overrides
 
 #: Side in pixels of the pictures of a model whose configuration does not say.
 DEFAULT_IMAGE_SIZE = 224
