@@ -3,7 +3,8 @@
 All read the same encoded pictures and draw the same augmentation; `--check` shows the latter. In each round
 every loader serves the same number of pictures, in an order drawn anew; a ratio is the median over the rounds
 of a loader's images a second to the faster of the example's two (without workers, and with two) in the same
-round. `--training` times the Trainer on both inputs instead.
+round. With workers, the main process computes in what threads they leave of the cores, at least one.
+`--training` times the Trainer on both inputs instead.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def serve(loader: Any, setting: Setting) -> Iterator[torch.Tensor]:
             yield pixel_values(loader, batch)
 
 
-def input_speeds(setting: Setting, rounds: int) -> dict[str, np.ndarray]:
+def input_speeds(setting: Setting, rounds: int, threads: int) -> dict[str, np.ndarray]:
     """Returns images a second of each loader, [rounds], by `"kind, workers"`."""
     batches = setting.count // setting.batch_size
     with tempfile.TemporaryDirectory() as folder:
@@ -71,6 +72,7 @@ def input_speeds(setting: Setting, rounds: int) -> dict[str, np.ndarray]:
         order = np.random.default_rng(0)
         for round_ in range(-1, rounds):
             for name in order.permutation(list(sources)):
+                torch.set_num_threads(max(1, threads - sources[name].num_workers))
                 # Workers start before the clock, and stop at the end of the turn: none runs in another's.
                 stream = serve(sources[name], setting)
                 next(stream)
@@ -219,7 +221,10 @@ def main() -> None:
             for what, value in record["settings"][name].items():
                 print(f"- {what}: {value:.3f}")
         else:
-            speeds = (training_speeds if args.training else input_speeds)(setting, args.rounds)
+            if args.training:
+                speeds = training_speeds(setting, args.rounds)
+            else:
+                speeds = input_speeds(setting, args.rounds, args.threads)
             record["settings"][name] = report(speeds)
     write_json(args.output, record)
 

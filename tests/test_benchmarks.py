@@ -23,9 +23,11 @@ def no_progress_bars():
     enable_progress_bars()
 
 
-def test_pictures_are_cut_from_photographs_and_differ():
-    pictures = photographs(SETTINGS["JPEG to 224 px"], 4)
-    assert {picture.shape for picture in pictures} == {(375, 500, 3)}
+@pytest.mark.parametrize("name", SETTINGS)
+def test_pictures_are_cut_from_photographs_and_differ(name):
+    pictures = photographs(SETTINGS[name], 4)
+    assert {picture.shape for picture in pictures} == {(*SETTINGS[name].shape, 3)}
+    assert {picture.dtype for picture in pictures} == {np.dtype(np.uint8)}
     assert len({picture.tobytes() for picture in pictures}) == 4
 
 

@@ -15,7 +15,8 @@ from hf_lpwd.vision.augmentation import uniforms
 from hf_lpwd.vision.data import load_splits
 from hf_lpwd.vision.data_args import DataTrainingArguments
 from hf_lpwd.vision.decoding import read_image
-from hf_lpwd.vision.images import BadImageError, EpochCallback, ImageDataset, collate, default_augmentation
+from hf_lpwd.vision.image_sizes import default_augmentation
+from hf_lpwd.vision.images import BadImageError, EpochCallback, ImageDataset, collate
 from hf_lpwd.vision.transforms import ImageTransform
 
 PROCESSOR = ViTImageProcessor(size={"height": 16, "width": 16})
@@ -78,12 +79,13 @@ def test_nothing_but_bad_images():
         ImageDataset(dataset_of([b"x", b"y"]), ImageTransform(PROCESSOR), source="test", skip_bad_images=True)
 
 
+@pytest.mark.parametrize("augmentation", ["crop_flip", "random_resized_crop"])
 @pytest.mark.parametrize("sizes", [[(16, 16)] * 6, [(10, 20), (16, 16), (16, 16), (30, 8), (1, 1), (9, 9)]])
-def test_in_memory_and_streamed_give_the_same(sizes):
+def test_in_memory_and_streamed_give_the_same(sizes, augmentation):
     contents = [encode(Image.fromarray(noise(*size, 3, seed=row))) for row, size in enumerate(sizes)]
     memory, streamed = (
         ImageDataset(
-            dataset_of(contents), ImageTransform(PROCESSOR, "crop_flip"), seed=1, in_memory=in_memory
+            dataset_of(contents), ImageTransform(PROCESSOR, augmentation), seed=1, in_memory=in_memory
         )
         for in_memory in (True, False)
     )

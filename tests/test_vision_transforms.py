@@ -26,7 +26,7 @@ from hf_lpwd.vision.augmentation import (
     erase,
     horizontal_flip,
     rand_augment,
-    random_resized_crop,
+    resize_each,
     shift_crop,
     uniforms,
 )
@@ -112,10 +112,7 @@ def test_random_resized_crop_replaces_the_processors_resizing_alone(name):
     actual = transform(tensors(arrays), draws)
     expected_size = ImageTransform(processor)(tensors(arrays[:1])).shape[-2:]
     assert transform.size == tuple(expected_size)
-    crops = random_resized_crop(tensors(arrays), draws, transform.size)
-    crops = torch.stack(
-        [crop.flip(-1) if draw < 0.5 else crop for crop, draw in zip(crops, draws[:, -1], strict=True)]
-    )
+    crops = resize_each(transform.cut(tensors(arrays), draws), transform.size, draws[:, -1] < 0.5)
     if isinstance(processor, TimmWrapperImageProcessor):
         mean, std = torch.tensor((0.5, 0.4, 0.3)), torch.tensor((0.2, 0.3, 0.4))
         expected = (crops / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
@@ -140,12 +137,28 @@ def test_an_unknown_augmentation():
 
 
 def test_random_resized_crop_equals_torchvisions_for_the_same_box():
-    images = tensors(pictures((60, 40), (200, 300)))
-    draws = np.random.default_rng(2).random((2, 23))
-    boxes = crop_boxes(np.array([60, 200]), np.array([40, 300]), draws)
-    actual = random_resized_crop(images, draws, (32, 48))
-    for image, box, crop in zip(images, boxes.tolist(), actual, strict=True):
-        assert torch.equal(crop, tvf.resized_crop(image, *box, [32, 48], antialias=True))
+    images = tensors(pictures((60, 40), (200, 300), (90, 90)))
+    transform = ImageTransform(ViTImageProcessor(size={"height": 32, "width": 48}), "random_resized_crop")
+    draws = np.random.default_rng(2).random((3, transform.num_uniforms))
+    draws[:, -1] = [0.2, 0.5, 0.8]
+    boxes = crop_boxes(np.array([60, 200, 90]), np.array([40, 300, 90]), draws)
+    parts = transform.cut(images, draws)
+    crops = resize_each(parts, transform.size, draws[:, -1] < 0.5)
+    for image, box, part, crop, flipped, numbers in zip(
+        images, boxes.tolist(), parts, crops, (True, False, False), draws, strict=True
+    ):
+        assert transform.box(numbers, *image.shape[-2:]) == box
+        assert torch.equal(part, tvf.crop(image, *box))
+        expected = tvf.resized_crop(image, *box, [32, 48], antialias=True)
+        assert torch.equal(crop, expected.flip(-1) if flipped else expected)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop", "crop_flip"])
+def test_nothing_is_cut_out_but_by_random_resized_crop(augmentation):
+    transform = ImageTransform(ViTImageProcessor(), augmentation)
+    images = tensors(pictures((60, 40)))
+    assert transform.size is None
+    assert transform.cut(images, np.zeros((1, transform.num_uniforms))) is images
 
 
 def test_shift_crop_is_a_crop_of_the_zero_padded_picture():
@@ -303,7 +316,7 @@ def test_started_and_finished_it_is_what_each_picture_gets_by_itself(name, sizes
     images = torch.stack(images) if len(set(sizes)) == 1 else images
     draws = np.random.default_rng(3).random((6, transform.num_uniforms))
     state = torch.get_rng_state()
-    sent = transform.start(images, draws)
+    sent = transform.start(transform.cut(images, draws), draws)
     assert torch.equal(torch.get_rng_state(), state)
     finished = transform.finish({**sent, "labels": torch.arange(6)})
     assert finished.keys() == {"pixel_values", "labels"}

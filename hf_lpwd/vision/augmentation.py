@@ -93,8 +93,9 @@ def shift_crop(images: Tensor, places: Tensor) -> Tensor:
 
 
 def horizontal_flip(images: Tensor, flipped: Tensor) -> Tensor:
-    """Mirrors those of the pictures [B, C, H, W] whose entry in `flipped` [B] is not 0."""
-    return torch.where(flipped.bool()[:, None, None, None], images.flip(-1), images)
+    """Mirrors those of the uint8 pictures [B, C, H, W] whose entry in `flipped` [B] is 1, and no 0."""
+    # Exact, as unsigned integers wrap, and takes a third of the time of torch.where.
+    return images + (images.flip(-1) - images) * flipped[:, None, None, None].to(images.dtype)
 
 
 def crop_boxes(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -108,37 +109,42 @@ def crop_boxes(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray) -> np
     Returns:
         int64 array [B, 4]: top, left, height, width.
     """
-    heights, widths = heights[:, None], widths[:, None]
+    size = np.stack([heights, widths])[..., None]
+    height, width = size
     low, high = np.log(_RATIO)
     ratio = np.exp(low + (high - low) * draws[:, _TRIES : 2 * _TRIES])
-    area = heights * widths * (_SCALE[0] + (_SCALE[1] - _SCALE[0]) * draws[:, :_TRIES])
+    area = height * width * (_SCALE[0] + (_SCALE[1] - _SCALE[0]) * draws[:, :_TRIES])
     # After the tries, the last column is the fallback: the largest central crop of an allowed ratio.
-    nearest = np.clip(widths / heights, *_RATIO)
-    crop_w = np.rint(np.hstack([np.sqrt(area * ratio), np.minimum(widths, heights * nearest)]))
-    crop_h = np.rint(np.hstack([np.sqrt(area / ratio), np.minimum(heights, widths / nearest)]))
-    fits = (crop_w > 0) & (crop_w <= widths) & (crop_h > 0) & (crop_h <= heights)
-    fits[:, -1] = True
-    first = fits.argmax(axis=1)[:, None]
-    crop_w, crop_h = np.take_along_axis(crop_w, first, 1), np.take_along_axis(crop_h, first, 1)
-    slack = np.hstack([heights - crop_h, widths - crop_w])
-    corner = np.where(
-        first == _TRIES, slack // 2, np.floor(draws[:, 2 * _TRIES : 2 * _TRIES + 2] * (slack + 1))
-    )
-    return np.hstack([corner, crop_h, crop_w]).astype(np.int64)
+    crop = np.empty((2, len(draws), _TRIES + 1))
+    crop[:, :, :_TRIES] = np.sqrt(area / ratio), np.sqrt(area * ratio)
+    nearest = np.clip(width / height, *_RATIO)
+    crop[:, :, _TRIES:] = np.minimum(height, width / nearest), np.minimum(width, height * nearest)
+    crop = np.rint(crop)
+    fits = np.logical_and.reduce((crop > 0) & (crop <= size))
+    fits[:, _TRIES] = True
+    first = fits.argmax(axis=1)
+    crop = crop[:, np.arange(len(draws)), first]
+    slack = size[..., 0] - crop
+    corner = np.floor(draws[:, 2 * _TRIES : 2 * _TRIES + 2].T * (slack + 1))
+    corner = np.where(first == _TRIES, slack // 2, corner)
+    return np.concatenate([corner, crop]).T.astype(np.int64)
 
 
-def random_resized_crop(images: Images, draws: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """Resizes a random part of each picture to `size` (bilinear, antialiased), uint8 [B, 3, *size].
+def resize_each(images: Images, size: tuple[int, int], flipped: np.ndarray) -> Tensor:
+    """Resizes each picture to `size` (bilinear, antialiased), and mirrors some; uint8 [B, 3, *size].
 
     One call a picture: every part has another size, and torchvision's uint8 kernel is faster than a batched
     gather in float.
+
+    Args:
+        images: The parts that `random_resized_crop` keeps of the pictures.
+        size: Height and width.
+        flipped: Whether to mirror each, bool [B].
     """
-    shape = np.array([image.shape[-2:] for image in images])
-    boxes = crop_boxes(shape[:, 0], shape[:, 1], draws)
-    crops = (
-        tvf.resized_crop(image, *box, list(size)) for image, box in zip(images, boxes.tolist(), strict=True)
+    resized = (tvf.resize(image, list(size)) for image in images)
+    return torch.stack(
+        [image.flip(-1) if flip else image for image, flip in zip(resized, flipped, strict=True)]
     )
-    return torch.stack(list(crops))
 
 
 def rand_augment(images: Images, draws: np.ndarray, magnitude: int) -> Images:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import datasets
@@ -14,14 +14,12 @@ from transformers import TrainerCallback
 
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.augmentation import Images, uniforms
-from hf_lpwd.vision.data import DIGITS, Splits
+from hf_lpwd.vision.data import Splits
 from hf_lpwd.vision.data_args import DataTrainingArguments
-from hf_lpwd.vision.decoding import image_size, read_image
-from hf_lpwd.vision.free_memory import free_memory
+from hf_lpwd.vision.decoding import read_images
+from hf_lpwd.vision.image_sizes import default_augmentation, fits_in_memory, undecoded
 from hf_lpwd.vision.transforms import ImageTransform
 
-_SMALL_SIDE = 64
-_SAMPLE = 64
 _CHUNK = 256
 
 
@@ -80,9 +78,9 @@ class ImageDataset(torch.utils.data.Dataset):
         # Shared, so that workers that outlive an epoch see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._column = image_column
-        self._files: datasets.Dataset | None = _undecoded(dataset, image_column)
+        self._files: datasets.Dataset | None = undecoded(dataset, image_column)
         labels = torch.tensor(dataset.select_columns([label_column])[:][label_column], dtype=torch.int64)
-        self.in_memory = _fits_in_memory(self._files, image_column) if in_memory is None else in_memory
+        self.in_memory = fits_in_memory(self._files, image_column) if in_memory is None else in_memory
 
         kept, shapes, pixels = list(range(len(labels))), [], bytearray()
         if self.in_memory or skip_bad_images:
@@ -156,25 +154,33 @@ class ImageDataset(torch.utils.data.Dataset):
         draws = None
         if self.transform.num_uniforms:
             draws = uniforms(self.seed, int(self._epoch), indices, self.transform.num_uniforms)
-        batch = self.transform.start(self.images(indices), draws)
+        batch = self.transform.start(self.images(indices, draws), draws)
         batch["labels"] = self.labels[list(indices)]
         return batch if self.unfinished else self.transform.finish(batch)
 
-    def images(self, indices: Sequence[int]) -> Images:
-        """Returns the pictures as decoded, uint8.
+    def images(self, indices: Sequence[int], draws: np.ndarray | None = None) -> Images:
+        """Returns the pictures as decoded, uint8; with `draws`, the parts that the augmentation keeps.
 
-        [B, 3, H, W] if all of the data set are in memory and of one size; else a list, so that batches are
-        alike.
+        [B, 3, H, W] if all of the data set are in memory and of one size, and whole; else a list, so that
+        batches are alike.
+
+        Args:
+            indices: Which pictures.
+            draws: Uniform numbers [B, num_uniforms] of the transform.
         """
         if self._files is not None:
             rows = self._kept[list(indices)].tolist()
-            return [torch.from_numpy(image) for _, image in self._decode(rows)]
-        if self._same_size is not None:
-            return self._same_size[list(indices)]
-        return [
+            # Of which a DataLoader's worker has one.
+            threads = torch.get_num_threads()
+            return [torch.from_numpy(image) for _, image in self._decode(rows, draws=draws, threads=threads)]
+        if self._same_size is not None and (draws is None or self.transform.size is None):
+            # Copies whole pictures, where indexing goes by the byte.
+            return self._same_size.index_select(0, torch.tensor(list(indices)))
+        whole = [
             self._pixels[start : start + 3 * height * width].view(3, height, width)
             for start, height, width in self._places[list(indices)].tolist()
         ]
+        return self.transform.cut(whole, draws)
 
     def _store(self, pixels: bytearray, shapes: list[tuple[int, ...]]) -> None:
         """Keeps the pixels as one tensor: forked workers share it, others get it through shared memory."""
@@ -184,19 +190,24 @@ class ImageDataset(torch.utils.data.Dataset):
         self._places = torch.column_stack([lengths.cumsum(0) - lengths, sizes])
         self._same_size = self._pixels.view(-1, 3, *shapes[0]) if len(set(shapes)) == 1 else None
 
-    def _decode(self, rows: Sequence[int], skip: bool = False) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields row and picture; leaves out what cannot be decoded if `skip`."""
+    def _decode(
+        self, rows: Sequence[int], skip: bool = False, draws: np.ndarray | None = None, threads: int = 1
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields row and picture, or its part by `draws`; leaves out what cannot be decoded if `skip`."""
         assert self._files is not None
-        for row, cell in zip(rows, self._files[rows][self._column], strict=True):
-            try:
-                yield row, read_image(cell)
-            except ValueError as error:
-                if skip:
-                    continue
+        size = self.transform.size
+        boxes: list[Any] = [None] * len(rows)
+        if draws is not None and size is not None:
+            boxes = [partial(self.transform.box, numbers) for numbers in draws]
+        cells = self._files[rows][self._column]
+        for row, cell, image in zip(rows, cells, read_images(cells, boxes, size, threads), strict=True):
+            if not isinstance(image, ValueError):
+                yield row, image
+            elif not skip:
                 path = f" ({cell['path']})" if cell and cell["path"] else ""
                 raise BadImageError(
-                    f"{self._source} row {self._rows[row]}{path}: the image cannot be decoded: {error}"
-                ) from error
+                    f"{self._source} row {self._rows[row]}{path}: the image cannot be decoded: {image}"
+                ) from image
 
     def _decode_all(self, skip: bool) -> Iterator[tuple[int, np.ndarray]]:
         for start in range(0, len(self._rows), _CHUNK):
@@ -228,36 +239,3 @@ def collate(batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Ten
     if batch and not isinstance(batch[0], dict):
         raise TypeError("collate needs remove_unused_columns=False in the training arguments")
     return {name: torch.stack([sample[name] for sample in batch]) for name in batch[0]}
-
-
-def default_augmentation(splits: Splits) -> str:
-    """Chooses crop for scikit-learn's digits, crop_flip for small pictures, else random_resized_crop."""
-    if splits.name == DIGITS:
-        return "crop"
-    sizes = _sample_sizes(_undecoded(splits.train, splits.image_column), splits.image_column)
-    return "crop_flip" if sizes and max(map(max, sizes)) <= _SMALL_SIDE else "random_resized_crop"
-
-
-def _undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
-    return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-
-
-def _sample_sizes(files: datasets.Dataset, column: str) -> list[tuple[int, int]]:
-    """Returns height and width of some pictures spread over the data set, without those that are damaged."""
-    sizes = []
-    for cell in files[np.unique(np.linspace(0, len(files) - 1, _SAMPLE).astype(int))][column]:
-        try:
-            sizes.append(image_size(cell))
-        except ValueError:
-            continue
-    return sizes
-
-
-def _fits_in_memory(files: datasets.Dataset, column: str) -> bool:
-    """Whether the decoded pictures take less than this process's part of half the free memory."""
-    sizes = _sample_sizes(files, column)
-    if not sizes:
-        return True
-    estimate = len(files) * 3 * float(np.mean([height * width for height, width in sizes]))
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return estimate < free_memory() / 2 / processes

@@ -17,12 +17,12 @@ from hf_lpwd.vision.augmentation import (
     NUM_UNIFORMS,
     Images,
     crop_and_flip,
+    crop_boxes,
     draw_erasing,
     draw_places,
     erase,
-    horizontal_flip,
     rand_augment,
-    random_resized_crop,
+    resize_each,
 )
 from hf_lpwd.vision.data_args import AUGMENTATIONS
 
@@ -36,8 +36,9 @@ class ImageTransform:
     Without augmentation the result equals that of the processor, and so of the `image-classification`
     pipeline, for the same pictures. `random_resized_crop` replaces the processor's resizing and cropping.
 
-    The work has two parts: `start` in the workers of a DataLoader, and `finish` where the model is. On an
-    accelerator, `start` leaves to `finish` all that gives the same there, so that what travels is uint8.
+    The work has three parts: `cut`, which decoding can do as well, by `box`; `start`, in the workers of a
+    DataLoader; and `finish`, where the model is. On an accelerator, `start` leaves to `finish` all that gives
+    the same there, so that what travels is uint8.
 
     Args:
         processor: Image processor of the model.
@@ -70,6 +71,8 @@ class ImageTransform:
         self._num_own = NUM_UNIFORMS[augmentation]
         self.num_uniforms = self._num_own + (rand_augment is not None) + 2 * (random_erase > 0)
         self._sizes: dict[tuple[int, int, bool], tuple[int, int] | None] = {}
+        #: Height and width to which parts of the pictures are resized; None if no part is cut out.
+        self.size: tuple[int, int] | None = None
         if augmentation == "random_resized_crop":
             shape, other = (self._process(_noise(*side)).shape for side in _TRIED[:2])
             if shape != other:
@@ -85,13 +88,31 @@ class ImageTransform:
             images: uint8 pictures.
             draws: Uniform numbers [B, num_uniforms]; None without augmentation.
         """
-        return self.finish(self.start(images, draws))["pixel_values"]
+        return self.finish(self.start(self.cut(images, draws), draws))["pixel_values"]
+
+    def box(self, draws: np.ndarray, height: int, width: int) -> list[int]:
+        """Returns top, left, height and width of the part of one picture that `cut` keeps.
+
+        Args:
+            draws: Uniform numbers [num_uniforms].
+            height: Height of the picture in pixels.
+            width: Its width.
+        """
+        return crop_boxes(np.array([height]), np.array([width]), draws[None, : self._num_own])[0].tolist()
+
+    def cut(self, images: Images, draws: np.ndarray | None) -> Images:
+        """Returns of each uint8 picture the part that the augmentation keeps, not yet resized."""
+        if self.size is None or draws is None:
+            return images
+        sizes = np.array([image.shape[-2:] for image in images])
+        boxes = crop_boxes(sizes[:, 0], sizes[:, 1], draws[:, : self._num_own]).tolist()
+        return [tvf.crop(image, *box) for image, box in zip(images, boxes, strict=True)]
 
     def start(self, images: Images, draws: np.ndarray | None = None) -> dict[str, Tensor]:
         """Does what has to be done on the CPU.
 
         Args:
-            images: uint8 pictures.
+            images: uint8 pictures, as `cut` leaves them.
             draws: Uniform numbers [B, num_uniforms]; None without augmentation.
 
         Returns:
@@ -101,10 +122,9 @@ class ImageTransform:
         """
         draws = np.empty((len(images), 0)) if draws is None else draws
         own = draws[:, : self._num_own]
-        resized = self.augmentation == "random_resized_crop"
-        if resized:
-            crops = random_resized_crop(images, own, self.size)
-            images, own = horizontal_flip(crops, torch.from_numpy(own[:, -1] < 0.5)), own[:, :0]
+        resized = self.size is not None
+        if self.size is not None:
+            images, own = resize_each(images, self.size, own[:, -1] < 0.5), own[:, :0]
         size = self._size_by_steps(images, resized)
         resize_later = size is not None and isinstance(images, Tensor) and not resized and not self._lanczos
         if self.rand_augment is not None or not resize_later:
