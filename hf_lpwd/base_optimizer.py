@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hf_lpwd.decay_groups import param_names
 from hf_lpwd.diagnostics import layer_norms
 from hf_lpwd.low_precision import is_low_precision
 
@@ -29,6 +30,8 @@ _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 # Keys that a step of theirs does not read, beside those of the decay.
 _UNREAD = ("params", "param_names", "initial_lr", "initial_weight_decay")
 _FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+# Of torch's own: those that take sparse gradients. `SparseAdam` takes no others.
+_TAKE_SPARSE = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam)
 
 
 def check_base(optimizer_cls: type[Optimizer], kwargs: dict[str, Any]) -> None:
@@ -66,10 +69,12 @@ def division_of_work(base: Optimizer, group: dict[str, Any], share: Any) -> tupl
         ``"around"`` (after the step, subtract the share of the weights before it) and None.
     """
     moment, seen = _division_of_decay(base, group, share)
-    # torch's fused SGD knows no sharded tensors, which FSDP2 may have put into the group since it was made.
-    sharded = any(hasattr(parameter, "full_tensor") for parameter in group["params"][:1])
-    if sharded and type(base) is torch.optim.SGD and group.get("fused"):
-        seen = {**seen, "fused": False}
+    if group.get("fused") and type(base) in _TAKE_SPARSE:
+        # torch's fused SGD knows no sharded tensors, which FSDP2 may have put into the group since it was
+        # made, and no fused kernel knows sparse gradients.
+        sharded = any(hasattr(parameter, "full_tensor") for parameter in group["params"][:1])
+        if (sharded and type(base) is torch.optim.SGD) or _with_sparse_gradients(group["params"]):
+            seen = {**seen, "fused": False}
     return moment, seen
 
 
@@ -93,6 +98,42 @@ def _division_of_decay(
         return "after" if timing == "rwd" else "before" if adam or l2 else "around", {"weight_decay": 0.0}
     lr_seen = lr * (1.0 - share) if timing == "rwd" else lr
     return None, {"lr": lr_seen, "weight_decay": share / lr_seen, "decoupled_weight_decay": True}
+
+
+def check_sparse_gradients(base: Optimizer) -> None:
+    """Raises a TypeError that names a parameter whose gradient is sparse where it cannot be, or dense.
+
+    torch's own errors name none, and come when other parameters have been changed already. Optimizers that
+    are not torch's are left to say what they take.
+    """
+    name, takes_dense = type(base).__name__, type(base) is not torch.optim.SparseAdam
+    takes_sparse = type(base) in _TAKE_SPARSE or not type(base).__module__.startswith("torch.optim")
+    for number, group in enumerate(base.param_groups):
+        sparse = _with_sparse_gradients(group["params"])
+        if takes_dense and not sparse:
+            continue
+        for parameter, which in zip(group["params"], param_names(group, number), strict=False):
+            if parameter.grad is None:
+                continue
+            if not parameter.grad.is_sparse:
+                if not takes_dense:
+                    raise TypeError(
+                        f"{which} has a dense gradient, but {name} takes sparse ones only: use SGD or Adagrad"
+                    )
+            elif not takes_sparse:
+                raise TypeError(
+                    f"{which} has a sparse gradient, which {name} does not take: use SGD or Adagrad, or "
+                    "sparse=False where the model makes it"
+                )
+            elif group["decay_timing"] == "l2" and group["weight_decay"] > 0.0:
+                raise TypeError(
+                    f"{which} has a sparse gradient, which timing 'l2' would make dense: use 'wd', 'rwd' or "
+                    "'pwd', or set its weight_decay to 0"
+                )
+
+
+def _with_sparse_gradients(params: list[Tensor]) -> list[Tensor]:
+    return [p for p in params if (gradient := p.grad) is not None and gradient.is_sparse]
 
 
 def joined_groups(base: Optimizer) -> list[dict[str, Any]]:

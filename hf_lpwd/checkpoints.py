@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import shutil
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, sort_checkpoints
 from transformers.utils import logging
 
+from hf_lpwd.checkpoint_damage import damage
 from hf_lpwd.files import FILE_SIZES, write_json
+from hf_lpwd.messages import BadInputError
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -53,8 +52,10 @@ class WholeCheckpointsMixin(_Base):
             **kwargs: See `args`.
 
         Raises:
-            ValueError: There is no whole checkpoint.
+            ValueError: There is no whole checkpoint, or the named one is not whole; a `BadInputError` then
+                says what is wrong with it and which one is whole.
         """
+        named = isinstance(resume_from_checkpoint, (str, os.PathLike)) and os.fspath(resume_from_checkpoint)
         if self.is_local_process_zero():
             put_back_replaced(str(self.args.output_dir))
             for left_behind in (UNFINISHED, OUTDATED):
@@ -66,6 +67,11 @@ class WholeCheckpointsMixin(_Base):
                 raise ValueError(
                     f"resume_from_checkpoint is True, but {self.args.output_dir} has no whole checkpoint"
                 )
+        elif named:
+            reason = why_not_resumable(named) if self.is_world_process_zero() else None
+            reason = broadcast_object_list([reason])[0]
+            if reason is not None:
+                raise BadInputError(reason)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def last_whole_checkpoint(self) -> str | None:
@@ -170,7 +176,9 @@ def put_back_replaced(output_dir: str) -> None:
     for replaced in Path(output_dir, UNFINISHED, _REPLACED).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         checkpoint = Path(output_dir, replaced.name)
         if not checkpoint.exists() and damage(str(replaced)) is None:
-            replaced.rename(checkpoint)
+            # Another process may have been faster.
+            with contextlib.suppress(FileNotFoundError):
+                replaced.rename(checkpoint)
 
 
 def last_whole(output_dir: str) -> str | None:
@@ -190,74 +198,18 @@ def last_whole(output_dir: str) -> str | None:
     return None
 
 
-def damage(checkpoint: str) -> str | None:
-    """Says what is wrong with a checkpoint's files, or returns None if it is whole.
+def why_not_resumable(checkpoint: str) -> str | None:
+    """Says why a run cannot go on from a folder, and from which it could; None if it can.
 
-    A checkpoint of this package names its files and their sizes. The stock Trainer writes its state last, so
-    that the others are there if this one is. In both, safetensors, zip and JSON files are checked.
+    A checkpoint that was about to be replaced when its run was killed first gets its name back.
     """
-    folder = Path(checkpoint)
-    name = FILE_SIZES
-    try:
-        recorded = (folder / FILE_SIZES).exists()
-        sizes = _sizes(folder / FILE_SIZES) if recorded else dict.fromkeys(_of_stock_trainer(folder))
-        for name, size in sizes.items():
-            found = (folder / name).stat().st_size
-            if size is not None and found != size:
-                return f"{name} has {found} bytes instead of {size}"
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder).as_posix()
-            if path.is_file() and path.suffix in _CHECKS:
-                _CHECKS[path.suffix](path)
-    except FileNotFoundError:
-        return f"{name} is missing"
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, SafetensorError) as error:
-        return f"{name} cannot be read ({' '.join(str(error).split())})"
-    return None
-
-
-def _sizes(path: Path) -> dict[str, int | None]:
-    sizes = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(sizes, dict):
-        raise ValueError("not a JSON object")
-    return sizes
-
-
-def _of_stock_trainer(folder: Path) -> list[str]:
-    """Names what must be there where no list was saved."""
-    names = [TRAINER_STATE_NAME]
-    if not any(folder.glob("*model*")) and not any(folder.glob("global_step*")):
-        names.append("model.safetensors")
-    for index in folder.glob("*.index.json"):
-        names += sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    states = ("optimizer.pt", "scheduler.pt")
-    if any((folder / name).exists() for name in states):
-        names += states
-        if not any(folder.glob("rng_state*.pth")):
-            names.append("rng_state.pth")
-    return names
-
-
-def _check_zip(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        bad = archive.testzip()
-    if bad is not None:
-        raise ValueError(f"its part {bad} is damaged")
-
-
-def _check_safetensors(path: Path) -> None:
-    with safe_open(path, "pt"):
-        pass
-
-
-def _check_json(path: Path) -> None:
-    json.loads(path.read_text(encoding="utf-8"))
-
-
-_CHECKS: dict[str, Callable[[Path], None]] = {
-    ".safetensors": _check_safetensors,
-    ".pt": _check_zip,
-    ".pth": _check_zip,
-    ".bin": _check_zip,
-    ".json": _check_json,
-}
+    run_dir = os.path.dirname(os.path.abspath(checkpoint))
+    put_back_replaced(run_dir)
+    fault = damage(checkpoint) if os.path.isdir(checkpoint) else "no checkpoint is there"
+    if fault is None:
+        return None
+    # It may also be the folder of a run that was named.
+    others = [*reversed(sort_checkpoints(checkpoint)), *reversed(sort_checkpoints(run_dir))]
+    whole = next((other for other in others if damage(other) is None), None)
+    advice = "no whole one is beside it" if whole is None else f"the newest whole one is {whole}"
+    return f"resume_from_checkpoint is {checkpoint!r}, but {fault}; {advice}"

@@ -17,7 +17,7 @@ def train(argv: Sequence[str], prog: str = "hf-lpwd train") -> int:
 
     Returns:
         The exit code: 0; 1 where the run is done and saved but not pushed as `--push_to_hub` wants it; 2
-        where the input is at fault. One line on standard error then says what to do.
+        where the input or the machine is at fault. One line on standard error then says what to do.
     """
     from hf_lpwd.vision.arguments import parse_args
 

@@ -135,14 +135,19 @@ def check_same_run(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) ->
         raise ValueError("the state dict has the same parameters in another order or other groups")
 
 
+def param_names(group: dict[str, Any], number: int) -> list[str]:
+    """Returns the names of a group's parameters; their places, if it has none and is the one of `number`."""
+    return group.get("param_names") or [
+        f"group {number} parameter {place}" for place in range(len(group["params"]))
+    ]
+
+
 def _rate_by_name(groups: list[dict[str, Any]]) -> dict[str, float]:
     """Rates by parameter name; by position where the groups are unnamed."""
     return {
         name: group["initial_weight_decay"]
         for i, group in enumerate(groups)
-        for name in group.get(
-            "param_names", [f"group {i} parameter {j}" for j in range(len(group["params"]))]
-        )
+        for name in param_names(group, i)
     }
 
 

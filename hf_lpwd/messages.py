@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
+import time
+import zlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NoReturn
+
+from hf_lpwd.files import write_json
 
 
 class BadInputError(ValueError):
@@ -26,9 +32,39 @@ def hide_tokens(text: str) -> str:
 
 
 def refuse(prog: str, message: object) -> int:
-    """Prints a program's error in one line on standard error, and returns the exit code of bad input, 2."""
-    print(f"{prog}: error: {hide_tokens(' '.join(str(message).split()))}", file=sys.stderr)
+    """Prints a program's error in one line on standard error, and returns the exit code of bad input, 2.
+
+    Where torchrun or accelerate started several processes, the first that has an error says it; the launcher
+    repeats it at the end of its own report.
+    """
+    line = f"{prog}: error: {hide_tokens(' '.join(str(message).split()))}"
+    if _is_first_to_say(line):
+        say(line)
     return 2
+
+
+def say(line: str) -> None:
+    """Prints a line on standard error, apart from the progress bars that may be there."""
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr)
+
+
+def _is_first_to_say(line: str) -> bool:
+    # Where torchrun looks for a process's error; ``attempt_0/RANK/error.json`` in a folder of this launch.
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not error_file:
+        return True
+    try:
+        (Path(error_file).parents[1] / f"said_{zlib.crc32(line.encode()):08x}").touch(exist_ok=False)
+        extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        write_json(error_file, {"message": {"message": line, "extraInfo": extra}})
+    except FileExistsError:
+        return False
+    except (OSError, IndexError):
+        pass
+    return True
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hf_lpwd.base_optimizer import allocates_state, check_base, division_of_work, joined_groups
+from hf_lpwd.base_optimizer import (
+    allocates_state,
+    check_base,
+    check_sparse_gradients,
+    division_of_work,
+    joined_groups,
+)
 from hf_lpwd.decay_groups import check_group, check_own_weights, check_same_run, completed, shrinkage
 from hf_lpwd.low_precision import by_precision, warn_of_vanishing_rates
 
@@ -163,13 +169,14 @@ class LayerwiseDecay(Optimizer):
         Raises:
             RuntimeError: Timing ``pwd``, and `train()` was not called since the last step.
             ValueError: A group's shrinkage is not in [0, 1).
-            TypeError: Timing ``l2``, sparse gradients, and a base optimizer without coupled decay.
+            TypeError: A gradient is sparse, and the base optimizer or timing ``l2`` does not take it.
         """
         loss = None
         if closure is not None:
             self.train()
             with torch.enable_grad():
                 loss = closure()
+        check_sparse_gradients(self.base)
         groups = self.param_groups
         allocating = allocates_state(groups)
         shares = [0.0 if allocating else shrinkage(group) for group in groups]
@@ -247,8 +254,6 @@ class LayerwiseDecay(Optimizer):
 def _with_penalty(params: list[Tensor], group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
     """Adds lambda * theta to the gradients of parameters; returns the parameters with what they had."""
     gradients = [p.grad for p in params if p.grad is not None]
-    if any(gradient.is_sparse for gradient in gradients):
-        raise TypeError("timing 'l2' makes sparse gradients dense: use 'wd', 'rwd' or 'pwd'")
     rate = -group["weight_decay"] if group.get("maximize") else group["weight_decay"]
     for parameter, penalized in zip(params, torch._foreach_add(gradients, params, alpha=rate), strict=True):
         parameter.grad = penalized

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from small_trainers import assert_same, make_trainer, trained
 from test_trainer_checkpoints import Signal
 
-from hf_lpwd.checkpoints import damage
+from hf_lpwd.checkpoint_damage import damage
 from hf_lpwd.interruption import Interrupted, StopOnSignal
 
 FLAGS = {"save_strategy": "steps", "save_steps": 5, "gradient_accumulation_steps": 1}

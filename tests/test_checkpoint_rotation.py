@@ -1,4 +1,4 @@
-"""Old checkpoints are removed as the stock Trainer removes them, but never half."""
+"""Old checkpoints are removed as the stock Trainer removes them, but never half; replaced ones come back."""
 
 import itertools
 import shutil
@@ -54,3 +54,14 @@ def test_killed_while_it_removes_one_none_is_half_there(tmp_path, monkeypatch):
     assert names(folder) == [checkpoints.OUTDATED, "checkpoint-10", "checkpoint-15"]
     checkpoints.remove_oldest(folder, 1, None)
     assert names(folder) == ["checkpoint-15"]
+
+
+def test_one_that_another_process_puts_back_meanwhile_is_there(tmp_path, monkeypatch):
+    replaced = make_folders(tmp_path / checkpoints.UNFINISHED / "replaced", [5]) / "checkpoint-5"
+
+    def put_back_by_another(path):
+        replaced.rename(tmp_path / "checkpoint-5")
+
+    monkeypatch.setattr(checkpoints, "damage", put_back_by_another)
+    checkpoints.put_back_replaced(str(tmp_path))
+    assert (tmp_path / "checkpoint-5" / "model.safetensors").exists()

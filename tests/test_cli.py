@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import time
@@ -83,3 +84,30 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, message, capsys):
 def test_without_a_command_it_shows_the_usage_and_fails(capsys):
     assert main([]) == 2
     assert capsys.readouterr().err.startswith("usage: hf-lpwd COMMAND")
+
+
+def test_of_several_processes_the_first_says_what_is_wrong_and_tells_the_launcher(
+    tmp_path, monkeypatch, capsys
+):
+    """torchrun gives each process a file for its error, in folders of one for the launch."""
+    files = [tmp_path / "attempt_0" / rank / "error.json" for rank in "01"]
+    for file in files:
+        file.parent.mkdir(parents=True)
+    line = "hf-lpwd: error: unknown command 'trian': did you mean 'train'?"
+    for file, printed in ((files[1], f"{line}\n"), (files[0], "")):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+        assert main(["trian"]) == 2
+        assert capsys.readouterr().err == printed
+    told = json.loads(files[1].read_text())["message"]
+    assert (told["message"], told["extraInfo"]["py_callstack"]) == (line, line)
+    assert abs(int(told["extraInfo"]["timestamp"]) - time.time()) < 60
+    assert not files[0].exists()
+    assert main(["tran"]) == 2
+    assert capsys.readouterr().err == line.replace("trian", "tran") + "\n"
+
+
+@pytest.mark.parametrize("file", ["error.json", "/no/such/folder/error.json"])
+def test_what_is_wrong_is_said_even_where_the_launcher_cannot_be_told(file, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", file)
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().err == "hf-lpwd: error: unknown command 'trian': did you mean 'train'?\n"

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from hf_lpwd.checkpoints import UNFINISHED
 from hf_lpwd.cli import main
 from hf_lpwd.vision import images
 from hf_lpwd.vision.data import load_digits
@@ -238,7 +239,7 @@ def test_a_damaged_picture_is_named_or_left_out(pictures, tmp_path, capsys):
 
 
 def test_streaming_with_workers_names_a_damaged_picture_too(pictures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(images, "_fits_in_memory", lambda *_: False)
+    monkeypatch.setattr(images, "fits_in_memory", lambda *_: False)
     damaged = tmp_path / "data"
     shutil.copytree(pictures, damaged)
     (damaged / "light" / "3.png").write_bytes(b"no picture")
@@ -247,3 +248,26 @@ def test_streaming_with_workers_names_a_damaged_picture_too(pictures, tmp_path, 
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("hf-lpwd train: error: train row ")
     assert "light/3.png" in error
+
+
+def test_a_checkpoint_named_explicitly_that_a_killed_run_was_replacing(digits_run, tmp_path, capsys):
+    """The kill came between two renames, which leave the checkpoint under UNFINISHED/replaced."""
+    folder = tmp_path / "run"
+    shutil.copytree(digits_run[0], folder)
+    *older, newest = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    (folder / UNFINISHED / "replaced").mkdir(parents=True)
+    newest.rename(folder / UNFINISHED / "replaced" / newest.name)
+    (folder / "test_results.json").unlink()
+    argv = ["train", "--output_dir", str(folder), *SHORT, "--resume_from_checkpoint", str(newest)]
+    assert main(argv) == 0
+    assert (
+        read(folder, "test_results.json")["test_loss"]
+        == read(digits_run[0], "test_results.json")["test_loss"]
+    )
+    assert "'loss'" not in capsys.readouterr().out
+    (newest / "scheduler.pt").unlink()
+    assert main(argv) == 2
+    assert capsys.readouterr().err == (
+        f"hf-lpwd train: error: resume_from_checkpoint is {str(newest)!r}, but scheduler.pt is missing; "
+        f"the newest whole one is {older[-1]}\n"
+    )

@@ -21,7 +21,7 @@ CORE_CHAIN = [
     {"param_groups", "explain", "diagnostics", "decay_groups", "base_optimizer", "low_precision"},
     {"optimizer"},
     {"factory"},
-    {"layer_log", "trainer", "training_args", "checkpoints", "interruption"},
+    {"layer_log", "trainer", "training_args", "checkpoints", "checkpoint_damage", "interruption"},
 ]
 HIGHER = ["vision", "study", "cli", "__main__"]
 

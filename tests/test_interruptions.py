@@ -13,7 +13,7 @@ import torch
 from processes import in_two_processes
 from small_trainers import TIMINGS
 
-from hf_lpwd.checkpoints import damage
+from hf_lpwd.checkpoint_damage import damage
 from hf_lpwd.cli import main
 
 FLAGS = [

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
+from hf_lpwd.checkpoint_damage import damage
 from hf_lpwd.cli import main
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.arguments import FP16_ON_A_CPU
@@ -72,8 +73,11 @@ def run(loop):
     GradientState._reset_state()
 
 
-def launched(script, settings, processes=1, check=True):
-    """Runs a script with `accelerate launch`, or in two gloo processes, where that would start one."""
+def launched(script, settings, processes=1, check=True, limit=300):
+    """Runs a script with `accelerate launch`, or in two gloo processes, where that would start one.
+
+    It has to end within `limit` seconds.
+    """
     if processes == 1:
         launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
         launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -89,7 +93,7 @@ def launched(script, settings, processes=1, check=True):
         ],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=limit,
         check=False,
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
     )
@@ -142,6 +146,15 @@ def test_resuming_at_the_end_of_an_epoch_is_exact(run, tmp_path):
     resumed = run(**settings, output_dir=tmp_path / "resumed", resume_from_checkpoint=through / "epoch_0")
     assert_same(weights(through), weights(resumed))
     assert not (tmp_path / "resumed" / "epoch_0").exists()
+
+
+def test_another_accumulation_in_the_launch_is_refused(run, tmp_path, monkeypatch):
+    """`accelerate launch --use_deepspeed` sets the variable, to 1 where it is not told."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    with pytest.raises(BadInputError, match=r"give --gradient_accumulation_steps 2, as in DeepSpeed's conf"):
+        run(output_dir=tmp_path)
+    run(output_dir=tmp_path, gradient_accumulation_steps=2, max_train_steps=1)
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 def test_the_loop_decays_once_for_each_step(run, loop, tmp_path, monkeypatch):
@@ -483,3 +496,87 @@ def test_bad_input_is_one_line_and_exit_code_2(script, tmp_path):
     )
     assert result.returncode == 2
     assert result.stderr == f"{script.name}: error: no such folder: nowhere\n"
+
+
+def assert_said_once(result, line):
+    """By one process, and again by the launcher, at the end of its own report."""
+    assert result.returncode == 1
+    lines = result.stderr.splitlines()
+    assert lines.count(line) == 1, result.stderr
+    assert f"  traceback : {line}" in lines[-20:]
+
+
+BAD_INPUT = {
+    "flag": (["--learning_rat", "3"], "unknown flag '--learning_rat': did you mean '--learning_rate'?"),
+    "setting": (
+        ["--decay_timing", "foo", "--output_dir", "OUT"],
+        "unknown timing 'foo': choose one of l2, wd, rwd, pwd",
+    ),
+    "folder": (["--train_dir", "nowhere", "--output_dir", "OUT"], "no such folder: nowhere"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "what"),
+    [(TRAINER, "flag"), (TRAINER, "setting"), (TRAINER, "folder"), (LOOP, "setting"), (LOOP, "folder")],
+    ids=["trainer-flag", "trainer-setting", "trainer-folder", "loop-setting", "loop-folder"],
+)
+def test_two_processes_say_once_what_is_wrong(script, what, tmp_path):
+    argv, message = BAD_INPUT[what]
+    argv = [str(tmp_path / "out") if argument == "OUT" else argument for argument in argv]
+    result = launched(script, argv, processes=2, check=False, limit=90)
+    line = f"{script.name}: error: {message}"
+    assert_said_once(result, line)
+    assert result.stderr.splitlines()[0] == line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_accelerate_launch_says_first_what_is_wrong():
+    """Then it prints its own traceback, and ends with its own exit code."""
+    argv, message = BAD_INPUT["flag"]
+    result = launched(TRAINER, argv, check=False, limit=90)
+    assert result.stderr.splitlines()[0] == f"{TRAINER.name}: error: {message}"
+    assert result.stderr.count(message) == 1
+    assert result.stderr.splitlines()[-1].endswith("returned non-zero exit status 2.")
+    assert result.returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "process", "message"),
+    [
+        ("disk", "0", "a file could not be written, the disk may be full ("),
+        ("disk", "1", "a file could not be written, the disk may be full ("),
+        ("memory", "1", "out of memory (tried to allocate 400000000000000 bytes): divide --per_device_train"),
+    ],
+)
+def test_what_fails_in_one_process_ends_both(what, process, message, tmp_path):
+    out = tmp_path / "out"
+    argv = [what, process, *flags({**SMALL, "output_dir": out, "save_strategy": "steps", "save_steps": 1})]
+    argv += ["--eval_strategy", "no", "--save_total_limit", "9", "--disable_tqdm", "True"]
+    result = launched(Path(__file__).with_name("failing_run.py"), argv, processes=2, check=False, limit=90)
+    said = [
+        line for line in result.stderr.splitlines() if line.startswith(f"{TRAINER.name}: error: {message}")
+    ]
+    assert len(said) == 1, result.stderr
+    assert_said_once(result, said[0])
+    checkpoints = [path for path in out.iterdir() if path.name.startswith("checkpoint-")]
+    assert [(path.name, damage(str(path))) for path in checkpoints] == [("checkpoint-1", None)]
+
+
+@pytest.mark.slow
+def test_a_damaged_picture_that_one_process_meets_ends_both(folders, tmp_path):
+    """While it trains: the pictures are read when they are asked for."""
+    data = tmp_path / "data"
+    shutil.copytree(folders / "train", data)
+    (data / "dog" / "7.png").write_bytes(b"no picture")
+    settings = {"train_dir": data, "output_dir": tmp_path / "out", "model_name_or_path": folders / "model"}
+    settings |= {"ignore_mismatched_sizes": True, "per_device_train_batch_size": 2, "train_val_split": 0.1}
+    argv = ["picture", "0", *flags({**settings, "cache_dir": tmp_path / "cache"})]
+    result = launched(Path(__file__).with_name("failing_run.py"), argv, processes=2, check=False, limit=90)
+    said = [line for line in result.stderr.splitlines() if line.startswith(f"{TRAINER.name}: error: ")]
+    assert len(said) == 1, result.stderr
+    assert "dog/7.png): the image cannot be decoded" in said[0]
+    assert_said_once(result, said[0])

@@ -201,7 +201,10 @@ def test_the_base_optimizer_sees_its_group_only_during_the_step():
 
 
 def test_groups_are_restored_when_the_step_fails():
-    model, optimizer = make("l2", optimizer_cls=torch.optim.SparseAdam)
+    class OfSomeone(torch.optim.SparseAdam):
+        """Not torch's own class, so that what it takes is not known beforehand."""
+
+    model, optimizer = make("l2", optimizer_cls=OfSomeone)
     loss_of(model, 0).backward()
     before, gradients = weights(model), [p.grad.clone() for p in model.parameters()]
     with pytest.raises(RuntimeError, match="dense gradients"):

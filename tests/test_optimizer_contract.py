@@ -6,8 +6,6 @@ from small_optimizers import SETTINGS, TIMINGS, assert_same, loss_of, make, make
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
-from hf_lpwd.optimizer import LayerwiseDecay
-
 
 def test_it_is_an_optimizer_with_the_state_and_groups_of_its_base():
     _, optimizer = make(betas=(0.8, 0.9))
@@ -134,31 +132,3 @@ def test_tensor_learning_rate(timing, coupling, kwargs):
     assert optimizer.param_groups[0]["lr"] is lr
     for a, b in zip(weights(model), weights(other), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
-
-
-@pytest.mark.parametrize("timing", ["wd", "rwd", "pwd"])
-def test_sparse_gradients(timing):
-    torch.manual_seed(0)
-    embedding = nn.Embedding(6, 3, sparse=True, dtype=torch.float64)
-    optimizer = LayerwiseDecay(
-        embedding.parameters(), torch.optim.SparseAdam, timing=timing, weight_decay=0.5, lr=0.1
-    )
-    before = embedding.weight.detach().clone()
-    optimizer.train()
-    embedding(torch.tensor([1, 4])).sum().backward()
-    optimizer.step()
-    after = embedding.weight.detach()
-    untouched = [0, 2, 3, 5]
-    torch.testing.assert_close(after[untouched], before[untouched] * 0.95, rtol=1e-15, atol=0)
-    moved = (before[1] - 0.1) * 0.95 if timing == "rwd" else before[1] * 0.95 - 0.1
-    torch.testing.assert_close(after[1], moved, rtol=0, atol=1e-7)
-
-
-def test_l2_refuses_sparse_gradients():
-    embedding = nn.Embedding(6, 3, sparse=True)
-    optimizer = LayerwiseDecay(
-        embedding.parameters(), torch.optim.SparseAdam, timing="l2", weight_decay=0.5, lr=0.1
-    )
-    embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(TypeError, match="'l2' makes sparse gradients dense"):
-        optimizer.step()

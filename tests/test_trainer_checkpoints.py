@@ -25,6 +25,7 @@ from transformers import (
 
 from hf_lpwd import checkpoints
 from hf_lpwd.interruption import Interrupted, StopOnSignal
+from hf_lpwd.messages import BadInputError
 from hf_lpwd.trainer import LPWDTrainer
 
 
@@ -245,8 +246,9 @@ class KilledError(BaseException):
     """In the place of SIGKILL."""
 
 
-def killed_while_it_replaces(folder, monkeypatch):
-    """Leaves `folder` as SIGKILL does between the two renames that replace its checkpoint-20."""
+def killed_while_it_replaces(folder, monkeypatch, step=20):
+    """Leaves `folder` as SIGKILL does between the two renames that replace its checkpoint of a step."""
+    checkpoint = folder / f"checkpoint-{step}"
     rename = Path.rename
 
     def rename_until_killed(path, target):
@@ -254,14 +256,14 @@ def killed_while_it_replaces(folder, monkeypatch):
             raise KilledError
         return rename(path, target)
 
-    written = folder / checkpoints.UNFINISHED / "checkpoint-20"
+    written = folder / checkpoints.UNFINISHED / checkpoint.name
     shutil.rmtree(written.parent, ignore_errors=True)
-    shutil.copytree(folder / "checkpoint-20", written)
+    shutil.copytree(checkpoint, written)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", rename_until_killed)
         with pytest.raises(KilledError):
-            checkpoints.finish(written, folder / "checkpoint-20")
-    assert not (folder / "checkpoint-20").exists()
+            checkpoints.finish(written, checkpoint)
+    assert not checkpoint.exists()
 
 
 def test_a_checkpoint_that_was_about_to_be_replaced_is_not_lost(run_folder, monkeypatch):
@@ -275,6 +277,44 @@ def test_a_checkpoint_that_was_about_to_be_replaced_is_not_lost(run_folder, monk
     trainer.train(resume_from_checkpoint=True)
     assert trainer._initial_global_step == 20
     assert not (run_folder / checkpoints.UNFINISHED).exists()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_named_explicitly_it_is_not_lost_either(run_folder, finished, tmp_path, monkeypatch, elsewhere):
+    """Also where the run goes on in another folder, and a relative name ends in a slash."""
+    killed_while_it_replaces(run_folder, monkeypatch, step=10)
+    monkeypatch.chdir(tmp_path)
+    resumed = make_trainer(tmp_path / "other" if elsewhere else run_folder, **SAVING)
+    assert_same(trained(resumed, resume_from_checkpoint="run/checkpoint-10/"), finished[1])
+    assert resumed._initial_global_step == 10
+    assert checkpoints.damage(str(run_folder / "checkpoint-10")) is None
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_damaged_one_named_explicitly_is_refused_and_a_whole_one_named(run_folder):
+    truncate(run_folder / "checkpoint-20" / "optimizer.pt")
+    garble(run_folder / "checkpoint-15" / "model.safetensors")
+    before = contents(run_folder)
+    size = (run_folder / "checkpoint-20" / "optimizer.pt").stat().st_size
+    for name, fault in (
+        ("checkpoint-20", f"optimizer.pt has {size} bytes instead of {size + 7}"),
+        ("checkpoint-7", "no checkpoint is there"),
+        ("", "trainer_state.json is missing"),
+    ):
+        with pytest.raises(BadInputError) as error:
+            make_trainer(run_folder, **SAVING).train(resume_from_checkpoint=str(run_folder / name))
+        assert str(error.value) == (
+            f"resume_from_checkpoint is {str(run_folder / name)!r}, but {fault}; "
+            f"the newest whole one is {run_folder / 'checkpoint-10'}"
+        )
+    assert contents(run_folder) == before
+    for step in (5, 10):
+        (run_folder / f"checkpoint-{step}" / "scheduler.pt").unlink()
+    with pytest.raises(BadInputError, match=r"but scheduler\.pt is missing; no whole one is beside it$"):
+        make_trainer(run_folder, **SAVING).train(resume_from_checkpoint=str(run_folder / "checkpoint-10"))
 
 
 def test_a_damaged_or_replaced_checkpoint_is_not_put_back(run_folder, monkeypatch):

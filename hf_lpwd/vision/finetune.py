@@ -13,23 +13,25 @@ from torch import nn
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
-from hf_lpwd.checkpoints import damage
+from hf_lpwd.checkpoints import why_not_resumable
 from hf_lpwd.decay_groups import shrinkage
 from hf_lpwd.explain import Explanation, explain
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.interruption import Interrupted, StopOnSignal
-from hf_lpwd.messages import BadInputError
+from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.schedules import parse_schedule
-from hf_lpwd.vision.arguments import ImageTrainingArguments, ModelArguments
+from hf_lpwd.vision.arguments import ImageTrainingArguments
 from hf_lpwd.vision.batch_augmentation import Mixer, make_mixer
 from hf_lpwd.vision.card import card_facts, write_card
 from hf_lpwd.vision.curves import draw_curves
 from hf_lpwd.vision.data import Splits, load_splits
 from hf_lpwd.vision.data_args import DataTrainingArguments
+from hf_lpwd.vision.failures import MACHINE_ERRORS, StopWhereNotFinite, failure_line
 from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.images import BadImageError, EpochCallback, ImageDataset, collate, finishes_later
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
+from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
 from hf_lpwd.vision.push_callback import PushCallback
 from hf_lpwd.vision.run_folder import check_output_dir, data_settings, run_settings, write_record
@@ -69,7 +71,8 @@ def finetune(
         argv: The command line that these came from, for the card.
 
     Raises:
-        BadInputError: Something in the input is wrong; the message says what.
+        BadInputError: Something in the input is wrong, or the machine lacks memory, disk or a right; the
+            message says what.
         PushError: The run is done and saved, but was not uploaded as `push_to_hub` wants it.
         Interrupted: Ctrl-C or SIGTERM; a line on standard error says how to go on.
     """
@@ -83,8 +86,13 @@ def finetune(
             _finetune(model_args, data_args, training_args, argv, stop)
     except Interrupted as end:
         if training_args.process_index == 0:
-            print(f"hf-lpwd train: {end}", file=sys.stderr)
+            say(f"hf-lpwd train: {end}")
         raise
+    except MACHINE_ERRORS as error:
+        line = failure_line(error)
+        if line is None:
+            raise
+        raise BadInputError(line) from error
 
 
 def _finetune(
@@ -101,7 +109,8 @@ def _finetune(
         raise BadInputError(str(error)) from error
     try:
         # The push comes first, so that it sees the last checkpoint of a stopped run.
-        trainer, metrics = train_and_evaluate(run, training_args, [push, stop] if push else [stop])
+        callbacks = [*([push] if push else []), stop, StopWhereNotFinite()]
+        trainer, metrics = train_and_evaluate(run, training_args, callbacks)
     except BadImageError as error:
         # From a worker it comes with a traceback, which ends with the error.
         raise BadInputError(
@@ -262,12 +271,9 @@ def _checkpoint(args: ImageTrainingArguments) -> str | bool | None:
 
 def _check_resumable(args: ImageTrainingArguments) -> None:
     checkpoint = _checkpoint(args)
-    if isinstance(checkpoint, str):
-        if not Path(checkpoint).is_dir():
-            raise ValueError(f"resume_from_checkpoint is {checkpoint!r}, but no checkpoint is there")
-        fault = damage(checkpoint)
-        if fault is not None:
-            raise ValueError(f"resume_from_checkpoint is {checkpoint!r}, which is not whole: {fault}")
+    reason = why_not_resumable(checkpoint) if isinstance(checkpoint, str) else None
+    if reason is not None:
+        raise ValueError(reason)
 
 
 def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | None:

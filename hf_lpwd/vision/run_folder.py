@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 from transformers.utils import logging
 
 from hf_lpwd.files import RECORD, write_json
-from hf_lpwd.vision.arguments import ImageTrainingArguments, ModelArguments
+from hf_lpwd.vision.arguments import ImageTrainingArguments
 from hf_lpwd.vision.data import Splits
 from hf_lpwd.vision.data_args import DataTrainingArguments
+from hf_lpwd.vision.model_args import ModelArguments
 
 _NOT_THE_RUN = {"cache_dir", "token", "trust_remote_code"}
 _ABOVE_ALL = ("dataset_name", "train_dir", "model_name_or_path", "model_type")
@@ -85,6 +87,9 @@ def check_output_dir(output_dir: str, settings: Mapping[str, Any]) -> None:
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {output_dir} is a file: name a folder")
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"output_dir is {output_dir}, but there is no right to write in {there}")
     if not folder.exists() or not any(not path.name.startswith(".") for path in folder.iterdir()):
         return
     record = folder / RECORD

@@ -1,0 +1,83 @@
+"""How training ends where memory, disk or numbers give out: in one line that says what to do."""
+
+from __future__ import annotations
+
+import errno
+import math
+import re
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from safetensors import SafetensorError
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_lpwd.messages import BadInputError
+
+#: The types of the errors that `failure_line` knows some of.
+MACHINE_ERRORS = (RuntimeError, MemoryError, OSError, SafetensorError)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# torch and safetensors say so in their own words.
+_NOT_WRITTEN = re.compile(
+    r"inline_container\.cc.*(unexpected pos|file write failed)"
+    rf"|\(os error ({'|'.join(map(str, _FULL))})\)|No space left on device"
+)
+_WORKER_ENDED = re.compile("DataLoader worker .* killed by signal|unable to write to file </torch_")
+_NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
+_GO_ON = "the same command with --resume_from_checkpoint True goes on from the last whole checkpoint"
+
+
+def failure_line(error: Exception) -> str | None:
+    """Says in one line what the machine lacks, and what to do; None where the error is none of the machine's.
+
+    Args:
+        error: One of `MACHINE_ERRORS`.
+    """
+    text = " ".join(str(error).split())
+    # torch's last error only says "exited unexpectedly", which may be a bug.
+    if _WORKER_ENDED.search(f"{text} {error.__cause__}"):
+        return (
+            "a process that loads pictures ended, most likely for want of memory or shared memory: use fewer "
+            f"--dataloader_num_workers; {_GO_ON}"
+        )
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error):
+        tried = re.search(r"tried to allocate ([\d.]+ \w+)", text, re.IGNORECASE)
+        wanted = f" (tried to allocate {tried[1]})" if tried else ""
+        return (
+            f"out of memory{wanted}: divide --per_device_train_batch_size and multiply "
+            "--gradient_accumulation_steps by the same number, which leaves each step its samples, or lower "
+            "--per_device_eval_batch_size if it evaluated; with --resume_from_checkpoint True the run then "
+            "goes on from its last whole checkpoint"
+        )
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _FULL or _NOT_WRITTEN.search(text):
+        return f"a file could not be written, the disk may be full ({text}): free some space; {_GO_ON}"
+    if number in _NO_RIGHT:
+        return f"{text}: ask for the right to it, or name another folder"
+    return None
+
+
+class StopWhereNotFinite(TrainerCallback):
+    """Ends a run whose weights or losses are infinite or no numbers: from there nothing can be learned.
+
+    `Trainer` alone leaves such losses out of its logs and goes on to the end.
+    """
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Raises a `BadInputError` if what is logged shows it."""
+        for name, value in (logs or {}).items():
+            told = name.startswith("weight_norm/") or name in ("eval_loss", "test_loss")
+            if told and not math.isfinite(value):
+                raise BadInputError(
+                    f"{name} is {value} at step {state.global_step}: training diverged; start anew in "
+                    f"another folder with a lower --learning_rate (it is {args.learning_rate:g}), more "
+                    "--warmup_steps or a lower --max_grad_norm, and rather with --bf16 than with --fp16"
+                )
