@@ -200,7 +200,7 @@ def leave_to_device(monkeypatch):
     """Makes runs leave the pictures to the device, as they do by themselves where that is no CPU."""
 
     def switch():
-        monkeypatch.setattr("hf_lpwd.vision.finetune.finishes_later", lambda device: True)
+        monkeypatch.setattr("hf_lpwd.vision.prepare.finishes_later", lambda device: True)
 
     monkeypatch.setattr("hf_lpwd.vision.finetune.ImageTrainer", Seen)
     monkeypatch.setattr(Seen, "made", [])

@@ -15,7 +15,7 @@ from PIL import Image as PilImage
 from hf_lpwd.cli import main
 from hf_lpwd.vision.arguments import parse_args
 from hf_lpwd.vision.card import card_facts, model_card, plain, public_command
-from hf_lpwd.vision.finetune import prepare
+from hf_lpwd.vision.prepare import prepare
 
 METRICS = {"validation": {"accuracy": 0.5, "f1_macro": 0.25, "loss": 1.0}, "test": {"accuracy": 0.75}}
 

@@ -17,7 +17,7 @@ from hf_lpwd.checkpoint_damage import damage
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.trainer import LPWDTrainer
 from hf_lpwd.training_args import LPWDTrainingArguments
-from hf_lpwd.vision import finetune
+from hf_lpwd.vision import prepare
 from hf_lpwd.vision.failures import StopWhereNotFinite, failure_line
 from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.images import ImageDataset
@@ -204,7 +204,7 @@ def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch, error):
 
 
 def test_a_folder_without_the_right_to_write_is_refused_at_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(finetune, "load_splits", None)
+    monkeypatch.setattr(prepare, "load_splits", None)
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     assert train(tmp_path / "deep" / "out") == 2
     assert the_line(capsys.readouterr()) == (

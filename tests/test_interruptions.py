@@ -184,7 +184,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(runs, whole, name, s
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_training_is_one_line(tmp_path, signum, monkeypatch, capfd):
-    monkeypatch.setattr("hf_lpwd.vision.finetune.load_splits", lambda *_, **__: signal.raise_signal(signum))
+    monkeypatch.setattr("hf_lpwd.vision.prepare.load_splits", lambda *_, **__: signal.raise_signal(signum))
     before = signal.signal(signum, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as end:

@@ -17,7 +17,7 @@ from hf_lpwd.messages import BadInputError, OneLineParser, refuse
 from hf_lpwd.study.callbacks import OpposingPenalty, accuracy
 from hf_lpwd.study.plotting import new_canvas, saved, style
 from hf_lpwd.study.run import layer_of_parameter, quiet_run, quiet_trainer
-from hf_lpwd.vision.finetune import Run
+from hf_lpwd.vision.prepare import Run
 
 #: What shrinking multiplies weights by.
 SCALES = tuple(i / 10 for i in range(10, -1, -1))

@@ -16,7 +16,7 @@ from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.schedules import parse_schedule
 from hf_lpwd.study.decay_callbacks import CautiousDecay, DecayTowardsStart
 from hf_lpwd.vision.arguments import ImageTrainingArguments
-from hf_lpwd.vision.finetune import Run
+from hf_lpwd.vision.prepare import Run
 
 #: The factor from layer to layer of BEiT-like fine-tuning, and timm's default.
 LAYER_DECAY = 0.75

@@ -24,8 +24,9 @@ from hf_lpwd.study.config import RunSpec
 from hf_lpwd.study.methods import method_name
 from hf_lpwd.study.peers import apply_peer, peer_callbacks
 from hf_lpwd.vision.arguments import ImageTrainingArguments, parse_args
-from hf_lpwd.vision.finetune import PREFIXES, Run, make_trainer, prepare
+from hf_lpwd.vision.finetune import PREFIXES, make_trainer
 from hf_lpwd.vision.image_trainer import ImageTrainer
+from hf_lpwd.vision.prepare import Run, prepare
 
 #: Version of a record's form; goes up when a reader of the old form would misread the new one.
 FORMAT = 1

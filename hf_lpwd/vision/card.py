@@ -21,7 +21,7 @@ from hf_lpwd.messages import hide_tokens
 
 if TYPE_CHECKING:
     from hf_lpwd.vision.arguments import ImageTrainingArguments
-    from hf_lpwd.vision.finetune import Run
+    from hf_lpwd.vision.prepare import Run
 
 CARD = "README.md"
 #: What the card says, as JSON.

@@ -4,56 +4,35 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import datasets
-from torch import nn
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 from transformers.utils import logging
 
-from hf_lpwd.checkpoints import why_not_resumable
-from hf_lpwd.decay_groups import shrinkage
-from hf_lpwd.explain import Explanation, explain
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.interruption import Interrupted, StopOnSignal
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.optimizer import LayerwiseDecay
-from hf_lpwd.schedules import parse_schedule
 from hf_lpwd.vision.arguments import ImageTrainingArguments
-from hf_lpwd.vision.batch_augmentation import Mixer, make_mixer
 from hf_lpwd.vision.card import card_facts, write_card
 from hf_lpwd.vision.curves import draw_curves
-from hf_lpwd.vision.data import Splits, load_splits
 from hf_lpwd.vision.data_args import DataTrainingArguments
 from hf_lpwd.vision.failures import MACHINE_ERRORS, StopWhereNotFinite, failure_line
 from hf_lpwd.vision.image_trainer import ImageTrainer
-from hf_lpwd.vision.images import BadImageError, EpochCallback, ImageDataset, collate, finishes_later
+from hf_lpwd.vision.images import EpochCallback, collate
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.model_args import ModelArguments
-from hf_lpwd.vision.models import load_model_and_processor
+from hf_lpwd.vision.prepare import Run, named_checkpoint, prepare
 from hf_lpwd.vision.push_callback import PushCallback
-from hf_lpwd.vision.run_folder import check_output_dir, data_settings, run_settings, write_record
+from hf_lpwd.vision.run_folder import write_record
 from hf_lpwd.vision.transforms import ImageTransform
 
 #: Split -> what `Trainer` puts before the names of its metrics.
 PREFIXES = {"validation": "eval", "test": "test"}
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run needs, loaded and checked before its first step."""
-
-    model: nn.Module
-    processor: Any
-    splits: Splits
-    images: dict[str, ImageDataset]
-    mix: Mixer | None
-    explanation: Explanation
-    settings: dict[str, Any]
 
 
 def finetune(
@@ -107,77 +86,14 @@ def _finetune(
         run = prepare(model_args, data_args, training_args)
     except ValueError as error:
         raise BadInputError(str(error)) from error
-    try:
-        # The push comes first, so that it sees the last checkpoint of a stopped run.
-        callbacks = [*([push] if push else []), stop, StopWhereNotFinite()]
-        trainer, metrics = train_and_evaluate(run, training_args, callbacks)
-    except BadImageError as error:
-        # From a worker it comes with a traceback, which ends with the error.
-        raise BadInputError(
-            str(error).strip().splitlines()[-1].partition("BadImageError: ")[2] or error
-        ) from error
+    # The push comes first, so that it sees the last checkpoint of a stopped run.
+    callbacks = [*([push] if push else []), stop, StopWhereNotFinite()]
+    trainer, metrics = train_and_evaluate(run, training_args, callbacks)
     if trainer.is_world_process_zero():
         write_results(run, trainer, metrics, argv)
         print(_closing_line(run, metrics, str(training_args.output_dir)))
         if push:
             print(f"pushed: {push.finish()}")
-
-
-def prepare(
-    model_args: ModelArguments, data_args: DataTrainingArguments, training_args: ImageTrainingArguments
-) -> Run:
-    """Loads data and model, and checks all that can be checked before the first step.
-
-    Raises:
-        ValueError: Something in the input is wrong; the message says what, in one line.
-    """
-    settings = run_settings(model_args, data_args, training_args)
-    check_output_dir(str(training_args.output_dir), settings)
-    _check_resumable(training_args)
-    splits = load_splits(
-        data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token
-    )
-    settings |= data_settings(splits)
-    check_output_dir(str(training_args.output_dir), settings)
-    # The model's initial weights depend on the seed alone, not on what loading the data drew.
-    set_seed(training_args.seed)
-    model, processor = load_model_and_processor(model_args, splits.class_names)
-    explanation = explain(
-        model,
-        weight_decay=training_args.weight_decay,
-        schedule=parse_schedule(training_args.layer_schedule),
-        match_budget=training_args.match_decay_budget,
-        decay_all=training_args.decay_all,
-        no_decay=training_args.no_decay_pattern,
-    )
-    for row in explanation.layers:
-        shrinkage(
-            {
-                "weight_decay": row.rate,
-                "lr": training_args.learning_rate,
-                "decay_timing": training_args.decay_timing,
-                "decay_coupling": training_args.decay_coupling,
-            }
-        )
-    wanted = {
-        "train": training_args.do_train,
-        "validation": training_args.do_eval,
-        "test": training_args.do_predict,
-    }
-    images = {
-        role: ImageDataset.from_split(
-            splits,
-            role,
-            processor,
-            data_args,
-            seed=training_args.data_seed if training_args.data_seed is not None else training_args.seed,
-            unfinished=finishes_later(training_args.device),
-        )
-        for role, needed in wanted.items()
-        if needed and getattr(splits, role) is not None
-    }
-    mix = make_mixer(len(splits.class_names), data_args.mixup_alpha, data_args.cutmix_alpha)
-    return Run(model, processor, splits, images, mix, explanation, settings)
 
 
 def make_trainer(
@@ -263,22 +179,9 @@ def write_results(
         write_card(folder, card_facts(run, metrics, trainer.args, argv))
 
 
-def _checkpoint(args: ImageTrainingArguments) -> str | bool | None:
-    """Reads `resume_from_checkpoint`, which a command line can only give as text."""
-    text = str(args.resume_from_checkpoint).lower()
-    return {"true": True, "false": None, "none": None}.get(text, args.resume_from_checkpoint)
-
-
-def _check_resumable(args: ImageTrainingArguments) -> None:
-    checkpoint = _checkpoint(args)
-    reason = why_not_resumable(checkpoint) if isinstance(checkpoint, str) else None
-    if reason is not None:
-        raise ValueError(reason)
-
-
 def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | None:
     """Returns the checkpoint to go on from; a run killed before its first one starts anew by itself."""
-    checkpoint = _checkpoint(args)
+    checkpoint = named_checkpoint(args)
     if checkpoint is not True:
         return checkpoint or None
     found = trainer.last_whole_checkpoint()
