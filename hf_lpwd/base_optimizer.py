@@ -106,6 +106,8 @@ def check_sparse_gradients(base: Optimizer) -> None:
     torch's own errors name none, and come when other parameters have been changed already. Optimizers that
     are not torch's are left to say what they take.
     """
+    if type(base) in _ADAM_FAMILY and len(base.state) == sum(len(g["params"]) for g in base.param_groups):
+        return  # each has had a dense gradient; asking all of them anew would take a percent of the step
     name, takes_dense = type(base).__name__, type(base) is not torch.optim.SparseAdam
     takes_sparse = type(base) in _TAKE_SPARSE or not type(base).__module__.startswith("torch.optim")
     for number, group in enumerate(base.param_groups):
