@@ -90,7 +90,7 @@ def _division_of_decay(
     if timing in ("l2", "pwd") or (isinstance(share, float) and share == 0.0):
         return None, {"weight_decay": 0.0}
     # Its own pass would round the decay of low-precision weights to nothing.
-    own_pass = not any(is_low_precision(parameter) for parameter in group["params"])
+    own_pass = not any(map(is_low_precision, {p.dtype for p in group["params"]}))
     if timing == "wd" and group["decay_coupling"] == "lr" and own_pass and (adam or type(base) in _DECOUPLED):
         return None, {"decoupled_weight_decay": True} if adam else {}
     # Reading a tensor would stall the device; independent decay goes on where a warm-up starts from lr = 0.

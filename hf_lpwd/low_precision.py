@@ -26,9 +26,9 @@ from hf_lpwd.layer_map import is_partitioned
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
-def is_low_precision(parameter: Tensor) -> bool:
-    """Tells whether a parameter has fewer bits than float32."""
-    return parameter.dtype.itemsize < 4
+def is_low_precision(dtype: torch.dtype) -> bool:
+    """Tells whether weights of this type have fewer bits than float32."""
+    return dtype.itemsize < 4
 
 
 def mean_portion(dtype: torch.dtype) -> float:
@@ -49,8 +49,8 @@ def by_precision(params: list[Tensor], group: dict[str, Any], share: Any) -> lis
     """
     if isinstance(share, float) and share == 0.0:
         return []
-    low = [parameter for parameter in params if is_low_precision(parameter)]
-    full = [parameter for parameter in params if not is_low_precision(parameter)] if low else params
+    low = [p for p in params if is_low_precision(p.dtype)]
+    full = [p for p in params if not is_low_precision(p.dtype)] if low else params
     parts = [(full, share), (low, _due(group, low, float(share)) if low else 0.0)]
     return [(part, due) for part, due in parts if part and not (isinstance(due, float) and due == 0.0)]
 
@@ -64,7 +64,7 @@ def warn_of_vanishing_rates(groups: Iterable[dict[str, Any]]) -> None:
     for group in groups:
         share = float(shrinkage(group))
         own = [p for p in group["params"] if not is_partitioned(p)]
-        for dtype in {parameter.dtype for parameter in own if is_low_precision(parameter)}:
+        for dtype in filter(is_low_precision, {parameter.dtype for parameter in own}):
             if rounds_to_nothing(share, dtype):
                 steps = math.ceil(math.log1p(-mean_portion(dtype)) / math.log1p(-share))
                 rates.add((group["weight_decay"], str(dtype).removeprefix("torch."), steps))

@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ MODELS = {
 LR, WEIGHT_DECAY = 1e-4, 0.05
 # Bytes that AdamW moves for each fp32 parameter: it reads weight, gradient and two moments, and writes three.
 ADAMW_BYTES = 28
-# Optimizers are made anew so many times, since where their moments lie in memory is worth some percent.
+# Optimizers are made anew so many times, as those of the peers have moments of their own.
 SETS, WARM_UP = 5, 3
 # Name -> module, class and distribution.
 PEERS = {
@@ -63,13 +64,21 @@ def peers_here() -> dict[str, str]:
 
 
 def contestants(model: nn.Module) -> dict[str, Callable[[], None]]:
-    """Returns what is timed: name -> one step. All of them share the model's weights and gradients."""
+    """Returns what is timed: name -> one step.
+
+    All of them share the model's weights and gradients, and those on torch's AdamW its moments too, since
+    where these lie in memory is worth some percent.
+    """
+    state: defaultdict[torch.Tensor, Any] = defaultdict(dict)
 
     def fused(groups: list[dict[str, Any]]) -> Callable[[], None]:
-        return torch.optim.AdamW(groups, lr=LR, fused=True).step
+        optimizer = torch.optim.AdamW(groups, lr=LR, fused=True)
+        optimizer.state = state
+        return optimizer.step
 
     def ours(timing: str) -> Callable[[], None]:
         optimizer = create_lpwd_optimizer(model, lr=LR, weight_decay=WEIGHT_DECAY, timing=timing)
+        optimizer.state = state
 
         def step() -> None:
             optimizer.train()
