@@ -10,7 +10,9 @@ import runpy
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from small_runs import at_call
 
 from hf_lpwd.trainer import LPWDTrainer
 from hf_lpwd.vision import images
@@ -19,35 +21,24 @@ from hf_lpwd.vision.image_trainer import ImageTrainer
 SCRIPT = Path(__file__).parents[1] / "scripts" / "run_image_classification.py"
 
 
-def fill_disk(trainer):
+def fill_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-def take_memory(trainer):
+def take_memory():
     torch.empty(10**14)
 
 
-def second_time(cls, name, then):
-    """Does something before the second call of a method."""
-    original, calls = getattr(cls, name), iter([None])
-
-    def call(self, *args, **kwargs):
-        if next(calls, self) is self:
-            then(self)
-        return original(self, *args, **kwargs)
-
-    setattr(cls, name, call)
-
-
 def main(what, process, flags):
+    patch = pytest.MonkeyPatch()
     if what == "picture":
-        images._fits_in_memory = lambda *_: False
+        patch.setattr(images, "fits_in_memory", lambda *_: False)
     elif os.environ["RANK"] == process:
-        name, then = {
-            "disk": ("_save_checkpoint", fill_disk),
-            "memory": ("training_step", take_memory),
+        cls, name, then = {
+            "disk": (LPWDTrainer, "_save_checkpoint", fill_disk),
+            "memory": (ImageTrainer, "training_step", take_memory),
         }[what]
-        second_time(LPWDTrainer if what == "disk" else ImageTrainer, name, then)
+        patch.setattr(cls, name, at_call(2, then, getattr(cls, name)))
     sys.argv = [SCRIPT.name, *flags]
     runpy.run_path(str(SCRIPT), run_name="__main__")
 

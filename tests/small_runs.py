@@ -33,3 +33,15 @@ def on_the_hub(folder, name="user/digits"):
 
 def train(folder, *flags):
     return main(["train", "--output_dir", str(folder), *SMALL, *flags])
+
+
+def at_call(number, then, original):
+    """A function that does something else at its call of that number, from 1."""
+    calls = iter(range(1, number))
+
+    def call(*args, **kwargs):
+        if next(calls, None) is None:
+            then()
+        return original(*args, **kwargs)
+
+    return call

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 import torch
-from small_runs import train
+from small_runs import at_call, train
 from torch.utils.data import get_worker_info
 from transformers import TrainerControl, TrainerState
 
@@ -33,18 +33,6 @@ WORKER_ENDED = (
     "a process that loads pictures ended, most likely for want of memory or shared memory: use fewer "
     f"--dataloader_num_workers; {GO_ON}"
 )
-
-
-def at_call(number, then, original):
-    """A function that does something else at its call of that number, from 1."""
-    calls = iter(range(1, number))
-
-    def call(*args, **kwargs):
-        if next(calls, None) is None:
-            then()
-        return original(*args, **kwargs)
-
-    return call
 
 
 def the_line(captured):

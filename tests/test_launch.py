@@ -579,4 +579,6 @@ def test_a_damaged_picture_that_one_process_meets_ends_both(folders, tmp_path):
     said = [line for line in result.stderr.splitlines() if line.startswith(f"{TRAINER.name}: error: ")]
     assert len(said) == 1, result.stderr
     assert "dog/7.png): the image cannot be decoded" in said[0]
+    # Written where training begins.
+    assert (tmp_path / "out" / "run_settings.json").exists()
     assert_said_once(result, said[0])

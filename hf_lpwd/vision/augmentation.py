@@ -93,7 +93,7 @@ def shift_crop(images: Tensor, places: Tensor) -> Tensor:
 
 
 def horizontal_flip(images: Tensor, flipped: Tensor) -> Tensor:
-    """Mirrors those of the uint8 pictures [B, C, H, W] whose entry in `flipped` [B] is 1, and no 0."""
+    """Mirrors those of the uint8 pictures [B, C, H, W] whose entry in `flipped` [B] is 1, not 0."""
     # Exact, as unsigned integers wrap, and takes a third of the time of torch.where.
     return images + (images.flip(-1) - images) * flipped[:, None, None, None].to(images.dtype)
 
