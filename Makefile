@@ -26,7 +26,7 @@ test-slow: .venv/installed
 
 test-deepspeed: .deepspeed
 	OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONPATH=.deepspeed $(BIN)/python -m torch.distributed.run \
-		--standalone --nproc_per_node 2 tests/deepspeed_run.py
+		--standalone --nproc_per_node 2 tests/helpers/deepspeed_run.py
 
 style: .venv/installed
 	$(BIN)/ruff format .

@@ -24,7 +24,7 @@ def train(argv: Sequence[str], prog: str = "hf-lpwd train") -> int:
     arguments = parse_args(argv, prog)
     # What trains takes ten seconds to import; a mistake in the flags is known by now.
     from hf_lpwd.vision.finetune import finetune
-    from hf_lpwd.vision.push import PushError
+    from hf_lpwd.vision.hub.push import PushError
 
     try:
         finetune(*arguments, argv)
@@ -43,7 +43,7 @@ def _explain(argv: list[str]) -> int:
 
 
 def _push(argv: list[str]) -> int:
-    from hf_lpwd.vision.push import main
+    from hf_lpwd.vision.hub.push import main
 
     return main(argv)
 
@@ -55,7 +55,7 @@ def _card(argv: list[str]) -> int:
 
 
 def _space(argv: list[str]) -> int:
-    from hf_lpwd.vision.space import main
+    from hf_lpwd.vision.hub.space import main
 
     return main(argv)
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.utils import CONFIG_NAME
 
 from hf_lpwd.base_optimizer import has_fused_kernel
-from hf_lpwd.checkpoints import WholeCheckpointsMixin
+from hf_lpwd.checkpoints.mixin import WholeCheckpointsMixin
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
 from hf_lpwd.factory import create_lpwd_optimizer
 from hf_lpwd.layer_log import QUIET, LayerLog

@@ -42,7 +42,7 @@ from scipy import stats
 from transformers import ConvNextConfig, ConvNextForImageClassification, Trainer, TrainingArguments
 
 from hf_lpwd.files import write_json
-from hf_lpwd.vision.images import collate
+from hf_lpwd.vision.data.images import collate
 
 KINDS = ("example", "ours", "timm")
 WORKERS = (0, 2)

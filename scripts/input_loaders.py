@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from transformers import ViTImageProcessor
 
-from hf_lpwd.vision.images import ImageDataset, collate
-from hf_lpwd.vision.transforms import ImageTransform
+from hf_lpwd.vision.data.images import ImageDataset, collate
+from hf_lpwd.vision.data.transforms import ImageTransform
 
 MEAN = STD = (0.5, 0.5, 0.5)
 CLASSES = 10
@@ -34,7 +34,7 @@ class Setting:
     Attributes:
         shape: Height and width of the pictures.
         file_format: How they are encoded, unless given.
-        augmentation: As in `hf_lpwd.vision.transforms`.
+        augmentation: As in `hf_lpwd.vision.data.transforms`.
         size: Side of what the model sees.
         batch_size: Pictures a batch.
         count: Pictures a measurement.

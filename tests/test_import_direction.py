@@ -1,4 +1,4 @@
-"""Imports go one way: core <- vision <- study <- cli, and along the chain of the design within the core."""
+"""Imports go one way: core <- vision <- study <- commands <- cli, and along the chain of the design within the core."""
 
 import ast
 from pathlib import Path
@@ -21,9 +21,9 @@ CORE_CHAIN = [
     {"param_groups", "explain", "diagnostics", "decay_groups", "base_optimizer", "low_precision"},
     {"optimizer"},
     {"factory"},
-    {"layer_log", "trainer", "training_args", "checkpoints", "checkpoint_damage", "interruption"},
+    {"layer_log", "trainer", "training_args", "checkpoints"},
 ]
-HIGHER = ["vision", "study", "cli", "__main__"]
+HIGHER = ["vision", "study", "commands", "cli", "__main__"]
 
 
 def modules():

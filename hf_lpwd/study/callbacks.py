@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
 from hf_lpwd.diagnostics import opposing_penalty_rate
-from hf_lpwd.vision.images import ImageDataset
+from hf_lpwd.vision.data.images import ImageDataset
 from hf_lpwd.vision.metrics import logits_only
 
 

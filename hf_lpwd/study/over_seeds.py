@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_lpwd.files import RECORD
 from hf_lpwd.messages import OneLineParser, refuse
-from hf_lpwd.vision.card import CARD, FACTS, METRICS, model_card, write_card
+from hf_lpwd.vision.hub.card import CARD, FACTS, METRICS, model_card, write_card
 
 if TYPE_CHECKING:
     import argparse

@@ -17,7 +17,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
 from hf_lpwd.messages import refuse, unknown
 from hf_lpwd.training_args import LPWDTrainingArguments
-from hf_lpwd.vision.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.model_args import ModelArguments
 
 #: accelerate leaves fp16 out on a CPU, without a word.

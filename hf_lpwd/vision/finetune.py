@@ -11,23 +11,23 @@ import datasets
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
 from hf_lpwd.files import write_bytes, write_json
-from hf_lpwd.interruption import Interrupted, StopOnSignal
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.vision.arguments import ImageTrainingArguments
-from hf_lpwd.vision.card import card_facts, write_card
 from hf_lpwd.vision.curves import draw_curves
-from hf_lpwd.vision.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.images import EpochCallback, collate
+from hf_lpwd.vision.data.transforms import ImageTransform
 from hf_lpwd.vision.failures import MACHINE_ERRORS, StopWhereNotFinite, failure_line
+from hf_lpwd.vision.hub.card import card_facts, write_card
+from hf_lpwd.vision.hub.push_callback import PushCallback
 from hf_lpwd.vision.image_trainer import ImageTrainer
-from hf_lpwd.vision.images import EpochCallback, collate
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.prepare import Run, named_checkpoint, prepare
-from hf_lpwd.vision.push_callback import PushCallback
 from hf_lpwd.vision.run_folder import write_record
-from hf_lpwd.vision.transforms import ImageTransform
 
 #: Split -> what `Trainer` puts before the names of its metrics.
 PREFIXES = {"validation": "eval", "test": "test"}

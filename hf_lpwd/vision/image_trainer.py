@@ -9,8 +9,8 @@ import torch
 
 from hf_lpwd.trainer import LPWDTrainer
 from hf_lpwd.training_args import LPWDTrainingArguments
-from hf_lpwd.vision.batch_augmentation import Mixer, mixed_loss
-from hf_lpwd.vision.transforms import ImageTransform
+from hf_lpwd.vision.data.batch_augmentation import Mixer, mixed_loss
+from hf_lpwd.vision.data.transforms import ImageTransform
 
 
 class ImageTrainer(LPWDTrainer):

@@ -8,15 +8,15 @@ from typing import Any
 from torch import nn
 from transformers import set_seed
 
-from hf_lpwd.checkpoints import why_not_resumable
+from hf_lpwd.checkpoints.mixin import why_not_resumable
 from hf_lpwd.decay_groups import shrinkage
 from hf_lpwd.explain import Explanation, explain
 from hf_lpwd.schedules import parse_schedule
 from hf_lpwd.vision.arguments import ImageTrainingArguments
-from hf_lpwd.vision.batch_augmentation import Mixer, make_mixer
-from hf_lpwd.vision.data import Splits, load_splits
-from hf_lpwd.vision.data_args import DataTrainingArguments
-from hf_lpwd.vision.images import ImageDataset, finishes_later
+from hf_lpwd.vision.data.batch_augmentation import Mixer, make_mixer
+from hf_lpwd.vision.data.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.images import ImageDataset, finishes_later
+from hf_lpwd.vision.data.splits import Splits, load_splits
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
 from hf_lpwd.vision.run_folder import check_output_dir, data_settings, run_settings

@@ -14,8 +14,8 @@ from transformers.utils import logging
 
 from hf_lpwd.files import RECORD, write_json
 from hf_lpwd.vision.arguments import ImageTrainingArguments
-from hf_lpwd.vision.data import Splits
-from hf_lpwd.vision.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.splits import Splits
 from hf_lpwd.vision.model_args import ModelArguments
 
 _NOT_THE_RUN = {"cache_dir", "token", "trust_remote_code"}

@@ -1,0 +1,1 @@
+"""The commands of `hf-lpwd`, one file each."""

@@ -1,0 +1,241 @@
+"""Batch of uint8 pictures -> what the model takes: per-sample augmentation, then the image processor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tvf
+from transformers import TorchvisionBackend
+from transformers.image_utils import PILImageResampling
+
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.vision.data.augmentation import (
+    NUM_UNIFORMS,
+    Images,
+    crop_and_flip,
+    crop_boxes,
+    draw_erasing,
+    draw_places,
+    erase,
+    rand_augment,
+    resize_each,
+)
+from hf_lpwd.vision.data.data_args import AUGMENTATIONS
+
+#: Sizes at which a processor is tried out: smaller and larger than what models take, upright and not.
+_TRIED = ((40, 50), (70, 60), (300, 420))
+
+
+class ImageTransform:
+    """Augments pictures, each in its own way, and hands them to the model's image processor.
+
+    Without augmentation the result equals that of the processor, and so of the `image-classification`
+    pipeline, for the same pictures. `random_resized_crop` replaces the processor's resizing and cropping.
+
+    The work has three parts: `cut`, which decoding can do as well, by `box`; `start`, in the workers of a
+    DataLoader; and `finish`, where the model is. On an accelerator, `start` leaves to `finish` all that gives
+    the same there, so that what travels is uint8.
+
+    Args:
+        processor: Image processor of the model.
+        augmentation: One of `AUGMENTATIONS`.
+        rand_augment: Magnitude of `torchvision.transforms.v2.RandAugment`, after the augmentation; None for
+            none.
+        random_erase: Probability of `torchvision.transforms.v2.RandomErasing`, after normalising.
+
+    Raises:
+        BadInputError: If there is no such augmentation, or if `random_resized_crop` meets a processor that
+            does not resize to a fixed size.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        augmentation: str = "none",
+        *,
+        rand_augment: int | None = None,
+        random_erase: float = 0.0,
+    ) -> None:
+        if augmentation not in AUGMENTATIONS:
+            raise BadInputError(
+                f"augmentation must be one of {', '.join(AUGMENTATIONS)}, not {augmentation!r}"
+            )
+        self.processor = processor
+        self.augmentation = augmentation
+        self.rand_augment = rand_augment
+        self.random_erase = random_erase
+        self._num_own = NUM_UNIFORMS[augmentation]
+        self.num_uniforms = self._num_own + (rand_augment is not None) + 2 * (random_erase > 0)
+        self._sizes: dict[tuple[int, int, bool], tuple[int, int] | None] = {}
+        #: Height and width to which parts of the pictures are resized; None if no part is cut out.
+        self.size: tuple[int, int] | None = None
+        if augmentation == "random_resized_crop":
+            shape, other = (self._process(_noise(*side)).shape for side in _TRIED[:2])
+            if shape != other:
+                raise BadInputError(
+                    "augmentation random_resized_crop needs an image processor that resizes to a fixed size"
+                )
+            self.size = (shape[-2], shape[-1])
+
+    def __call__(self, images: Images, draws: np.ndarray | None = None) -> Tensor:
+        """Returns the pixel values, float32 [B, 3, h, w].
+
+        Args:
+            images: uint8 pictures.
+            draws: Uniform numbers [B, num_uniforms]; None without augmentation.
+        """
+        return self.finish(self.start(self.cut(images, draws), draws))["pixel_values"]
+
+    def box(self, draws: np.ndarray, height: int, width: int) -> list[int]:
+        """Returns top, left, height and width of the part of one picture that `cut` keeps.
+
+        Args:
+            draws: Uniform numbers [num_uniforms].
+            height: Height of the picture in pixels.
+            width: Its width.
+        """
+        return crop_boxes(np.array([height]), np.array([width]), draws[None, : self._num_own])[0].tolist()
+
+    def cut(self, images: Images, draws: np.ndarray | None) -> Images:
+        """Returns of each uint8 picture the part that the augmentation keeps, not yet resized."""
+        if self.size is None or draws is None:
+            return images
+        sizes = np.array([image.shape[-2:] for image in images])
+        boxes = crop_boxes(sizes[:, 0], sizes[:, 1], draws[:, : self._num_own]).tolist()
+        return [tvf.crop(image, *box) for image, box in zip(images, boxes, strict=True)]
+
+    def start(self, images: Images, draws: np.ndarray | None = None) -> dict[str, Tensor]:
+        """Does what has to be done on the CPU.
+
+        Args:
+            images: uint8 pictures, as `cut` leaves them.
+            draws: Uniform numbers [B, num_uniforms]; None without augmentation.
+
+        Returns:
+            A batch for `finish`: `pixel_values`, uint8 where `finish` can rescale and normalise them;
+            `places`, see `draw_places`, where they are also still to be cropped, flipped and resized; and
+            `erase`, see `draw_erasing`, where a part is to be erased.
+        """
+        draws = np.empty((len(images), 0)) if draws is None else draws
+        own = draws[:, : self._num_own]
+        resized = self.size is not None
+        if self.size is not None:
+            images, own = resize_each(images, self.size, own[:, -1] < 0.5), own[:, :0]
+        size = self._size_by_steps(images, resized)
+        resize_later = size is not None and isinstance(images, Tensor) and not resized and not self._lanczos
+        if self.rand_augment is not None or not resize_later:
+            images, own = _crop_and_flip_each(images, own), own[:, :0]
+        if self.rand_augment is not None:
+            images = rand_augment(images, draws[:, self._num_own], self.rand_augment)
+        batch: dict[str, Tensor] = {}
+        if size is None:
+            batch["pixel_values"] = self._process(images, resized)
+        elif isinstance(images, Tensor) and (resized or resize_later):
+            batch["pixel_values"] = images
+        else:
+            batch["pixel_values"] = torch.cat([self._resize(image[None]) for image in images])
+        if resize_later:
+            batch["places"] = draw_places(np.array(images[0].shape[-2:]), own)
+        if self.random_erase:
+            height, width = size or batch["pixel_values"].shape[-2:]
+            batch["erase"] = draw_erasing(draws[:, -2:], self.random_erase, (height, width))
+        return batch
+
+    def finish(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Makes float32 `pixel_values` of what `start` returned, on the device where it lies.
+
+        Everything else in the batch, such as labels, is handed on; a finished batch stays as it is.
+        """
+        images = batch["pixel_values"]
+        if "places" in batch:
+            images = self._resize(crop_and_flip(images, batch["places"]))
+        if images.dtype == torch.uint8:
+            images = self._normalize(images)
+        if "erase" in batch:
+            images = erase(images, batch["erase"])
+        others = {name: values for name, values in batch.items() if name not in ("places", "erase")}
+        return others | {"pixel_values": images}
+
+    def _size_by_steps(self, images: Images, resized: bool) -> tuple[int, int] | None:
+        """Returns height and width of the result if `_resize` and `_normalize` give what the processor gives.
+
+        The processor is tried out on noise, of the pictures' size or, if they have several, of some sizes.
+        """
+        if isinstance(images, Tensor):
+            return self._try(images.shape[-2], images.shape[-1], resized)
+        sizes = {self._try(height, width, resized) for height, width in _TRIED}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def _try(self, height: int, width: int, resized: bool) -> tuple[int, int] | None:
+        key = (height, width, resized)
+        if key not in self._sizes:
+            noise = _noise(height, width)
+            try:
+                by_steps = self._normalize(noise if resized else self._resize(noise))
+                same = torch.equal(by_steps, self._process(noise, resized))
+            except (TypeError, ValueError):  # the processor has a resize of its own kind
+                same = False
+            self._sizes[key] = (by_steps.shape[-2], by_steps.shape[-1]) if same else None
+        return self._sizes[key]
+
+    @property
+    def _lanczos(self) -> bool:
+        """Whether the processor resizes by a filter that torchvision has on the CPU alone."""
+        filters = (PILImageResampling.LANCZOS, InterpolationMode.LANCZOS)
+        return getattr(self.processor, "resample", None) in filters
+
+    def _resize(self, images: Tensor) -> Tensor:
+        """Resizes and crops [B, 3, H, W] by the processor's own settings."""
+        processor = self.processor
+        if not isinstance(processor, TorchvisionBackend):
+            return images
+        if processor.do_resize:
+            images = processor.resize(images, size=processor.size, resample=processor.resample)
+        if processor.do_center_crop:
+            images = processor.center_crop(images, processor.crop_size)
+        return images
+
+    def _process(self, images: Images, resized: bool = False) -> Tensor:
+        options: dict[str, Any] = {"return_tensors": "pt"}
+        if resized and hasattr(self.processor, "data_config"):  # timm's processor takes no options
+            return self._normalize(torch.stack(list(images)))
+        if resized:
+            options["do_resize"] = False
+        if isinstance(self.processor, TorchvisionBackend):
+            batch = self.processor(list(images), input_data_format="channels_first", **options)
+        else:
+            # These, timm's among them, resize with PIL: only a PIL picture gives the pipeline's result.
+            batch = self.processor([tvf.to_pil_image(image) for image in images], **options)
+        return batch["pixel_values"]
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        """Rescales and normalises by the processor's own settings."""
+        processor = self.processor
+        if isinstance(processor, TorchvisionBackend):
+            return processor.rescale_and_normalize(
+                images,
+                processor.do_rescale,
+                processor.rescale_factor,
+                processor.do_normalize,
+                tuple(processor.image_mean),
+                tuple(processor.image_std),
+            )
+        config = getattr(processor, "data_config", None)
+        mean, std = (config["mean"], config["std"]) if config else (processor.image_mean, processor.image_std)
+        return tvf.normalize(images.float().div_(255), list(mean), list(std), inplace=True)
+
+
+def _crop_and_flip_each(images: Images, draws: np.ndarray) -> Images:
+    if isinstance(images, Tensor):
+        return crop_and_flip(images, draw_places(np.array(images.shape[-2:]), draws))
+    places = draw_places(np.array([image.shape[-2:] for image in images]), draws)
+    return [crop_and_flip(image[None], place[None])[0] for image, place in zip(images, places, strict=True)]
+
+
+def _noise(height: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=generator)

@@ -1,0 +1,1 @@
+"""What a run publishes: its card, uploads, and an app."""

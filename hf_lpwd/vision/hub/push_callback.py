@@ -1,0 +1,111 @@
+"""`--push_to_hub`: uploads during and after training that can fail without harm to the run."""
+
+from __future__ import annotations
+
+import shlex
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import validate_repo_id
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
+
+from hf_lpwd.vision.hub.push import PushError, files_to_push, upload
+
+logger = logging.get_logger(__name__)
+
+
+class PushCallback(TrainerCallback):
+    """Uploads what is saved, by the Trainer's own arguments: `hub_strategy`, `hub_model_id` and their like.
+
+    It takes the place of the Trainer's uploads, where an unreachable Hub ends the run before its first step,
+    and a failed upload during training goes unseen. Here each failure is a warning, the run goes on, and
+    `finish` says what to do. Uploads during training run in a thread; if one is still under way at the next
+    save, that one is left out, unless `hub_always_push` is set.
+
+    Args:
+        args: Its `push_to_hub` is set to False, so that the Trainer itself does not upload.
+        token: For the Hub, where `args.hub_token` is not set.
+
+    Raises:
+        ValueError: `hub_model_id` cannot be the name of a repository.
+    """
+
+    def __init__(self, args: TrainingArguments, token: str | None = None) -> None:
+        self.folder = Path(str(args.output_dir))
+        self.repo_id = args.hub_model_id or self.folder.absolute().name
+        validate_repo_id(self.repo_id)
+        args.push_to_hub = False
+        self.options = {
+            "token": args.hub_token or token,
+            "private": args.hub_private_repo,
+            "revision": args.hub_revision,
+        }
+        self.strategy = HubStrategy(args.hub_strategy)
+        self.always = args.hub_always_push
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="push")
+        self.last: Future[None] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Makes the repository, so that a wrong token is known at the start."""
+        if state.is_world_process_zero:
+            self.last = self.thread.submit(self._push, None, "")
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the upload of the checkpoint that was saved just now."""
+        busy = self.last is not None and not self.last.done()
+        if self.strategy == HubStrategy.END or not state.is_world_process_zero or (busy and not self.always):
+            return
+        checkpoint = self.folder / f"checkpoint-{state.global_step}"
+        message = f"Training in progress, step {state.global_step}"
+        self.last = self.thread.submit(self._push, checkpoint, message)
+
+    def _push(self, checkpoint: Path | None, message: str) -> None:
+        try:
+            files = {} if checkpoint is None else files_to_push(checkpoint)
+            if checkpoint and self.strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+                place = "last-checkpoint" if self.strategy == HubStrategy.CHECKPOINT else checkpoint.name
+                whole = files_to_push(checkpoint, [checkpoint])
+                files |= {f"{place}/{name}": path for name, path in whole.items()}
+            upload(files, self.repo_id, message=message, **self.options)
+        except (PushError, OSError, ValueError) as error:
+            logger.warning_once(f"{error}; training goes on, and each save tries again")
+
+    def finish(self) -> str:
+        """Uploads the finished run, card and metrics included, after the uploads under way.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            PushError: It did not succeed; the message says how to do it later.
+        """
+        self.thread.shutdown()
+        return push_run(self.folder, self.repo_id, **self.options)
+
+
+def push_run(folder: Path, repo_id: str, **options: Any) -> str:
+    """Uploads a finished run.
+
+    Args:
+        folder: Its output folder.
+        repo_id: ``user/name``, or a name under the token's user.
+        **options: For `hf_lpwd.vision.push.upload`, e.g. `token`.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        PushError: It did not succeed; the message says how to do it later.
+    """
+    try:
+        return upload(files_to_push(folder), repo_id, message="End of training", **options)[0]
+    except (PushError, ValueError) as error:
+        command = shlex.join(["hf-lpwd", "push", str(folder), repo_id])
+        raise PushError(f"{error}; the run is saved, and this uploads it: {command}") from error

@@ -1,0 +1,146 @@
+"""`hf-lpwd space`: a run as an app for the browser, to be run here or pushed as a Space."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_lpwd.files import write_bytes
+from hf_lpwd.messages import OneLineParser, refuse
+from hf_lpwd.vision.hub.card import plain
+from hf_lpwd.vision.hub.push import PushError, files_to_push, upload
+
+if TYPE_CHECKING:
+    import argparse
+
+#: The release that the app is tested with, in the browser.
+GRADIO = "6.31.0"
+#: Of what a run publishes, what the app does not need.
+_NOT_THE_MODEL = ("README.md", "curves.png", "_results.json")
+
+_TEXT = """
+# {title}
+
+Drop a picture, see its class, and how the weights of each layer decayed in training. To run it:
+
+```
+pip install -r requirements.txt
+python app.py
+```
+"""
+
+
+def write_space(output_dir: Path, out: Path) -> dict[str, Path]:
+    """Writes a Gradio app of a run: app.py, requirements.txt, README.md with a Space's metadata, model/.
+
+    Args:
+        output_dir: Output folder of a run of ``hf-lpwd train``.
+        out: Folder of the app, made if missing.
+
+    Returns:
+        The files by their path in `out`.
+
+    Raises:
+        ValueError: There is no trained model with its layer rates, or `out` holds something else.
+    """
+    from huggingface_hub import ModelCard, SpaceCard, SpaceCardData
+
+    published = files_to_push(output_dir)
+    if not {"layer_rates.json", "README.md"} <= published.keys():
+        raise ValueError(f"{output_dir} has no layer_rates.json or README.md: the run has not ended")
+    if out.exists() and not (out / "app.py").exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty and holds no app: name another folder with --out")
+    card = ModelCard.load(published["README.md"]).data
+    title = str(card.model_name or output_dir.absolute().name)
+    data = SpaceCardData(
+        title=title,
+        sdk="gradio",
+        sdk_version=GRADIO,
+        python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
+        app_file="app.py",
+        license=card.license,
+        tags=["image-classification", "lpwd"],
+        emoji="🖼️",
+        colorFrom="blue",
+        colorTo="green",
+    )
+    contents = {
+        "app.py": resources.files("hf_lpwd.vision.hub").joinpath("space_app.py").read_bytes(),
+        "requirements.txt": _requirements(published["config.json"]).encode(),
+        "README.md": str(
+            SpaceCard(f"---\n{data.to_yaml()}\n---\n{_TEXT.format(title=plain(title))}")
+        ).encode(),
+    }
+    for name, path in published.items():
+        if not name.endswith(_NOT_THE_MODEL):
+            contents[f"model/{name}"] = path.read_bytes()
+    for name, content in contents.items():
+        write_bytes(out / name, content)
+    return {name: out / name for name in contents}
+
+
+def _requirements(config: Path) -> str:
+    """Returns the libraries that the app imports, in the versions that the model was trained with."""
+    timm = json.loads(config.read_text("utf-8"))["model_type"] == "timm_wrapper"
+    libraries = ["torch", "torchvision", "transformers", *(["timm"] if timm else [])]
+    # A wheel for one machine has a local version, "2.8.0+cpu", that PyPI does not know.
+    pins = [f"{library}=={metadata.version(library).partition('+')[0]}" for library in libraries]
+    return "\n".join([f"gradio=={GRADIO}", *pins, ""])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `hf-lpwd space`."""
+    parser = OneLineParser(
+        prog="hf-lpwd space",
+        description="Write a Gradio app of a run: drop a picture, see its class; see the layer rates.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("output_dir", help="output folder of a run of hf-lpwd train")
+    parser.add_argument("--out", help="folder of the app (default: OUTPUT_DIR/space)")
+    parser.add_argument("--push", metavar="REPO_ID", help="upload it as this Space")
+    parser.add_argument("--private", action="store_true", help="make a new Space private")
+    parser.add_argument("--token", help="token for the Hub; default: the one of `hf auth login`")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `hf-lpwd space`.
+
+    Args:
+        argv: Command line without the program's name.
+
+    Returns:
+        The exit code: 0; 1 where the app is written but the Hub did not take it; 2 where the input is at
+        fault. One line on standard error then says why.
+    """
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    from huggingface_hub.utils import validate_repo_id
+
+    output_dir = Path(args.output_dir)
+    try:
+        if args.push:
+            validate_repo_id(args.push)
+        elif args.private or args.token:
+            raise ValueError("private and token are for push: give --push REPO_ID too, or drop them")
+        out = Path(args.out) if args.out else output_dir / "space"
+        files = write_space(output_dir, out)
+    except ValueError as error:
+        return refuse(parser.prog, error)
+    folder = shlex.quote(str(out))
+    print(f"run it: pip install -r {folder}/requirements.txt && python {folder}/app.py")
+    if args.push:
+        try:
+            url, _ = upload(
+                files, args.push, token=args.token, repo_type="space", private=args.private or None
+            )
+        except PushError as error:
+            refuse(parser.prog, f"{error}; the same command tries again")
+            return 1
+        print(f"pushed: {url}")
+    return 0

@@ -1,0 +1,225 @@
+"""Runs of `hf-lpwd train` that are killed or stopped, and resumed: their results are those of whole runs."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from processes import HELPERS, in_two_processes
+from small_trainers import TIMINGS
+
+from hf_lpwd.checkpoints.corruption import damage
+from hf_lpwd.cli import main
+
+FLAGS = [
+    "train", "--model_type", "vit", "--config_overrides",
+    "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32,image_size=8,patch_size=4,"
+    "hidden_dropout_prob=0.1",
+    "--num_train_epochs", "2", "--max_train_samples", "200", "--per_device_train_batch_size", "16",
+    "--learning_rate", "0.01", "--weight_decay", "0.5", "--warmup_steps", "3", "--disable_tqdm", "True",
+    "--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2", "--report_to", "none",
+]  # fmt: skip
+LAST = "checkpoint-26"
+
+
+class Runs:
+    """Does runs one after another, through killable_run.py."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        script = HELPERS / "killable_run.py"
+        self.server = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.server.stdout.readline() == "ready\n"
+
+    def close(self):
+        self.server.stdin.close()
+        self.server.stdout.close()
+        self.server.wait()
+
+    def __call__(self, name, *flags, **order):
+        """Returns exit code, whether a checkpoint was left unfinished, what was printed, and the seconds."""
+        argv = [*FLAGS, "--output_dir", str(self.folder / name), *flags]
+        log = self.folder / f"{name}.log"
+        start = time.perf_counter()
+        self.server.stdin.write(json.dumps({"argv": argv, "log": str(log), **order}) + "\n")
+        self.server.stdin.flush()
+        code, unfinished = json.loads(self.server.stdout.readline())
+        return code, unfinished, log.read_text(), time.perf_counter() - start
+
+    def resume(self, name, *flags, **order):
+        return self(name, *flags, "--resume_from_checkpoint", "True", **order)
+
+    def assert_same(self, name, other):
+        one, two = self.folder / name, self.folder / other
+        for file in ("model.safetensors", f"{LAST}/model.safetensors"):
+            assert (one / file).read_bytes() == (two / file).read_bytes(), file
+        states = [torch.load(run / LAST / "optimizer.pt", weights_only=True)["state"] for run in (one, two)]
+        assert states[0].keys() == states[1].keys()
+        for index, state in states[0].items():
+            for key, value in state.items():
+                assert torch.equal(value, states[1][index][key])
+        scores = [json.loads((run / "test_results.json").read_text())["test_loss"] for run in (one, two)]
+        assert scores[0] == scores[1]
+
+    def assert_whole(self, name):
+        """Nothing that has a checkpoint's name is half of one."""
+        for checkpoint in (self.folder / name).glob("checkpoint-*"):
+            assert damage(str(checkpoint)) is None, checkpoint
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    server = Runs(tmp_path_factory.mktemp("runs"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def whole(runs):
+    """Timing -> name of a run that was left alone, and its seconds."""
+    done = {}
+
+    def run(timing):
+        if timing not in done:
+            code, _, log, seconds = runs(f"whole-{timing}", "--decay_timing", timing)
+            assert code == 0, log
+            done[timing] = f"whole-{timing}", seconds
+        return done[timing]
+
+    return run
+
+
+@pytest.mark.parametrize("timing", TIMINGS)
+def test_killed_twice_and_resumed_it_is_as_if_never_killed(runs, whole, timing):
+    flags = ["--decay_timing", timing]
+    other, seconds = whole(timing)
+    code, unfinished, _, _ = runs(timing, *flags, end=signal.SIGKILL, finishing=3)
+    assert (code, unfinished) == (-signal.SIGKILL, True)
+    runs.assert_whole(timing)
+    assert runs.resume(timing, *flags, end=signal.SIGKILL, after=0.6 * seconds)[0] == -signal.SIGKILL
+    runs.assert_whole(timing)
+    code, unfinished, log, _ = runs.resume(timing, *flags)
+    assert (code, unfinished) == (0, False), log
+    runs.assert_same(timing, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timing", TIMINGS)
+def test_twenty_kills_at_random_moments(runs, whole, timing):
+    other, seconds = whole(timing)
+    flags = ["--decay_timing", timing]
+    draw = random.Random(timing)
+    amid_writing = 0
+    for kill in range(20):
+        name = f"{timing}-{kill}"
+        moment = (
+            {"after": draw.uniform(0.0, seconds)}
+            if kill % 2
+            else {"write": draw.randint(1, 13), "delay": draw.uniform(0.0, 0.015)}
+        )
+        _, unfinished, _, _ = runs(name, *flags, end=signal.SIGKILL, **moment)
+        amid_writing += unfinished
+        runs.assert_whole(name)
+        code, _, log, _ = runs.resume(name, *flags)
+        assert code == 0, log
+        runs.assert_same(name, other)
+    assert amid_writing >= 3
+    print(f"{timing}: 20 of 20, {amid_writing} while a checkpoint was written")
+
+
+def test_killed_before_the_results_are_written_nothing_is_trained_again(runs, whole):
+    other, _ = whole("pwd")
+    assert runs("results", "--decay_timing", "pwd")[0] == 0
+    for name in ("model.safetensors", "test_results.json", "README.md", "trainer_state.json"):
+        (runs.folder / "results" / name).unlink()
+    code, _, log, _ = runs.resume("results", "--decay_timing", "pwd")
+    assert (code, "'loss':" in log) == (0, False), log
+    runs.assert_same("results", other)
+
+
+def test_before_the_first_checkpoint_a_resumed_run_starts_anew(runs, whole):
+    code, _, log, _ = runs.resume("early")
+    assert code == 0
+    assert "early has no whole checkpoint: the run starts from the beginning" in log
+    runs.assert_same("early", whole("pwd")[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "signum", "order"),
+    [
+        ("ctrl-c", signal.SIGINT, {}),
+        ("terminated", signal.SIGTERM, {}),
+        # SLURM's goes to the workers of the data loaders too.
+        pytest.param(
+            "slurm", signal.SIGTERM, {"group": True, "workers": "1"}, marks=pytest.mark.slow, id="slurm"
+        ),
+    ],
+)
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(runs, whole, name, signum, order):
+    order = dict(order)
+    workers = ["--dataloader_num_workers", order.pop("workers", "0")]
+    code, unfinished, log, _ = runs(name, *workers, end=signum, write=4, delay=0.0, **order)
+    assert (code, unfinished) == (128 + signum, False), log
+    folder = runs.folder / name
+    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    assert log.splitlines()[-1] == (
+        f"hf-lpwd train: stopped by {signum.name}, saved in {last}; to go on: the same command with "
+        "--resume_from_checkpoint True"
+    )
+    assert "Traceback" not in log
+    assert damage(str(last)) is None
+    assert not {"model.safetensors", "eval_results.json", "README.md"} & {
+        path.name for path in folder.iterdir()
+    }
+    assert runs.resume(name, *workers)[0] == 0
+    runs.assert_same(name, whole("pwd")[0])
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_training_is_one_line(tmp_path, signum, monkeypatch, capfd):
+    monkeypatch.setattr("hf_lpwd.vision.prepare.load_splits", lambda *_, **__: signal.raise_signal(signum))
+    before = signal.signal(signum, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as end:
+            main([*FLAGS, "--output_dir", str(tmp_path / "out")])
+        assert signal.getsignal(signum) == signal.default_int_handler
+    finally:
+        signal.signal(signum, before)
+    assert end.value.code == 128 + signum
+    assert capfd.readouterr().err == (
+        f"hf-lpwd train: stopped by {signum.name}; to go on: the same command with "
+        "--resume_from_checkpoint True\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--layer_schedule", "uniform"], "its layer_schedule is 'linear', now 'uniform'"),
+        (["--decay_timing", "rwd"], "its decay_timing is 'pwd', now 'rwd'"),
+        (["--model_type", "deit"], "its model_type is 'vit', now 'deit'"),
+        (["--dataset_name", "beans"], "its dataset_name is None, now 'beans'"),
+        (["--num_train_epochs", "3"], "its num_train_epochs is 2.0, now 3.0: a run cannot be extended, name"),
+    ],
+)
+def test_resuming_as_another_run_is_refused(runs, whole, flags, message):
+    name, _ = whole("pwd")
+    before = (runs.folder / name / "model.safetensors").read_bytes()
+    code, _, log, _ = runs.resume(name, *flags)
+    assert code == 2
+    assert message in log
+    assert log.count("\n") == 1
+    assert (runs.folder / name / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_the_same_step(tmp_path):
+    """The signal reaches one of them; the checkpoint is then damaged, and both pass over it."""
+    assert in_two_processes("stopped_run.py", tmp_path).count("same\n") == 2

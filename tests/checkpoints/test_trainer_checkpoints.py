@@ -1,0 +1,392 @@
+"""Saving, loading and resuming with `LPWDTrainer`."""
+
+import errno
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from small_trainers import (
+    TIMINGS,
+    Images,
+    assert_same,
+    make_model,
+    make_trainer,
+    stock_trainer,
+    trained,
+    weights,
+)
+from transformers import (
+    TrainerCallback,
+    ViTForImageClassification,
+)
+
+from hf_lpwd.checkpoints import mixin as checkpoints
+from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.trainer import LPWDTrainer
+
+
+class Evaluated(TrainerCallback):
+    """Keeps the weights that an evaluation has seen."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def on_evaluate(self, args, state, control, model, **kwargs):
+        self.seen[state.global_step] = weights(model)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"decay_timing": timing} for timing in TIMINGS]
+    + [
+        {
+            "decay_timing": "pwd",
+            "optim": "sgd",
+            "optim_args": "momentum=0.9",
+            "decay_coupling": "independent",
+        },
+        {"decay_timing": "rwd", "optim": "adafactor"},
+    ],
+    ids=str,
+)
+def test_resuming_is_exact(tmp_path, flags):
+    flags = {"weight_decay": 0.05, "save_strategy": "steps", "save_steps": 10, **flags}
+    through = trained(make_trainer(tmp_path, **flags))
+    resumed = make_trainer(tmp_path, **flags)
+    again = trained(resumed, resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert_same(through, again)
+    assert resumed.layer_map.num_layers == 3
+    assert set(resumed.layer_map.index_by_name) == set(through)
+
+
+def test_the_best_model_is_loaded(tmp_path):
+    evaluated = Evaluated()
+    trainer = make_trainer(
+        tmp_path,
+        [evaluated],
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=4,
+        save_steps=4,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        save_total_limit=1,
+    )
+    trainer.train()
+    assert_same(weights(trainer.model), evaluated.seen[trainer.state.best_global_step])
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    flags = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    trained(make_trainer(tmp_path, **flags))
+    trainer = make_trainer(tmp_path, **flags)
+    trainer.model = make_model(num_hidden_layers=3)
+    with pytest.raises(ValueError, match="lacks weights of this model"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decay_timing": "rwd"}, "decay_timing pwd, but this run has rwd"),
+        ({"decay_coupling": "independent"}, "decay_coupling lr, but this run has independent"),
+        ({"weight_decay": 0.4}, r"saved 0\.\d+, now 0\.\d+"),
+        ({"layer_schedule": "cosine"}, r"saved 0\.\d+, now 0\.\d+"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(tmp_path, change, message):
+    flags = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    trained(make_trainer(tmp_path, **flags))
+    other = make_trainer(tmp_path, **{**flags, **change})
+    with pytest.raises(ValueError, match=message):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_evaluated_saved_and_final_weights_are_undecayed(tmp_path):
+    flags = {"eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", "save_steps": 5}
+    evaluated, at_rest = Evaluated(), {}
+    trainer = make_trainer(tmp_path, [evaluated], **flags)
+    optimizer = trainer.create_optimizer()
+
+    def keep_weights(*args):
+        at_rest[len(at_rest) + 1] = weights(trainer.model)
+
+    optimizer.register_step_post_hook(keep_weights)
+    final = trained(trainer)
+    assert sorted(evaluated.seen) == [5, 10, 15, 20]
+    for step, seen in evaluated.seen.items():
+        assert_same(seen, at_rest[step])
+        saved = ViTForImageClassification.from_pretrained(tmp_path / f"checkpoint-{step}")
+        assert_same(weights(saved), at_rest[step])
+    assert_same(final, at_rest[20])
+
+
+def test_saved_and_loaded_it_predicts_the_same(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    predictions = trainer.predict(Images(8, seed=1)).predictions
+    trainer.save_model(tmp_path / "saved")
+    loaded = ViTForImageClassification.from_pretrained(tmp_path / "saved").eval()
+    with torch.no_grad():
+        logits = loaded(Images(8, seed=1).images).logits
+    assert torch.equal(torch.tensor(predictions), logits)
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 5, "decay_timing": "pwd"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run with checkpoints 5, 10, 15 and 20, and its final weights."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, trained(make_trainer(folder, **SAVING))
+
+
+@pytest.fixture
+def run_folder(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def garble(path):
+    path.write_bytes(b"\x00garbage" * (path.stat().st_size // 8) + b"!" * (path.stat().st_size % 8))
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, truncate, garble], ids=["missing", "truncated", "garbage"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "config.json",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(run_folder, name, harm, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(checkpoints.logger, "warning", warnings.append)
+    newest = run_folder / "checkpoint-20"
+    harm(newest / name)
+    assert checkpoints.last_whole(str(run_folder)) == str(run_folder / "checkpoint-15")
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"passed over the damaged checkpoint {newest}: {name} ")
+    assert not newest.exists()
+    assert (run_folder / "damaged-checkpoint-20").is_dir()
+
+
+def test_resuming_goes_on_from_the_last_whole_checkpoint(run_folder, finished):
+    truncate(run_folder / "checkpoint-20" / "optimizer.pt")
+    garble(run_folder / "checkpoint-15" / "model.safetensors")
+    resumed = make_trainer(run_folder, **SAVING)
+    assert_same(trained(resumed, resume_from_checkpoint=True), finished[1])
+    assert resumed._initial_global_step == 10
+    assert checkpoints.damage(str(run_folder / "checkpoint-20")) is None
+
+
+def test_without_a_whole_checkpoint_the_trainer_refuses(run_folder):
+    for step in (5, 10, 15, 20):
+        (run_folder / f"checkpoint-{step}" / "scheduler.pt").unlink()
+    with pytest.raises(ValueError, match="has no whole checkpoint"):
+        make_trainer(run_folder, **SAVING).train(resume_from_checkpoint=True)
+    assert checkpoints.last_whole(str(run_folder / "nowhere")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("model.safetensors", "model.safetensors is missing"),
+        ("scheduler.pt", "scheduler.pt is missing"),
+        ("rng_state.pth", "rng_state.pth is missing"),
+        ("trainer_state.json", "trainer_state.json is missing"),
+    ],
+)
+def test_checkpoints_of_the_stock_trainer_are_judged_by_content(tmp_path, name, fault):
+    stock_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    checkpoint = tmp_path / "checkpoint-2"
+    assert checkpoints.damage(str(checkpoint)) is None
+    (checkpoint / name).rename(tmp_path / "away")
+    assert checkpoints.damage(str(checkpoint)) == fault
+    (tmp_path / "away").rename(checkpoint / name)
+    truncate(checkpoint / name)
+    assert checkpoints.damage(str(checkpoint)).startswith(f"{name} cannot be read (")
+
+
+def test_a_disk_that_is_full_leaves_the_older_checkpoints_as_they_were(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class FillDisk(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 10:
+                monkeypatch.setattr(LPWDTrainer, "_save_scaler", fail)
+
+    with pytest.raises(OSError, match="No space left"):
+        make_trainer(tmp_path, [FillDisk()], **SAVING, save_total_limit=1).train()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+    assert checkpoints.damage(str(tmp_path / "checkpoint-5")) is None
+
+
+def test_what_a_killed_run_left_unfinished_is_removed_at_the_start(run_folder):
+    (run_folder / checkpoints.UNFINISHED / "checkpoint-20").mkdir(parents=True)
+    make_trainer(run_folder, max_steps=1).train()
+    assert not (run_folder / checkpoints.UNFINISHED).exists()
+
+
+class KilledError(BaseException):
+    """In the place of SIGKILL."""
+
+
+def killed_while_it_replaces(folder, monkeypatch, step=20):
+    """Leaves `folder` as SIGKILL does between the two renames that replace its checkpoint of a step."""
+    checkpoint = folder / f"checkpoint-{step}"
+    rename = Path.rename
+
+    def rename_until_killed(path, target):
+        if path.parent.name == checkpoints.UNFINISHED and path.name.startswith("checkpoint-"):
+            raise KilledError
+        return rename(path, target)
+
+    written = folder / checkpoints.UNFINISHED / checkpoint.name
+    shutil.rmtree(written.parent, ignore_errors=True)
+    shutil.copytree(checkpoint, written)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_until_killed)
+        with pytest.raises(KilledError):
+            checkpoints.finish(written, checkpoint)
+    assert not checkpoint.exists()
+
+
+def test_a_checkpoint_that_was_about_to_be_replaced_is_not_lost(run_folder, monkeypatch):
+    killed_while_it_replaces(run_folder, monkeypatch)
+    before = (run_folder / "checkpoint-15" / "model.safetensors").read_bytes()
+    trainer = make_trainer(run_folder, **SAVING)
+    assert trainer.last_whole_checkpoint() == str(run_folder / "checkpoint-20")
+    assert checkpoints.damage(str(run_folder / "checkpoint-20")) is None
+    assert (run_folder / "checkpoint-15" / "model.safetensors").read_bytes() == before
+    killed_while_it_replaces(run_folder, monkeypatch)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer._initial_global_step == 20
+    assert not (run_folder / checkpoints.UNFINISHED).exists()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_named_explicitly_it_is_not_lost_either(run_folder, finished, tmp_path, monkeypatch, elsewhere):
+    """Also where the run goes on in another folder, and a relative name ends in a slash."""
+    killed_while_it_replaces(run_folder, monkeypatch, step=10)
+    monkeypatch.chdir(tmp_path)
+    resumed = make_trainer(tmp_path / "other" if elsewhere else run_folder, **SAVING)
+    assert_same(trained(resumed, resume_from_checkpoint="run/checkpoint-10/"), finished[1])
+    assert resumed._initial_global_step == 10
+    assert checkpoints.damage(str(run_folder / "checkpoint-10")) is None
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_damaged_one_named_explicitly_is_refused_and_a_whole_one_named(run_folder):
+    truncate(run_folder / "checkpoint-20" / "optimizer.pt")
+    garble(run_folder / "checkpoint-15" / "model.safetensors")
+    before = contents(run_folder)
+    size = (run_folder / "checkpoint-20" / "optimizer.pt").stat().st_size
+    for name, fault in (
+        ("checkpoint-20", f"optimizer.pt has {size} bytes instead of {size + 7}"),
+        ("checkpoint-7", "no checkpoint is there"),
+        ("", "trainer_state.json is missing"),
+    ):
+        with pytest.raises(BadInputError) as error:
+            make_trainer(run_folder, **SAVING).train(resume_from_checkpoint=str(run_folder / name))
+        assert str(error.value) == (
+            f"resume_from_checkpoint is {str(run_folder / name)!r}, but {fault}; "
+            f"the newest whole one is {run_folder / 'checkpoint-10'}"
+        )
+    assert contents(run_folder) == before
+    for step in (5, 10):
+        (run_folder / f"checkpoint-{step}" / "scheduler.pt").unlink()
+    with pytest.raises(BadInputError, match=r"but scheduler\.pt is missing; no whole one is beside it$"):
+        make_trainer(run_folder, **SAVING).train(resume_from_checkpoint=str(run_folder / "checkpoint-10"))
+
+
+def test_a_damaged_or_replaced_checkpoint_is_not_put_back(run_folder, monkeypatch):
+    killed_while_it_replaces(run_folder, monkeypatch)
+    replaced = run_folder / checkpoints.UNFINISHED / "replaced" / "checkpoint-20"
+    truncate(replaced / "optimizer.pt")
+    assert checkpoints.last_whole(str(run_folder)) == str(run_folder / "checkpoint-15")
+    (run_folder / checkpoints.UNFINISHED / "replaced").rename(run_folder / checkpoints.UNFINISHED / "kept")
+    shutil.copytree(
+        run_folder / "checkpoint-15", run_folder / checkpoints.UNFINISHED / "replaced" / "checkpoint-15"
+    )
+    garble(run_folder / "checkpoint-15" / "model.safetensors")
+    assert checkpoints.last_whole(str(run_folder)) == str(run_folder / "checkpoint-10")
+
+
+def test_the_state_names_the_best_checkpoint_where_it_is(tmp_path):
+    flags = {"eval_strategy": "steps", "eval_steps": 5, "metric_for_best_model": "loss"}
+    make_trainer(tmp_path, **SAVING, **flags, load_best_model_at_end=True).train()
+    for step in (5, 10, 15, 20):
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        best = tmp_path / f"checkpoint-{state['best_global_step']}"
+        assert state["best_model_checkpoint"] == str(best)
+        assert best.is_dir()
+
+
+@pytest.mark.parametrize("save_steps", [1, 3])
+def test_resumed_from_its_last_checkpoint_it_takes_no_further_step(tmp_path, save_steps):
+    """An epoch has three steps: step 4 is the first of the second one."""
+    flags = {**SAVING, "max_steps": 4, "save_steps": save_steps}
+    whole = trained(make_trainer(tmp_path, **flags))
+    resumed = make_trainer(tmp_path, **flags)
+    assert_same(trained(resumed, resume_from_checkpoint=True), whole)
+    assert resumed.state.global_step == 4
+
+
+class Signal(TrainerCallback):
+    def __init__(self, step, signum):
+        self.step, self.signum = step, signum
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.step:
+            signal.raise_signal(self.signum)
+
+
+@pytest.mark.parametrize(
+    ("step", "strategy"), [(4, "steps"), (4, "epoch"), (6, "epoch"), (6, "no"), (20, "steps"), (20, "epoch")]
+)
+def test_stopped_by_a_signal_it_resumes_exactly(tmp_path, step, strategy):
+    """Step 4 is amid an epoch, 6 an epoch's last one, 20 the run's."""
+    flags = {"save_strategy": strategy, "save_steps": 4, "eval_strategy": strategy, "eval_steps": 4}
+    flags |= {"load_best_model_at_end": strategy != "no", "metric_for_best_model": "loss", "warmup_steps": 1}
+    whole_run = make_trainer(tmp_path / "whole", **flags)
+    whole = trained(whole_run)
+    stop = StopOnSignal()
+    stopped = make_trainer(tmp_path / "run", [Signal(step, signal.SIGTERM), stop], **flags)
+    with stop, pytest.raises(Interrupted) as end:
+        stopped.train()
+    assert (end.value.code, end.value.checkpoint) == (143, str(tmp_path / "run" / f"checkpoint-{step}"))
+    resumed = make_trainer(tmp_path / "run", **flags)
+    assert_same(trained(resumed, resume_from_checkpoint=True), whole)
+    losses = [
+        [(entry["step"], entry["eval_loss"]) for entry in trainer.state.log_history if "eval_loss" in entry]
+        for trainer in (whole_run, resumed)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not(tmp_path):
+    stop = StopOnSignal()
+    callbacks = [Signal(4, signal.SIGTERM), Signal(4, signal.SIGTERM), Signal(4, signal.SIGINT), stop]
+    trainer = make_trainer(tmp_path, callbacks, **SAVING)
+    with stop, pytest.raises(Interrupted) as end:
+        trainer.train()
+    assert (end.value.code, end.value.checkpoint) == (130, None)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from pictures import cell, encode, noise, pngs
+from PIL import Image
+from transformers.image_utils import load_image
+
+from hf_lpwd.vision.data.decoding import image_size, read_image, read_images
+
+PALETTE = Image.fromarray(noise(9, 7, 3)).convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
+
+
+MODES = {
+    "1": (Image.fromarray(noise(9, 7)).convert("1"), "PNG"),
+    "L": (Image.fromarray(noise(9, 7)), "PNG"),
+    "LA": (Image.fromarray(noise(9, 7, 2), "LA"), "PNG"),
+    "P": (PALETTE, "PNG"),
+    "P with transparency": (PALETTE, "GIF"),
+    "RGB": (Image.fromarray(noise(9, 7, 3)), "PNG"),
+    "RGBA": (Image.fromarray(noise(9, 7, 4), "RGBA"), "PNG"),
+    "one pixel": (Image.fromarray(noise(1, 1, 3)), "PNG"),
+    "RGB in JPEG": (Image.fromarray(noise(9, 7, 3)), "JPEG"),
+    "grey in JPEG": (Image.fromarray(noise(9, 7)), "JPEG"),
+    "CMYK in JPEG": (Image.fromarray(noise(9, 7, 4), "CMYK"), "JPEG"),
+    "WebP": (Image.fromarray(noise(9, 7, 3)), "WEBP"),
+    "BMP": (Image.fromarray(noise(9, 7, 3)), "BMP"),
+    "TIFF": (Image.fromarray(noise(9, 7, 3)), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_every_mode_gives_the_picture_of_the_pipeline(name):
+    image, file_format = MODES[name]
+    options = {"transparency": 0} if name == "P with transparency" else {}
+    content = encode(image, file_format, **options)
+    decoded = read_image(cell(content))
+    with Image.open(io.BytesIO(content)) as opened:
+        expected = np.asarray(load_image(opened))
+    assert decoded.dtype == np.uint8
+    assert decoded.transpose(1, 2, 0).flags["C_CONTIGUOUS"]
+    assert decoded.flags["WRITEABLE"]
+    assert (decoded == expected.transpose(2, 0, 1)).all()
+    assert image_size(cell(content)) == decoded.shape[1:]
+
+
+def test_exact_values_of_grey_alpha_and_palette():
+    grey = noise(5, 6)
+    assert (read_image(cell(encode(Image.fromarray(grey)))) == grey).all()
+    rgba = noise(5, 6, 4)
+    assert (read_image(cell(encode(Image.fromarray(rgba, "RGBA")))) == rgba[..., :3].transpose(2, 0, 1)).all()
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putdata([1, 0])
+    assert read_image(cell(encode(palette))).tolist() == [[[40, 10]], [[50, 20]], [[60, 30]]]
+
+
+@pytest.mark.parametrize(
+    ("values", "file_format", "expected"),
+    [
+        (np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16), "PNG", [0, 0, 1, 1, 128, 255]),
+        (np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16), "TIFF", [0, 0, 1, 1, 128, 255]),
+        (np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.int32), "TIFF", [0, 0, 1, 1, 128, 255]),
+        (np.array([[0.0, 0.5, 1.0]], dtype=np.float32), "TIFF", [0, 128, 255]),
+        (np.array([[0.0, 0.5, 1.6, 255.0]], dtype=np.float32), "TIFF", [0, 0, 2, 255]),
+    ],
+)
+def test_more_than_8_bits_are_scaled(values, file_format, expected):
+    decoded = read_image(cell(encode(Image.fromarray(values), file_format)))
+    assert decoded.tolist() == [[expected]] * 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[-1, 5]], dtype=np.int32), "grey values from -1 to 5, expected 0 to 65535"),
+        (np.array([[0, 65536]], dtype=np.int32), "grey values from 0 to 65536, expected 0 to 65535"),
+        (np.array([[0, 300]], dtype=np.float32), "grey values from 0.0 to 300.0, expected 0 to 255"),
+        (np.array([[0, np.nan]], dtype=np.float32), "grey values from nan to nan, expected 0 to 255"),
+    ],
+)
+def test_grey_values_of_no_known_range(values, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        read_image(cell(encode(Image.fromarray(values), "TIFF")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_exif_orientation_is_applied(orientation, file_format):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(Image.fromarray(noise(9, 7, 3)), file_format, exif=exif)
+    with Image.open(io.BytesIO(content)) as opened:
+        plain = np.asarray(opened)
+        expected = np.asarray(load_image(opened))
+    decoded = read_image(cell(content))
+    assert decoded.shape == ((3, 9, 7) if orientation < 5 else (3, 7, 9))
+    assert (decoded == expected.transpose(2, 0, 1)).all()
+    assert (orientation == 1) == (decoded.shape[1:] == (9, 7) and (decoded == plain.transpose(2, 0, 1)).all())
+
+
+def test_a_path_is_read_where_there_are_no_bytes(tmp_path):
+    (tmp_path / "a.png").write_bytes(pngs(1)[0])
+    assert (
+        read_image({"bytes": None, "path": str(tmp_path / "a.png")}) == read_image(cell(pngs(1)[0]))
+    ).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", MODES)
+def test_a_part_is_that_of_the_upright_picture(name, orientation):
+    image, file_format = MODES[name]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(image, file_format, **({} if file_format in ("GIF", "BMP") else {"exif": exif}))
+    whole = read_image(cell(content))
+    seen = []
+
+    def box(height, width):
+        seen.append((height, width))
+        return [height // 3, width // 4, height - height // 3, width // 2 or 1]
+
+    part = read_image(cell(content), box, (4, 4))
+    assert seen == [whole.shape[1:]]
+    top, left, height, width = box(*whole.shape[1:])
+    assert (part == whole[:, top : top + height, left : left + width]).all()
+    assert part.flags["WRITEABLE"]
+
+
+@pytest.mark.parametrize(
+    ("size", "reduced"),
+    [
+        ((300, 201), (1200, 800)),  # a half would keep less than twice 201
+        ((300, 200), (600, 400)),
+        ((100, 101), (600, 400)),
+        ((100, 100), (300, 200)),
+        ((50, 50), (150, 100)),
+        ((25, 25), (150, 100)),  # there is no less than an eighth
+    ],
+)
+@pytest.mark.parametrize("file_format", ["JPEG", "MPO"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(size, reduced, orientation, file_format):
+    """Half of the width of 1600 x 1200; turned, the same part of the upright picture."""
+    smooth = Image.fromarray(noise(12, 16, 3)).resize((1600, 1200), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(smooth, file_format, quality=95, exif=exif)
+    upright = read_image(cell(content))
+
+    def box(height, width):
+        return [0, 400, 1200, 800] if orientation == 1 else [400, 0, 800, 1200]
+
+    size, reduced = (size, reduced) if orientation == 1 else (size[::-1], reduced[::-1])
+    part = read_image(cell(content), box, size)
+    assert part.shape == (3, *reduced)
+    top, left, height, width = box(*upright.shape[1:])
+    whole = Image.fromarray(upright[:, top : top + height, left : left + width].transpose(1, 2, 0))
+    resized = [
+        np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR), dtype=float)
+        for image in (Image.fromarray(np.ascontiguousarray(part.transpose(1, 2, 0))), whole)
+    ]
+    assert np.abs(resized[0] - resized[1]).mean() < 1
+
+
+def test_without_a_size_nothing_is_reduced():
+    content = encode(Image.fromarray(noise(64, 64, 3)), "JPEG")
+    assert read_image(cell(content), lambda height, width: [0, 0, height, width]).shape == (3, 64, 64)
+    assert read_image(cell(content), None, (4, 4)).shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_pictures_and_errors_keep_their_order_in_threads(threads):
+    contents = [*pngs(4), b"x", *pngs(2)]
+    results = list(read_images([cell(content) for content in contents], [None] * 7, threads=threads))
+    assert isinstance(results[4], ValueError)
+    assert str(results[4]) == "not a picture in a known format"
+    for content, result in zip(contents[:4] + contents[5:], results[:4] + results[5:], strict=True):
+        assert (result == read_image(cell(content))).all()

@@ -1,0 +1,231 @@
+import json
+import subprocess
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, Image
+from hub_server import Hub
+from huggingface_hub import ModelCard, close_session, constants
+from markdown_it import MarkdownIt
+from pictures import cell, encode
+from PIL import Image as PilImage
+
+from hf_lpwd.cli import main
+from hf_lpwd.vision.arguments import parse_args
+from hf_lpwd.vision.hub.card import card_facts, model_card, plain, public_command
+from hf_lpwd.vision.prepare import prepare
+
+METRICS = {"validation": {"accuracy": 0.5, "f1_macro": 0.25, "loss": 1.0}, "test": {"accuracy": 0.75}}
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["--token", "hf_abc", "--seed", "1"], "hf-lpwd train --token ... --seed 1"),
+        (["--hub_token=hf_abc"], "hf-lpwd train --hub_token=..."),
+        (["--hub-token", "hf_abc"], "hf-lpwd train --hub-token ..."),
+        (["--run_name", "hf_abcdefgh123"], "hf-lpwd train --run_name hf_..."),
+        (["--output_dir", "my folder"], "hf-lpwd train --output_dir 'my folder'"),
+        (["--train_dir=/home/me/cats", "~/dogs"], "hf-lpwd train --train_dir=.../cats .../dogs"),
+    ],
+)
+def test_the_command_shows_no_token_and_no_folder_of_this_machine(argv, shown):
+    assert public_command(argv) == shown
+
+
+def test_a_long_command_is_broken_into_lines_that_a_shell_reads_as_one():
+    argv = ["--train_dir", "my pictures", "--label_names", *(f"label_{i}" for i in range(9))]
+    argv += ["--learning_rate", "1e-3", "--weight_decay=0.05", "--config_overrides", "a=[1,2]"]
+    shown = public_command(argv)
+    assert shown.splitlines() == [
+        "hf-lpwd train --train_dir 'my pictures' \\",
+        f"    {' '.join(argv[2:12])} \\",
+        "    --learning_rate 1e-3 --weight_decay=0.05 --config_overrides 'a=[1,2]'",
+    ]
+    read = subprocess.run(["sh", "-c", f"printf '%s\\n' {shown}"], capture_output=True, text=True, check=True)
+    assert read.stdout.splitlines() == ["hf-lpwd", "train", *argv]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A run and its arguments, prepared, not trained: the digits with rate 0.5 and some more settings."""
+    argv = ["--output_dir", str(tmp_path_factory.mktemp("out") / "digits"), "--weight_decay", "0.5"]
+    argv += [
+        "--learning_rate",
+        "2e-3",
+        "--seed",
+        "7",
+        "--match_decay_budget",
+        "--decay_timing",
+        "rwd",
+        "--model_license",
+        "mit",
+    ]
+    arguments = parse_args(argv)
+    return prepare(*arguments), arguments[2]
+
+
+def card_of(run, metrics, args, argv):
+    """The card, made from facts that were written and read."""
+    return model_card(json.loads(json.dumps(card_facts(run, metrics, args, argv))))
+
+
+def render(text):
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
+
+
+def test_the_text_says_what_was_done(prepared):
+    run, args = prepared
+    card = card_of(run, METRICS, args, ["--seed", "7"])
+    for line in (
+        'classify = pipeline("image-classification", model="digits")  # a folder, or a name on the Hub',
+        "| split | pictures | Accuracy | Macro F1 |",
+        "| validation | 216 | 0.5000 | 0.2500 |",
+        "| test | 359 | 0.7500 |  |",
+        "One run, with seed 7; another seed would give another figure. The validation split chose the "
+        "checkpoint; it was cut from the training data. The test split was read once, at the end.",
+        "```\nhf-lpwd train --seed 7\n```",
+        "| 0 | stem | 1,984 | 768 | 0 |",
+        "| learning\\_rate | 0.002 |",
+    ):
+        assert line in card.content
+    assert (
+        "Rate 0.5, layer schedule: linear, scaled so that the mean over all decayed weights" in card.content
+    )
+    assert "after the update" in card.content
+    assert "\n\n\n" not in card.content
+    assert "None" not in card.content
+    assert "8 bits" not in card.content
+    assert render(card.text).count("<table>") == 4
+
+
+def test_the_metadata_survives_reading(prepared):
+    run, args = prepared
+    card = card_of(run, METRICS, args, [])
+    data = ModelCard(str(card)).data
+    assert data.to_dict() == card.data.to_dict()
+    assert data.license == "mit"
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == "image-classification"
+    assert data.tags == ["image-classification", "vision", "lpwd", "weight-decay"]
+    assert (data.base_model, data.datasets) == (None, None)
+    assert [(r.dataset_split, r.metric_type, r.metric_value) for r in data.eval_results] == [
+        ("validation", "accuracy", 0.5),
+        ("validation", "f1_macro", 0.25),
+        ("test", "accuracy", 0.75),
+    ]
+
+
+def test_it_passes_the_hubs_check(prepared, monkeypatch):
+    run, args = prepared
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with Hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        card_of(run, METRICS, args, []).validate()
+        args = copy(args)
+        args.model_license = "two words"
+        with pytest.raises(ValueError, match="license is 'two words'"):
+            card_of(run, METRICS, args, []).validate()
+        assert hub.requests == ["POST /api/validate-yaml"] * 2
+        close_session()
+
+
+def test_names_cannot_break_the_text(prepared):
+    run, args = prepared
+    names = [
+        "<script>alert(1)</script>",
+        "a|b",
+        "`c`",
+        "[d](https://e.f)",
+        "two\nlines",
+        "![x](y)",
+        "*g*",
+        "&lt;",
+    ]
+    names += ["```", "---"]
+    splits = replace(run.splits, class_names=names, name="/data/<b>|x|</b>")
+    card = card_of(replace(run, splits=splits), METRICS, args, ["--run_name", "```\n# title\n````"])
+    page = render(card.text)
+    assert "<script>" not in page
+    assert "<b>" not in page
+    assert "<a href" not in page.replace('<a href="https://openreview.net/forum?id=0GZ1Bq4Tfr">', "")
+    assert page.count("<img") == 1
+    assert "<em>" not in page
+    assert page.count("<h1>") == 1
+    shown = (
+        ", ".join(names).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    )
+    assert shown in page
+    assert page.count("<table>") == 4
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+
+
+@pytest.mark.parametrize("text", ["a_b", "a*b*", "x|y", "<i>", "a\\b", "\\|", "C#", "~~no~~", "http://a.b"])
+def test_plain_text_shows_as_itself_in_a_table(text):
+    page = render(f"| h | k |\n|---|---|\n| {plain(text)} | end |\n")
+    shown = text.replace("<", "&lt;").replace(">", "&gt;")
+    assert f"<td>{shown}</td>\n<td>end</td>" in page
+
+
+def test_pictures_of_more_than_8_bits_are_a_limit(prepared):
+    run, args = prepared
+    deep = encode(PilImage.new("I;16", (8, 8), 40000))
+    train = Dataset.from_dict({"image": [cell(deep)]}).cast_column("image", Image())
+    card = card_of(replace(run, splits=replace(run.splits, train=train)), METRICS, args, [])
+    assert "more than 8 bits, which were scaled to 8 bits" in card.content
+
+
+def test_many_classes_are_cut_short(prepared):
+    run, args = prepared
+    splits = replace(run.splits, class_names=[f"c{i}" for i in range(53)])
+    text = card_of(replace(run, splits=splits), METRICS, args, []).content
+    assert "c48, c49 and 3 more.\n" in text
+    assert "of 53 classes" in text
+    assert "class\\_names" not in text
+
+
+def test_several_devices_are_told(prepared):
+    run, args = prepared
+    facts = card_facts(run, METRICS, args, [])
+    assert facts["settings"]["devices"] == 1
+    assert "It ran on" not in model_card(facts).content
+    text = model_card({**facts, "settings": {**facts["settings"], "devices": 2}}).content
+    assert "\n\nIt ran on 2 devices; batch sizes are those of each.\n\n| library" in text
+
+
+def test_local_paths_stay_out_of_the_card(tmp_path):
+    """A fine-tuned local model on a local data set is named without the path."""
+    first = tmp_path / "secret" / "first"
+    argv = [
+        "--max_train_samples",
+        "40",
+        "--max_steps",
+        "1",
+        "--disable_tqdm",
+        "True",
+        "--eval_strategy",
+        "no",
+    ]
+    assert main(["train", "--output_dir", str(first), *argv]) == 0
+    argv = ["--model_name_or_path", str(first), "--output_dir", str(tmp_path / "second"), *argv]
+    args = parse_args(argv)
+    card = card_of(prepare(*args), {}, args[2], argv)
+    assert "fine-tuned from first on" in card.content
+    assert "--model_name_or_path .../first" in card.content
+    assert "secret" not in str(card)
+    assert card.data.base_model is None
+    assert "validation split chose" not in card.content
+
+
+def test_names_on_the_hub_are_metadata(prepared):
+    run, args = prepared
+    names = {"model_name_or_path": "google/vit", "dataset_name": "beans", "model_type": None}
+    run = replace(run, settings={**run.settings, **names}, splits=replace(run.splits, name="beans"))
+    card = card_of(run, {"test": {"accuracy": 0.5}}, args, [])
+    assert (card.data.base_model, card.data.datasets) == ("google/vit", ["beans"])
+    (result,) = card.data.eval_results
+    assert (result.dataset_type, result.dataset_split, result.metric_value) == ("beans", "test", 0.5)
+    files = replace(run, settings={**run.settings, "dataset_name": str(Path("data") / "*.parquet")})
+    assert card_of(files, {}, args, []).data.datasets is None

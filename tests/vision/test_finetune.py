@@ -1,0 +1,273 @@
+"""The main job from the command line to what it leaves behind, on scikit-learn's digits and made pictures."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from hf_lpwd.checkpoints.mixin import UNFINISHED
+from hf_lpwd.cli import main
+from hf_lpwd.vision.data import images
+from hf_lpwd.vision.data.splits import load_digits
+
+SHORT = ["--num_train_epochs", "3", "--max_train_samples", "600", "--disable_tqdm", "True"]
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    """The folder that two epochs on some of the digits leave, and the last line that they print."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    command = [sys.executable, "-m", "hf_lpwd", "train", "--output_dir", str(folder), *SHORT]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return folder, run.stdout.splitlines()[-1]
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def test_what_is_left(digits_run):
+    folder, _ = digits_run
+    assert {path.name for path in folder.iterdir() if not path.name.startswith("checkpoint-")} == {
+        "README.md",
+        "all_results.json",
+        "card.json",
+        "config.json",
+        "curves.png",
+        "eval_results.json",
+        "layer_rates.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "run_settings.json",
+        "test_results.json",
+        "train_results.json",
+        "trainer_state.json",
+        "training_args.bin",
+    }
+    with Image.open(folder / "curves.png") as curves:
+        assert curves.size == (1080, 432)
+
+
+def test_the_last_line_says_both_accuracies(digits_run):
+    folder, line = digits_run
+    validation, test = (
+        read(folder, f"{split}_results.json")[f"{split}_accuracy"] for split in ("eval", "test")
+    )
+    assert line == (
+        f"validation accuracy {validation:.4f} (216 pictures), test accuracy {test:.4f} (359 pictures); "
+        f"saved in {folder}"
+    )
+
+
+def test_layer_rates(digits_run):
+    rates = read(digits_run[0], "layer_rates.json")
+    assert [row["rate"] for row in rates["layers"]] == pytest.approx(
+        [0.1 * i / 5 for i in range(6)], abs=1e-15
+    )
+    names = set(AutoModelForImageClassification.from_pretrained(digits_run[0]).state_dict())
+    assert set(rates["parameters"]) == names
+
+
+def test_the_model_loads_where_hf_lpwd_does_not_exist(digits_run, tmp_path):
+    """In a process in which importing hf_lpwd fails, the pipeline gives the accuracy that was reported."""
+    folder, _ = digits_run
+    test = load_digits()["test"]
+    for i, row in enumerate(test):
+        row["image"].save(tmp_path / f"{i:03}.png")
+    code = f"""
+import glob, json, sys
+sys.modules["hf_lpwd"] = None
+from transformers import pipeline
+classify = pipeline("image-classification", model={str(folder)!r}, device="cpu")
+answers = classify(sorted(glob.glob({str(tmp_path / "*.png")!r})), top_k=1)
+print(json.dumps([answer[0]["label"] for answer in answers]))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = test.features["label"].names
+    right = [
+        answer == names[label] for answer, label in zip(json.loads(run.stdout), test["label"], strict=True)
+    ]
+    assert len(right) == 359
+    assert np.mean(right) == pytest.approx(read(folder, "test_results.json")["test_accuracy"], abs=1e-12)
+
+
+def test_the_saved_model_is_the_best_on_validation(digits_run):
+    folder, _ = digits_run
+    state = read(folder, "trainer_state.json")
+    accuracies = [entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry]
+    assert state["best_metric"] == max(accuracies)
+    assert read(folder, "eval_results.json")["eval_accuracy"] == state["best_metric"]
+    best = AutoModelForImageClassification.from_pretrained(state["best_model_checkpoint"]).state_dict()
+    final = AutoModelForImageClassification.from_pretrained(folder).state_dict()
+    assert all(torch.equal(best[name], final[name]) for name in final)
+
+
+def test_the_card(digits_run):
+    from huggingface_hub import ModelCard
+
+    folder, _ = digits_run
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-classification")
+    measured = {
+        (result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results
+    }
+    assert measured["test", "accuracy"] == round(read(folder, "test_results.json")["test_accuracy"], 6)
+    assert set(measured) == {
+        (split, metric)
+        for split in ("validation", "test")
+        for metric in ("accuracy", "top5_accuracy", "f1_macro")
+    }
+    assert "| 5 | final norm, head |" in card.content
+    assert "has not been replicated" in card.content or "have not been replicated" in card.content
+
+
+def test_another_run_in_the_same_folder_is_refused(digits_run, capsys):
+    folder, _ = digits_run
+    before = (folder / "model.safetensors").read_bytes()
+    assert main(["train", "--output_dir", str(folder), *SHORT, "--layer_schedule", "uniform"]) == 2
+    assert capsys.readouterr().err == (
+        f"hf-lpwd train: error: output_dir {folder} holds another run: its layer_schedule is 'linear', "
+        "now 'uniform': name another folder\n"
+    )
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of 2 x 24 pictures in two classes, dark and light, of several sizes and kinds."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("light", 155)):
+        (root / name).mkdir()
+        for i in range(24):
+            pixels = generator.integers(low, low + 100, (12 + i % 5, 14, 3)).astype("uint8")
+            mode = ("RGB", "L", "RGBA", "P")[i % 4]
+            Image.fromarray(pixels).convert(mode).save(root / name / f"{i}.png")
+    return root
+
+
+TINY_VIT = [
+    "--model_type", "vit", "--config_overrides",
+    "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=16,image_size=16,patch_size=8,"
+    "initializer_range=0.2",
+]  # fmt: skip
+QUICK = [*TINY_VIT, "--num_train_epochs", "20", "--learning_rate", "0.01", "--disable_tqdm", "True"]
+
+
+def test_a_folder_of_pictures_without_a_test_split(pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["train", "--dataset_name", str(pictures), "--output_dir", str(out), *QUICK]
+    assert main([*argv, "--eval_strategy", "no"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"validation accuracy 1.0000 (7 pictures), no labelled test split; saved in {out}"
+    )
+    assert not (out / "test_results.json").exists()
+    model = AutoModelForImageClassification.from_pretrained(out)
+    assert model.config.id2label == {0: "dark", 1: "light"}
+    light = AutoImageProcessor.from_pretrained(out)(
+        Image.new("RGB", (20, 20), (220, 220, 220)), return_tensors="pt"
+    )
+    assert model(**light).logits.argmax().item() == 1
+
+
+def test_fine_tuning_a_local_model(digits_run, tmp_path, capsys):
+    folder, _ = digits_run
+    out = tmp_path / "out"
+    argv = ["train", "--model_name_or_path", str(folder), "--output_dir", str(out), *SHORT]
+    assert main([*argv, "--learning_rate", "0", "--do_eval"]) == 0
+    assert "validation accuracy" in capsys.readouterr().out
+    assert (
+        read(out, "eval_results.json")["eval_accuracy"] == read(folder, "eval_results.json")["eval_accuracy"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--dataset_name", "./missing"], "./missing"),
+        (["--dataset_name", "PICTURES", "--image_column_name", "picture"], "picture"),
+        (["--dataset_name", "PICTURES", "--label_column_name", "kind"], "kind"),
+        (["--dataset_name", "PICTURES", "--model_type", "vitt"], "did you mean 'vit'?"),
+        (["--dataset_name", "PICTURES", "--model_name_or_path", "no/model"], "no model 'no/model'"),
+        (
+            ["--learning_rate", "2", "--weight_decay", "0.6"],
+            "lr * weight_decay = 2.0 * 0.6 must be in [0, 1)",
+        ),
+        (["--layer_schedule", "0,0.1"], "schedule lists 2 rates, but the model has 6 layer indices"),
+        (["--no_decay_pattern", "nothing"], "no_decay pattern 'nothing' matches no parameter"),
+        (["--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint is 'nowhere'"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_no_folder(argv, message, pictures, tmp_path, capsys):
+    argv = [str(pictures) if argument == "PICTURES" else argument for argument in argv]
+    out = tmp_path / "out"
+    assert main(["train", "--output_dir", str(out), *argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("hf-lpwd train: error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_one_class_only_is_refused(tmp_path, capsys):
+    (tmp_path / "data" / "only").mkdir(parents=True)
+    for i in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / "only" / f"{i}.png")
+    assert main(["train", "--dataset_name", str(tmp_path / "data"), "--output_dir", str(tmp_path / "o")]) == 2
+    assert capsys.readouterr().err == (
+        "hf-lpwd train: error: no label column found: the data set has image; name it with "
+        "label_column_name; a folder of pictures needs two or more class folders\n"
+    )
+
+
+def test_a_damaged_picture_is_named_or_left_out(pictures, tmp_path, capsys):
+    damaged = tmp_path / "data"
+    shutil.copytree(pictures, damaged)
+    (damaged / "light" / "3.png").write_bytes(b"no picture")
+    argv = ["train", "--dataset_name", str(damaged), *QUICK, "--max_steps", "2", "--eval_strategy", "no"]
+    assert main([*argv, "--output_dir", str(tmp_path / "a")]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be decoded" in error
+    assert "light/3.png" in error
+    assert main([*argv, "--output_dir", str(tmp_path / "b"), "--skip_bad_images"]) == 0
+
+
+def test_streaming_with_workers_names_a_damaged_picture_too(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(images, "fits_in_memory", lambda *_: False)
+    damaged = tmp_path / "data"
+    shutil.copytree(pictures, damaged)
+    (damaged / "light" / "3.png").write_bytes(b"no picture")
+    argv = ["train", "--dataset_name", str(damaged), *QUICK, "--dataloader_num_workers", "1"]
+    assert main([*argv, "--output_dir", str(tmp_path / "a")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("hf-lpwd train: error: train row ")
+    assert "light/3.png" in error
+
+
+def test_a_checkpoint_named_explicitly_that_a_killed_run_was_replacing(digits_run, tmp_path, capsys):
+    """The kill came between two renames, which leave the checkpoint under UNFINISHED/replaced."""
+    folder = tmp_path / "run"
+    shutil.copytree(digits_run[0], folder)
+    *older, newest = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    (folder / UNFINISHED / "replaced").mkdir(parents=True)
+    newest.rename(folder / UNFINISHED / "replaced" / newest.name)
+    (folder / "test_results.json").unlink()
+    argv = ["train", "--output_dir", str(folder), *SHORT, "--resume_from_checkpoint", str(newest)]
+    assert main(argv) == 0
+    assert (
+        read(folder, "test_results.json")["test_loss"]
+        == read(digits_run[0], "test_results.json")["test_loss"]
+    )
+    assert "'loss'" not in capsys.readouterr().out
+    (newest / "scheduler.pt").unlink()
+    assert main(argv) == 2
+    assert capsys.readouterr().err == (
+        f"hf-lpwd train: error: resume_from_checkpoint is {str(newest)!r}, but scheduler.pt is missing; "
+        f"the newest whole one is {older[-1]}\n"
+    )
