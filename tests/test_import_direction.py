@@ -1,4 +1,4 @@
-"""Imports go one way: core <- vision <- study <- commands <- cli, and along the chain of the design within the core."""
+"""Imports go one way: core <- vision <- study <- commands, and along the chain of the design in the core."""
 
 import ast
 from pathlib import Path

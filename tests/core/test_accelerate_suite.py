@@ -23,6 +23,7 @@ from pathlib import Path
 
 import accelerate.test_utils.scripts
 import pytest
+from processes import HELPERS
 
 TIMINGS = ("l2", "wd", "rwd", "pwd")
 _RUN = HELPERS / "accelerate_run.py"
