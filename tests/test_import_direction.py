@@ -10,10 +10,9 @@ PACKAGE = Path(hf_lpwd.__file__).parent
 CORE_CHAIN = [
     {
         "layers",
-        "layer_assignment",
-        "layer_detection",
-        "layer_map",
-        "layer_rules",
+        "layer_blocks",
+        "layer_places",
+        "parameters",
         "schedules",
         "messages",
         "files",
