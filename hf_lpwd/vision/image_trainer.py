@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from hf_lpwd.checkpoints.mixin import CompleteCheckpointsMixin
 from hf_lpwd.trainer import LPWDTrainer
 from hf_lpwd.training_args import LPWDTrainingArguments
 from hf_lpwd.vision.data.batch_augmentation import Mixer, mixed_loss
 from hf_lpwd.vision.data.transforms import ImageTransform
 
 
-class ImageTrainer(LPWDTrainer):
-    """`LPWDTrainer` for batches of `ImageDataset`.
+class ImageTrainer(CompleteCheckpointsMixin, LPWDTrainer):
+    """`LPWDTrainer` for batches of `ImageDataset`, with checkpoints that are complete or absent.
 
     Args:
         args: How to train.
