@@ -1,4 +1,4 @@
-"""Imports go one way: core <- vision <- study <- commands, and along the chain of the design in the core."""
+"""Imports go one way: core <- checkpoints <- vision <- study <- commands; in the core along its chain."""
 
 import ast
 from pathlib import Path
@@ -21,9 +21,9 @@ CORE_CHAIN = [
     {"param_groups", "explain", "diagnostics", "decay_groups", "base_optimizer", "low_precision"},
     {"optimizer"},
     {"factory"},
-    {"layer_log", "trainer", "training_args", "checkpoints"},
+    {"layer_log", "trainer", "training_args"},
 ]
-HIGHER = ["vision", "study", "commands", "cli", "__main__"]
+HIGHER = ["checkpoints", "vision", "study", "commands", "cli", "__main__"]
 
 
 def modules():
