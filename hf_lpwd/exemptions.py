@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from hf_lpwd.layer_map import full_shape, unwrap_name
+from hf_lpwd.parameters import full_shape, unwrap_name
 
 Value = TypeVar("Value")
 

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from hf_lpwd.exemptions import exemptions
-from hf_lpwd.layer_map import LayerMap, full_shape
+from hf_lpwd.layers import LayerMap
+from hf_lpwd.parameters import full_shape
 from hf_lpwd.schedules import Schedule, layer_rates
 
 #: What the user calls exempt: one regular expression or several, searched in parameter names.

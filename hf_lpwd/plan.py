@@ -15,8 +15,8 @@ from torch import nn
 
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.exemptions import exemptions, first_matches
-from hf_lpwd.layer_map import LayerMap, full_shape, unwrap_name
-from hf_lpwd.layers import layer_index_map
+from hf_lpwd.layers import LayerMap, layer_index_map
+from hf_lpwd.parameters import full_shape, unwrap_name
 from hf_lpwd.plan_table import aligned, layer_table
 from hf_lpwd.schedules import layer_rates, parse_schedule
 
@@ -286,21 +286,21 @@ def plan_layers(model: nn.Module, config: LPWDConfig) -> LayerPlan:
     for stack, n in layer_map.num_layers_by_stack.items():
         counts = [0] * (n + 1)
         for name in trained - exempt.keys() - pattern_of.keys():
-            if layer_map.stack_by_name[name] == stack:
-                counts[layer_map.index_by_name[name]] += prod(shapes[name])
+            if layer_map.places[name].stack == stack:
+                counts[layer_map.places[name].layer] += prod(shapes[name])
         budget = counts if config.match_decay_budget else None
         rates[stack] = layer_rates(config.weight_decay, n, schedule, match_budget=budget)
 
     parameters = {}
     for name in names:
-        stack, index = layer_map.stack_by_name[name], layer_map.index_by_name[name]
+        stack, index, module = layer_map.places[name]
         pattern = pattern_of.get(name)
         own_rate = (config.decay_by_pattern or {}).get(pattern or "")
         rate = own_rate if own_rate is not None else 0.0 if name in exempt else rates[stack][index]
         parameters[name] = PlannedParameter(
             stack=stack,
             layer=index,
-            module=layer_map.reason_by_name.get(name, ""),
+            module=module,
             shape=shapes[name],
             trained_rate=float(rate),
             lr_scale=config.layer_lr_decay ** (layer_map.num_layers_by_stack[stack] - index),

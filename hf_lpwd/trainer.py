@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, Trainer
 from transformers.utils import CONFIG_NAME
 
 from hf_lpwd.base_optimizer import has_fused_kernel
-from hf_lpwd.checkpoints.mixin import WholeCheckpointsMixin
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
 from hf_lpwd.factory import create_lpwd_optimizer
 from hf_lpwd.layer_log import QUIET, LayerLog
@@ -26,13 +25,12 @@ else:
     _Base = object
 
 
-class LPWDTrainerMixin(WholeCheckpointsMixin, _Base):
+class LPWDTrainerMixin(_Base):
     """Gives any `Trainer` subclass layer-wise weight decay: ``class Mine(LPWDTrainerMixin, Seq2SeqTrainer)``.
 
     The base optimizer is `args.optim`, or the class in `optimizer_cls_and_kwargs`; the decay is that of
     `LPWDTrainingArguments`. At `logging_steps` each layer's rate, weight norm and ratio of gradient norm to
-    weight norm go to the Trainer's logs; see `hf_lpwd.layer_log.layer_values`. Checkpoints are whole or not
-    there; see `hf_lpwd.checkpoints`.
+    weight norm go to the Trainer's logs; see `hf_lpwd.layer_log.layer_values`.
 
     Attributes:
         layer_map: The layer index of each parameter, from the start of training on.

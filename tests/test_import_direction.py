@@ -1,4 +1,4 @@
-"""Imports go one way: core <- vision <- study <- commands, and along the chain of the design in the core."""
+"""Imports go one way: core <- checkpoints <- vision <- study <- commands; in the core along its chain."""
 
 import ast
 from pathlib import Path
@@ -11,10 +11,9 @@ CORE_CHAIN = [
     {
         "config",
         "layers",
-        "layer_assignment",
-        "layer_detection",
-        "layer_map",
-        "layer_rules",
+        "layer_blocks",
+        "layer_places",
+        "parameters",
         "schedules",
         "messages",
         "files",
@@ -32,9 +31,9 @@ CORE_CHAIN = [
     },
     {"optimizer"},
     {"factory"},
-    {"layer_log", "trainer", "training_args", "checkpoints"},
+    {"layer_log", "trainer", "training_args"},
 ]
-HIGHER = ["vision", "study", "commands", "cli", "__main__"]
+HIGHER = ["checkpoints", "vision", "study", "commands", "cli", "__main__"]
 
 
 def modules():

@@ -33,7 +33,7 @@ OUTDATED = ".outdated"
 logger = logging.get_logger(__name__)
 
 
-class WholeCheckpointsMixin(_Base):
+class CompleteCheckpointsMixin(_Base):
     """Saves each checkpoint under another name and renames it when it is whole; resumes only from whole ones.
 
     `Trainer` alone writes into ``checkpoint-N`` file by file, so that a run killed meanwhile leaves a folder
@@ -47,7 +47,7 @@ class WholeCheckpointsMixin(_Base):
         """Trains as `Trainer.train` does.
 
         Args:
-            resume_from_checkpoint: A checkpoint's folder, or True for `last_whole_checkpoint`.
+            resume_from_checkpoint: A checkpoint's folder, or True for `last_complete_checkpoint`.
             *args: For `Trainer.train`, as are `kwargs`.
             **kwargs: See `args`.
 
@@ -62,7 +62,7 @@ class WholeCheckpointsMixin(_Base):
                 shutil.rmtree(os.path.join(str(self.args.output_dir), left_behind), ignore_errors=True)
         self.accelerator.wait_for_everyone()
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = self.last_whole_checkpoint()
+            resume_from_checkpoint = self.last_complete_checkpoint()
             if resume_from_checkpoint is None:
                 raise ValueError(
                     f"resume_from_checkpoint is True, but {self.args.output_dir} has no whole checkpoint"
@@ -74,9 +74,9 @@ class WholeCheckpointsMixin(_Base):
                 raise BadInputError(reason)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def last_whole_checkpoint(self) -> str | None:
+    def last_complete_checkpoint(self) -> str | None:
         """Returns the newest whole checkpoint in `output_dir`, agreed on by all processes, or None."""
-        found = last_whole(str(self.args.output_dir)) if self.is_world_process_zero() else None
+        found = last_complete(str(self.args.output_dir)) if self.is_world_process_zero() else None
         return broadcast_object_list([found])[0]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -181,7 +181,7 @@ def put_back_replaced(output_dir: str) -> None:
                 replaced.rename(checkpoint)
 
 
-def last_whole(output_dir: str) -> str | None:
+def last_complete(output_dir: str) -> str | None:
     """Returns the newest whole checkpoint in a folder, or None.
 
     A damaged one is moved out of the way, to ``damaged-checkpoint-N``; a warning says what is wrong with it.

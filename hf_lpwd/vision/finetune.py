@@ -184,7 +184,7 @@ def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | N
     checkpoint = named_checkpoint(args)
     if checkpoint is not True:
         return checkpoint or None
-    found = trainer.last_whole_checkpoint()
+    found = trainer.last_complete_checkpoint()
     if found is None:
         logger.warning(f"{args.output_dir} has no whole checkpoint: the run starts from the beginning")
     return found

@@ -1,141 +1,28 @@
-"""Saving, loading and resuming with `LPWDTrainer`."""
+"""Checkpoints that are complete or absent, and signals."""
 
 import errno
 import json
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from small_trainers import (
-    TIMINGS,
-    Images,
+    CheckpointingTrainer,
     assert_same,
-    make_model,
     make_trainer,
     stock_trainer,
     trained,
-    weights,
 )
-from transformers import (
-    TrainerCallback,
-    ViTForImageClassification,
-)
+from transformers import TrainerCallback
 
 from hf_lpwd.checkpoints import mixin as checkpoints
 from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.trainer import LPWDTrainer
 
-
-class Evaluated(TrainerCallback):
-    """Keeps the weights that an evaluation has seen."""
-
-    def __init__(self):
-        self.seen = {}
-
-    def on_evaluate(self, args, state, control, model, **kwargs):
-        self.seen[state.global_step] = weights(model)
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [{"decay_timing": timing} for timing in TIMINGS]
-    + [
-        {
-            "decay_timing": "pwd",
-            "optim": "sgd",
-            "optim_args": "momentum=0.9",
-            "decay_coupling": "independent",
-        },
-        {"decay_timing": "rwd", "optim": "adafactor"},
-    ],
-    ids=str,
-)
-def test_resuming_is_exact(tmp_path, flags):
-    flags = {"weight_decay": 0.05, "save_strategy": "steps", "save_steps": 10, **flags}
-    through = trained(make_trainer(tmp_path, **flags))
-    resumed = make_trainer(tmp_path, **flags)
-    again = trained(resumed, resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
-    assert_same(through, again)
-    assert resumed.layer_map.num_layers == 3
-    assert set(resumed.layer_map.index_by_name) == set(through)
-
-
-def test_the_best_model_is_loaded(tmp_path):
-    evaluated = Evaluated()
-    trainer = make_trainer(
-        tmp_path,
-        [evaluated],
-        eval_strategy="steps",
-        save_strategy="steps",
-        eval_steps=4,
-        save_steps=4,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        save_total_limit=1,
-    )
-    trainer.train()
-    assert_same(weights(trainer.model), evaluated.seen[trainer.state.best_global_step])
-
-
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    flags = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
-    trained(make_trainer(tmp_path, **flags))
-    trainer = make_trainer(tmp_path, **flags)
-    trainer.model = make_model(num_hidden_layers=3)
-    with pytest.raises(ValueError, match="lacks weights of this model"):
-        trainer.train(resume_from_checkpoint=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"decay_timing": "rwd"}, "decay_timing pwd, but this run has rwd"),
-        ({"decay_coupling": "independent"}, "decay_coupling lr, but this run has independent"),
-        ({"weight_decay": 0.4}, r"saved 0\.\d+, now 0\.\d+"),
-        ({"layer_schedule": "cosine"}, r"saved 0\.\d+, now 0\.\d+"),
-    ],
-)
-def test_resuming_with_other_settings_is_refused(tmp_path, change, message):
-    flags = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
-    trained(make_trainer(tmp_path, **flags))
-    other = make_trainer(tmp_path, **{**flags, **change})
-    with pytest.raises(ValueError, match=message):
-        other.train(resume_from_checkpoint=True)
-
-
-def test_evaluated_saved_and_final_weights_are_undecayed(tmp_path):
-    flags = {"eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", "save_steps": 5}
-    evaluated, at_rest = Evaluated(), {}
-    trainer = make_trainer(tmp_path, [evaluated], **flags)
-    optimizer = trainer.create_optimizer()
-
-    def keep_weights(*args):
-        at_rest[len(at_rest) + 1] = weights(trainer.model)
-
-    optimizer.register_step_post_hook(keep_weights)
-    final = trained(trainer)
-    assert sorted(evaluated.seen) == [5, 10, 15, 20]
-    for step, seen in evaluated.seen.items():
-        assert_same(seen, at_rest[step])
-        saved = ViTForImageClassification.from_pretrained(tmp_path / f"checkpoint-{step}")
-        assert_same(weights(saved), at_rest[step])
-    assert_same(final, at_rest[20])
-
-
-def test_saved_and_loaded_it_predicts_the_same(tmp_path):
-    trainer = make_trainer(tmp_path)
-    trainer.train()
-    predictions = trainer.predict(Images(8, seed=1)).predictions
-    trainer.save_model(tmp_path / "saved")
-    loaded = ViTForImageClassification.from_pretrained(tmp_path / "saved").eval()
-    with torch.no_grad():
-        logits = loaded(Images(8, seed=1).images).logits
-    assert torch.equal(torch.tensor(predictions), logits)
-
-
+make_trainer = partial(make_trainer, cls=CheckpointingTrainer)
 SAVING = {"save_strategy": "steps", "save_steps": 5, "decay_timing": "pwd"}
 
 
@@ -177,14 +64,14 @@ def test_a_damaged_checkpoint_is_passed_over(run_folder, name, harm, monkeypatch
     monkeypatch.setattr(checkpoints.logger, "warning", warnings.append)
     newest = run_folder / "checkpoint-20"
     harm(newest / name)
-    assert checkpoints.last_whole(str(run_folder)) == str(run_folder / "checkpoint-15")
+    assert checkpoints.last_complete(str(run_folder)) == str(run_folder / "checkpoint-15")
     assert len(warnings) == 1
     assert warnings[0].startswith(f"passed over the damaged checkpoint {newest}: {name} ")
     assert not newest.exists()
     assert (run_folder / "damaged-checkpoint-20").is_dir()
 
 
-def test_resuming_goes_on_from_the_last_whole_checkpoint(run_folder, finished):
+def test_resuming_goes_on_from_the_last_complete_checkpoint(run_folder, finished):
     truncate(run_folder / "checkpoint-20" / "optimizer.pt")
     garble(run_folder / "checkpoint-15" / "model.safetensors")
     resumed = make_trainer(run_folder, **SAVING)
@@ -198,7 +85,7 @@ def test_without_a_whole_checkpoint_the_trainer_refuses(run_folder):
         (run_folder / f"checkpoint-{step}" / "scheduler.pt").unlink()
     with pytest.raises(ValueError, match="has no whole checkpoint"):
         make_trainer(run_folder, **SAVING).train(resume_from_checkpoint=True)
-    assert checkpoints.last_whole(str(run_folder / "nowhere")) is None
+    assert checkpoints.last_complete(str(run_folder / "nowhere")) is None
 
 
 @pytest.mark.parametrize(
@@ -270,7 +157,7 @@ def test_a_checkpoint_that_was_about_to_be_replaced_is_not_lost(run_folder, monk
     killed_while_it_replaces(run_folder, monkeypatch)
     before = (run_folder / "checkpoint-15" / "model.safetensors").read_bytes()
     trainer = make_trainer(run_folder, **SAVING)
-    assert trainer.last_whole_checkpoint() == str(run_folder / "checkpoint-20")
+    assert trainer.last_complete_checkpoint() == str(run_folder / "checkpoint-20")
     assert checkpoints.damage(str(run_folder / "checkpoint-20")) is None
     assert (run_folder / "checkpoint-15" / "model.safetensors").read_bytes() == before
     killed_while_it_replaces(run_folder, monkeypatch)
@@ -321,13 +208,13 @@ def test_a_damaged_or_replaced_checkpoint_is_not_put_back(run_folder, monkeypatc
     killed_while_it_replaces(run_folder, monkeypatch)
     replaced = run_folder / checkpoints.UNFINISHED / "replaced" / "checkpoint-20"
     truncate(replaced / "optimizer.pt")
-    assert checkpoints.last_whole(str(run_folder)) == str(run_folder / "checkpoint-15")
+    assert checkpoints.last_complete(str(run_folder)) == str(run_folder / "checkpoint-15")
     (run_folder / checkpoints.UNFINISHED / "replaced").rename(run_folder / checkpoints.UNFINISHED / "kept")
     shutil.copytree(
         run_folder / "checkpoint-15", run_folder / checkpoints.UNFINISHED / "replaced" / "checkpoint-15"
     )
     garble(run_folder / "checkpoint-15" / "model.safetensors")
-    assert checkpoints.last_whole(str(run_folder)) == str(run_folder / "checkpoint-10")
+    assert checkpoints.last_complete(str(run_folder)) == str(run_folder / "checkpoint-10")
 
 
 def test_the_state_names_the_best_checkpoint_where_it_is(tmp_path):

@@ -11,7 +11,7 @@ from tiny_models import TINY_MODELS, HandWritten
 from torch import nn
 
 from hf_lpwd.factory import create_lpwd_optimizer
-from hf_lpwd.layers import LayerMap, layer_index_map
+from hf_lpwd.layers import LayerMap, Place, layer_index_map
 from hf_lpwd.param_groups import decayed_scalars, layer_param_groups, no_decay_reasons, stack_rates
 from hf_lpwd.schedules import layer_rates
 
@@ -413,6 +413,6 @@ def test_layer_map_of_the_user_decides():
     assert rate["body.0.up.weight"] == 0.2
     assert rate["out.weight"] == 0.0
     layer_map = layer_index_map(HandWritten())
-    moved = LayerMap({**layer_map.index_by_name, "out.weight": 2}, {"": 4}, layer_map.stack_by_name)
+    moved = LayerMap({**layer_map.places, "out.weight": Place("", 2, "mine")}, {"": 4})
     groups = _groups(HandWritten(), layers=moved)
     assert ["body.1.up.weight", "body.1.down.weight", "out.weight"] in [g["param_names"] for g in groups]

@@ -14,7 +14,6 @@ import pytest
 import torch
 from small_runs import at_call
 
-from hf_lpwd.trainer import LPWDTrainer
 from hf_lpwd.vision.data import images
 from hf_lpwd.vision.image_trainer import ImageTrainer
 
@@ -35,7 +34,7 @@ def main(what, process, flags):
         patch.setattr(images, "fits_in_memory", lambda *_: False)
     elif os.environ["RANK"] == process:
         cls, name, then = {
-            "disk": (LPWDTrainer, "_save_checkpoint", fill_disk),
+            "disk": (ImageTrainer, "_save_checkpoint", fill_disk),
             "memory": (ImageTrainer, "training_step", take_memory),
         }[what]
         patch.setattr(cls, name, at_call(2, then, getattr(cls, name)))

@@ -9,6 +9,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from hf_lpwd.checkpoints.mixin import CompleteCheckpointsMixin
 from hf_lpwd.trainer import LPWDTrainer
 from hf_lpwd.training_args import LPWDTrainingArguments
 
@@ -66,8 +67,12 @@ def lpwd_args(path, **changes):
     return LPWDTrainingArguments(output_dir=str(path), **{**COMMON, "weight_decay": 0.5, **changes})
 
 
-def make_trainer(path, callbacks=None, **changes):
-    return LPWDTrainer(
+class CheckpointingTrainer(CompleteCheckpointsMixin, LPWDTrainer):
+    """As the trainer of the main job."""
+
+
+def make_trainer(path, callbacks=None, cls=LPWDTrainer, **changes):
+    return cls(
         make_model(),
         lpwd_args(path, **changes),
         train_dataset=Images(),

@@ -15,7 +15,6 @@ from transformers import TrainerControl, TrainerState
 
 from hf_lpwd.checkpoints.corruption import damage
 from hf_lpwd.messages import BadInputError
-from hf_lpwd.trainer import LPWDTrainer
 from hf_lpwd.training_args import LPWDTrainingArguments
 from hf_lpwd.vision import prepare
 from hf_lpwd.vision.data.images import ImageDataset
@@ -85,7 +84,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path, monkeypatch, capsys, limi
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
 
     with monkeypatch.context() as patch:
-        patch.setattr(LPWDTrainer, "_save_checkpoint", at_call(3, fill, LPWDTrainer._save_checkpoint))
+        patch.setattr(ImageTrainer, "_save_checkpoint", at_call(3, fill, ImageTrainer._save_checkpoint))
         try:
             assert train(tmp_path / "out", *SAVING) == 2
         finally:
