@@ -16,7 +16,6 @@ from transformers.trainer_pt_utils import safe_globals
 
 from hf_lpwd.files import FILE_SIZES
 
-
 # What DeepSpeed pickles beside tensors in its model and optimizer states.
 _DEEPSPEED_STATES = ("_model_states.pt", "_optim_states.pt")
 _DEEPSPEED_CLASSES: set[str] = set()

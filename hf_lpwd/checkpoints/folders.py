@@ -88,8 +88,8 @@ def remove_oldest(run_dir: Path, limit: int | None, newest: Path, best: Path | N
     shutil.rmtree(outdated, ignore_errors=True)
     settings, here = read_record(newest), checkpoints_in(run_dir)
     older = [path for path in here[: here.index(newest)] if path != best and _is_of_run(path, settings)]
-    kept = limit - 1 - (best is not None and best != newest)
-    for checkpoint in older[: len(older) - max(0, kept)]:
+    kept = max(0, limit - 1 - (best is not None and best != newest))
+    for checkpoint in older[: max(0, len(older) - kept)]:
         checkpoint.rename(outdated)
         shutil.rmtree(outdated, ignore_errors=True)
 

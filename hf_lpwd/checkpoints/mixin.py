@@ -46,6 +46,7 @@ class CompleteCheckpointsMixin(_Base):
     """
 
     run_settings: Mapping[str, Any] | None = None
+    _initial_global_step: int
     #: While a checkpoint is written, the folder in which it is.
     _unfinished: str | None = None
     #: The checkpoint that the run goes on from, and the best one of its run so far.
@@ -100,7 +101,7 @@ class CompleteCheckpointsMixin(_Base):
             raise BadInputError(found)
 
     def _best_so_far(self, checkpoint: str) -> str | None:
-        """Finds the best checkpoint by its step: beside the one to go on from, as the folder may have moved."""
+        """Finds the best checkpoint by its step beside the one to go on from: the folder may have moved."""
         state = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         step, recorded = state.get("best_global_step"), state.get("best_model_checkpoint")
         if not step:
@@ -137,7 +138,7 @@ class CompleteCheckpointsMixin(_Base):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         is_best = super()._determine_best_metric(metrics, trial)
-        # What is to be loaded at the end has to be saved, also where evaluations are more frequent than saves.
+        # What is loaded at the end has to be saved, also where evaluations are more frequent than saves.
         if is_best and self.args.load_best_model_at_end:
             self.control.should_save = True
         return is_best
@@ -148,7 +149,7 @@ class CompleteCheckpointsMixin(_Base):
             best = self.state.best_model_checkpoint
             self._refuse_if(partial(_why_not_best, best, self.state.best_global_step))
         limit = self.args.save_total_limit
-        resumed_at: int = self._initial_global_step
+        resumed_at = self._initial_global_step
         # Trainer would delete checkpoints in place.
         self.args.save_total_limit = None
         if self._before is not None:
@@ -165,7 +166,7 @@ class CompleteCheckpointsMixin(_Base):
         return result
 
     def _take_up_progress(self) -> None:
-        """Goes on with the loss that had been added up, so that a resumed run logs what an unbroken one does."""
+        """Goes on with the loss so far, so that a resumed run logs what an uninterrupted one does."""
         if not self._resumed_from or self._before is not None:
             return
         path = self._progress(self._resumed_from)

@@ -13,6 +13,8 @@ from hf_lpwd.files import RECORD, write_json
 
 #: Where only these differ and their product does not, a step sees the same samples.
 DIVISION = ("devices", "per_device_train_batch_size", "gradient_accumulation_steps")
+#: In a record, what was different in the run that this one went on from.
+CHANGES = "resumed_with_changes"
 #: What other settings follow from comes first.
 _ABOVE_ALL = ("dataset_name", "train_dir", "model_name_or_path", "model_type")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
+from hf_lpwd.checkpoints.run_folder import sole_use
+from hf_lpwd.checkpoints.run_record import write_record
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.optimizer import LayerwiseDecay
@@ -27,7 +30,6 @@ from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.prepare import Run, named_checkpoint, prepare
-from hf_lpwd.vision.run_folder import write_record
 
 #: Split -> what `Trainer` puts before the names of its metrics.
 PREFIXES = {"validation": "eval", "test": "test"}
@@ -88,12 +90,14 @@ def _finetune(
         raise BadInputError(str(error)) from error
     # The push comes first, so that it sees the last checkpoint of a stopped run.
     callbacks = [*([push] if push else []), stop, StopWhereNotFinite()]
-    trainer, metrics = train_and_evaluate(run, training_args, callbacks)
-    if trainer.is_world_process_zero():
-        write_results(run, trainer, metrics, argv)
-        print(_closing_line(run, metrics, str(training_args.output_dir)))
-        if push:
-            print(f"pushed: {push.finish()}")
+    folder, decides = str(training_args.output_dir), training_args.process_index == 0
+    with sole_use(folder, run.settings) if decides else nullcontext():
+        trainer, metrics = train_and_evaluate(run, training_args, callbacks)
+        if trainer.is_world_process_zero():
+            write_results(run, trainer, metrics, argv)
+            print(_closing_line(run, metrics, folder))
+            if push:
+                print(f"pushed: {push.finish()}")
 
 
 def make_trainer(
@@ -110,7 +114,7 @@ def make_trainer(
         callbacks: For the trainer.
         optimizer: Instead of the one that the arguments name.
     """
-    return ImageTrainer(
+    trainer = ImageTrainer(
         model=run.model,
         args=args,
         transform=ImageTransform(run.processor),
@@ -124,6 +128,8 @@ def make_trainer(
         optimizers=(optimizer, None),
         callbacks=[EpochCallback(), *callbacks],
     )
+    trainer.run_settings = run.settings
+    return trainer
 
 
 def train_and_evaluate(
@@ -186,7 +192,7 @@ def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | N
         return checkpoint or None
     found = trainer.last_complete_checkpoint()
     if found is None:
-        logger.warning(f"{args.output_dir} has no whole checkpoint: the run starts from the beginning")
+        logger.warning(f"{args.output_dir} has no complete checkpoint: the run starts from the beginning")
     return found
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 from transformers import set_seed
 
-from hf_lpwd.checkpoints.mixin import why_not_resumable
+from hf_lpwd.checkpoints.run_folder import check_checkpoint, check_output_dir
+from hf_lpwd.checkpoints.run_record import CHANGES, read_record
 from hf_lpwd.decay_groups import shrinkage
 from hf_lpwd.explain import Explanation, explain
 from hf_lpwd.schedules import parse_schedule
@@ -19,7 +20,7 @@ from hf_lpwd.vision.data.images import ImageDataset, finishes_later
 from hf_lpwd.vision.data.splits import Splits, load_splits
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
-from hf_lpwd.vision.run_folder import check_output_dir, data_settings, run_settings
+from hf_lpwd.vision.run_settings import data_settings, run_settings
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,12 @@ def prepare(
         ValueError: Something in the input is wrong; the message says what, in one line.
     """
     settings = run_settings(model_args, data_args, training_args)
-    check_output_dir(str(training_args.output_dir), settings)
-    _check_resumable(training_args)
+    check_run(training_args, settings)
     splits = load_splits(
         data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token
     )
     settings |= data_settings(splits)
-    check_output_dir(str(training_args.output_dir), settings)
+    settings[CHANGES] = check_run(training_args, settings)
     # The model's initial weights depend on the seed alone, not on what loading the data drew.
     set_seed(training_args.seed)
     model, processor = load_model_and_processor(model_args, splits.class_names)
@@ -98,8 +98,21 @@ def named_checkpoint(args: ImageTrainingArguments) -> str | bool | None:
     return {"true": True, "false": None, "none": None}.get(text, args.resume_from_checkpoint)
 
 
-def _check_resumable(args: ImageTrainingArguments) -> None:
+def check_run(args: ImageTrainingArguments, settings: dict[str, Any]) -> str | None:
+    """Checks the output folder and the checkpoint that was named, if any.
+
+    Args:
+        args: Where to write, and what to go on from.
+        settings: What identifies the run, as far as it is known.
+
+    Returns:
+        In what the run that it goes on from was different, None if in nothing.
+
+    Raises:
+        ValueError: They are of another run, or cannot be used; the message says why.
+    """
+    check_output_dir(str(args.output_dir), settings)
     checkpoint = named_checkpoint(args)
-    reason = why_not_resumable(checkpoint) if isinstance(checkpoint, str) else None
-    if reason is not None:
-        raise ValueError(reason)
+    if isinstance(checkpoint, str):
+        return check_checkpoint(checkpoint, settings, args.resume_with_changes)
+    return (read_record(str(args.output_dir)) or {}).get(CHANGES) if checkpoint else None

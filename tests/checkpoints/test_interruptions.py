@@ -146,7 +146,7 @@ def test_killed_before_the_results_are_written_nothing_is_trained_again(runs, wh
 def test_before_the_first_checkpoint_a_resumed_run_starts_anew(runs, whole):
     code, _, log, _ = runs.resume("early")
     assert code == 0
-    assert "early has no whole checkpoint: the run starts from the beginning" in log
+    assert "early has no complete checkpoint: the run starts from the beginning" in log
     runs.assert_same("early", whole("pwd")[0])
 
 

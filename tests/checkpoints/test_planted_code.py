@@ -62,9 +62,9 @@ def test_no_file_of_a_trainers_checkpoint_runs_code(finished, tmp_path, kind):
             trainer.train(resume_from_checkpoint=str(checkpoint))
         except BadInputError as error:
             refused[name] = str(error)
-            assert "\n" not in str(error)
         assert not trace.exists(), name
     # Nobody loads the arguments of the Trainer.
+    assert not any("\n" in line for line in refused.values())
     assert refused.keys() == {*names(finished), *MORE} - {"training_args.bin"}
 
 
@@ -73,5 +73,5 @@ def test_what_is_said_of_it(finished, tmp_path):
     plant(tmp_path / "checkpoint-2" / "optimizer.pt", tmp_path / "ran", "beside")
     with_size_recorded(tmp_path / "checkpoint-2", "optimizer.pt")
     assert damage(str(tmp_path / "checkpoint-2")) == (
-        "optimizer.pt cannot be read (it holds pathlib.Path.touch, which may run code when it is loaded)"
+        "optimizer.pt cannot be read (it holds posix.mkdir, which may run code when it is loaded)"
     )

@@ -17,7 +17,7 @@ from small_trainers import (
 )
 from transformers import TrainerCallback
 
-from hf_lpwd.checkpoints import mixin as checkpoints
+from hf_lpwd.checkpoints import folders as checkpoints
 from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.trainer import LPWDTrainer
@@ -66,7 +66,7 @@ def test_a_damaged_checkpoint_is_passed_over(run_folder, name, harm, monkeypatch
     harm(newest / name)
     assert checkpoints.last_complete(str(run_folder)) == str(run_folder / "checkpoint-15")
     assert len(warnings) == 1
-    assert warnings[0].startswith(f"passed over the damaged checkpoint {newest}: {name} ")
+    assert warnings[0].startswith(f"passed over the corrupt checkpoint {newest}: {name} ")
     assert not newest.exists()
     assert (run_folder / "damaged-checkpoint-20").is_dir()
 
@@ -83,7 +83,7 @@ def test_resuming_goes_on_from_the_last_complete_checkpoint(run_folder, finished
 def test_without_a_whole_checkpoint_the_trainer_refuses(run_folder):
     for step in (5, 10, 15, 20):
         (run_folder / f"checkpoint-{step}" / "scheduler.pt").unlink()
-    with pytest.raises(ValueError, match="has no whole checkpoint"):
+    with pytest.raises(ValueError, match="has no complete checkpoint"):
         make_trainer(run_folder, **SAVING).train(resume_from_checkpoint=True)
     assert checkpoints.last_complete(str(run_folder / "nowhere")) is None
 
@@ -195,12 +195,12 @@ def test_a_damaged_one_named_explicitly_is_refused_and_a_whole_one_named(run_fol
             make_trainer(run_folder, **SAVING).train(resume_from_checkpoint=str(run_folder / name))
         assert str(error.value) == (
             f"resume_from_checkpoint is {str(run_folder / name)!r}, but {fault}; "
-            f"the newest whole one is {run_folder / 'checkpoint-10'}"
+            f"the newest complete one is {run_folder / 'checkpoint-10'}"
         )
     assert contents(run_folder) == before
     for step in (5, 10):
         (run_folder / f"checkpoint-{step}" / "scheduler.pt").unlink()
-    with pytest.raises(BadInputError, match=r"but scheduler\.pt is missing; no whole one is beside it$"):
+    with pytest.raises(BadInputError, match=r"but scheduler\.pt is missing; no complete one is beside it$"):
         make_trainer(run_folder, **SAVING).train(resume_from_checkpoint=str(run_folder / "checkpoint-10"))
 
 

@@ -1,20 +1,20 @@
 """Pickles that leave a trace if anything loads them without care."""
 
+import os
 import pickle
 import zipfile
-from pathlib import Path
 
 import torch
 
 
 class Payload:
-    """Creates a file when it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, trace):
         self.trace = trace
 
     def __reduce__(self):
-        return Path.touch, (self.trace,)
+        return os.mkdir, (str(self.trace),)
 
 
 def plant(path, trace, kind):
@@ -26,5 +26,3 @@ def plant(path, trace, kind):
     else:
         kept = torch.load(path, weights_only=False) if zipfile.is_zipfile(path) else {}
         torch.save({**(kept if isinstance(kept, dict) else {}), "payload": Payload(trace)}, path)
-
-

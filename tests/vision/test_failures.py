@@ -190,11 +190,11 @@ def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch, error):
     assert_whole(tmp_path / "out", 1)
 
 
-def test_a_folder_without_the_right_to_write_is_refused_at_once(tmp_path, monkeypatch, capsys):
+def test_a_folder_without_write_permission_is_refused_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(prepare, "load_splits", None)
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     assert train(tmp_path / "deep" / "out") == 2
     assert the_line(capsys.readouterr()) == (
-        f"hf-lpwd train: error: output_dir is {tmp_path}/deep/out, but there is no right to write in "
+        f"hf-lpwd train: error: output_dir is {tmp_path}/deep/out, but there is no write permission in "
         f"{tmp_path}"
     )

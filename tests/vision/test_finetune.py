@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hf_lpwd.checkpoints.mixin import UNFINISHED
+from hf_lpwd.checkpoints.folders import UNFINISHED
 from hf_lpwd.cli import main
 from hf_lpwd.vision.data import images
 from hf_lpwd.vision.data.splits import load_digits

@@ -1,0 +1,174 @@
+"""Which run does a folder or a checkpoint belong to, and may another one write there or go on from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from transformers.utils import logging
+
+from hf_lpwd.checkpoints.folders import UNFINISHED, checkpoints_in, why_not_resumable
+from hf_lpwd.checkpoints.run_record import (
+    CHANGES,
+    DIVISION,
+    Differences,
+    differences,
+    read_record,
+    samples_per_step,
+    say_differences,
+)
+from hf_lpwd.files import RECORD
+from hf_lpwd.messages import BadInputError
+
+#: In the folder of a run that is under way; a killed run can leave it behind, unlocked.
+LOCK = ".lock"
+_LENGTH = {"num_train_epochs", "max_steps"}
+# What a checkpoint's weights and its optimizer's state decide, whatever the flags say.
+_IN_THE_STATE = {
+    *("model_type", "config_name", "config_overrides", "class_names"),
+    *("learning_rate", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("weight_decay", "decay_timing", "layer_schedule", "decay_coupling", "match_decay_budget"),
+    *("decay_all", "no_decay_pattern"),
+}
+
+logger = logging.get_logger(__name__)
+
+
+def check_output_dir(output_dir: str, settings: Mapping[str, Any]) -> None:
+    """Raises a BadInputError if `output_dir` cannot be written into, or holds something else than this run.
+
+    A folder without a checkpoint and without a model is free, so that a mistake noticed late does not lock
+    it. A run may go on with another number of devices if its steps see as many samples as before; a warning
+    says what is different.
+
+    Args:
+        output_dir: A folder, there or not.
+        settings: What identifies the run; those that are not known yet may be left out.
+    """
+    folder = Path(output_dir)
+    if not output_dir:
+        raise BadInputError("output_dir is empty: name a folder for the results")
+    if folder.exists() and not folder.is_dir():
+        raise BadInputError(f"output_dir {output_dir} is a file: name a folder")
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInputError(f"output_dir is {output_dir}, but there is no write permission in {there}")
+    if not folder.exists():
+        return
+    if (folder / LOCK).exists():
+        with sole_use(output_dir, settings):
+            return
+    _check_contents(folder, settings)
+
+
+def _check_contents(folder: Path, settings: Mapping[str, Any]) -> None:
+    if all(path.name.startswith(".") for path in folder.iterdir()):
+        return
+    if (folder / RECORD).exists() and not _holds_weights(folder):
+        return
+    then = read_record(folder)
+    if then is None:
+        raise BadInputError(f"output_dir {folder} is not empty and holds no run of hf-lpwd: name another one")
+    found = _differences_of_a_run(then, settings, str(folder))
+    if found:
+        why = "a run cannot be extended, " if next(iter(found)) in _LENGTH else ""
+        if next(iter(found)) in DIVISION:
+            samples = [samples_per_step(values) for values in (then, {**then, **settings})]
+            why = f"a step has {samples[1]} samples instead of {samples[0]}, go on with as many, or "
+        raise BadInputError(
+            f"output_dir {folder} holds another run: {say_differences(found)}: {why}name another folder"
+        )
+
+
+def check_checkpoint(
+    checkpoint: str | os.PathLike[str], settings: Mapping[str, Any], with_changes: bool = False
+) -> str | None:
+    """Raises a BadInputError if the run of these settings cannot go on from a checkpoint.
+
+    Args:
+        checkpoint: Its folder.
+        settings: What identifies the run; those that are not known yet may be left out.
+        with_changes: Whether it may be of a run with other settings. Those that are part of the model or of
+            the optimizer's state cannot be changed.
+
+    Returns:
+        What is different, None if nothing is.
+    """
+    if (reason := why_not_resumable(checkpoint)) is not None:
+        raise BadInputError(reason)
+    folder = Path(checkpoint)
+    then = read_record(folder) or read_record(folder.absolute().parent)
+    if then is None:
+        logger.warning_once(f"{checkpoint} does not say which run it is of: its settings are not compared")
+        return None
+    found = _differences_of_a_run(then, settings, str(checkpoint))
+    if not found:
+        return None
+    fixed = {name: found[name] for name in found if name in _IN_THE_STATE}
+    refused = f"resume_from_checkpoint is {str(checkpoint)!r}, a checkpoint of another run: "
+    if fixed:
+        raise BadInputError(
+            f"{refused}{say_differences({**fixed, **found})}: its state decides {', '.join(fixed)}; to start "
+            f"a new run from its weights, use --model_name_or_path {checkpoint}"
+        )
+    if not with_changes:
+        raise BadInputError(
+            f"{refused}{say_differences(found)}; to go on all the same: --resume_with_changes"
+        )
+    changes = f"{folder.absolute().name}: {say_differences(found, most=len(found))}"
+    logger.warning_once(f"going on from another run's {changes}")
+    return changes
+
+
+def _differences_of_a_run(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> Differences:
+    """Returns what is different; not how a step's samples are divided, of which a warning tells."""
+    found = differences(then, now, [name for name in now if name != CHANGES])
+    division = {name: found[name] for name in DIVISION if name in found}
+    samples = samples_per_step(then)
+    if division and samples is not None and samples == samples_per_step({**then, **now}):
+        found = {name: found[name] for name in found if name not in division}
+        said = ", ".join(f"{name} {old}, now {new}" for name, (old, new) in division.items())
+        logger.warning_once(
+            f"{where}: the run had {said}. Each step has {samples} samples as before, but the result is the "
+            "same only up to rounding and random numbers"
+        )
+    return found
+
+
+def _holds_weights(folder: Path) -> bool:
+    replaced = (folder / UNFINISHED).glob("*/checkpoint-*")
+    return bool(checkpoints_in(folder)) or any(
+        any(found) for found in (folder.glob("*.safetensors"), replaced)
+    )
+
+
+@contextmanager
+def sole_use(output_dir: str | os.PathLike[str], settings: Mapping[str, Any]) -> Iterator[None]:
+    """Keeps every other run out of a folder, which is made if it is missing.
+
+    Args:
+        output_dir: The folder.
+        settings: What identifies the run, as for `check_output_dir`.
+
+    Raises:
+        BadInputError: Another run is in it, or has been meanwhile.
+    """
+    path = Path(output_dir, LOCK)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BadInputError(
+            f"output_dir {output_dir} is in use by another run: wait for its end, or name another folder"
+        ) from None
+    try:
+        _check_contents(path.parent, settings)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
