@@ -42,6 +42,12 @@ def _explain(argv: list[str]) -> int:
     return main(argv)
 
 
+def _audit(argv: list[str]) -> int:
+    from hf_lpwd.commands.audit import main
+
+    return main(argv)
+
+
 def _push(argv: list[str]) -> int:
     from hf_lpwd.vision.hub.push import main
 
@@ -81,6 +87,7 @@ def _diagnose(argv: list[str]) -> int:
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (train, "fine-tune an image classifier, or train one from scratch"),
     "explain": (_explain, "show a model's layers, their decay rates, and what does not decay"),
+    "audit": (_audit, "show what the Trainer, timm and this package decay of a model, measured"),
     "sweep": (_sweep, "do the runs of a study: decay methods, compared on your task"),
     "report": (_report, "write the report of a study: a page, tables and figures"),
     "diagnose": (_diagnose, "measure what decay does: opposing-penalty, shrink, equivalence"),

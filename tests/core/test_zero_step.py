@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from hf_lpwd import LayerwiseDecay
-from hf_lpwd.measure import measure_parameters
+from hf_lpwd.zero_step import measure_parameters
 
 LR, RATE = 0.1, 0.1
 
@@ -267,7 +267,7 @@ def test_an_optimizer_that_cannot_make_such_a_step_is_named_and_nothing_changes(
 
 
 def test_a_group_is_measured_in_chunks(monkeypatch):
-    monkeypatch.setattr("hf_lpwd.measure.CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr("hf_lpwd.zero_step.CHUNK_ELEMENTS", 100)
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=RATE)
     held = []
