@@ -59,10 +59,10 @@ class DecayMeasurement:
             )
         twice = [n for n, d in of.items() if n not in {*lost, *mixed} and not d.agrees and _is_twice(d)]
         if twice:
-            yield f"{_counted(twice)} decayed twice: by {_factor(of, twice)} in place of {_promise(of, twice)}"
+            yield f"{_counted(twice)} decayed twice: by {_factor(of, twice)}, not {_promise(of, twice)}"
         other = [n for n, d in of.items() if not d.agrees and n not in {*lost, *mixed, *twice}]
         if other:
-            yield f"{_counted(other)} decayed by {_factor(of, other)} in place of {_promise(of, other)}"
+            yield f"{_counted(other)} decayed by {_factor(of, other)}, not {_promise(of, other)}"
         reasons: dict[str, list[str]] = {}
         for name, decay in of.items():
             if decay.decays and (reason := self.plan[name].exempt):

@@ -132,7 +132,7 @@ def _rate(decay: Any) -> float | None:
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """Returns what `audit` found as a table: first what the libraries do not agree on, then the rest by kind."""
+    """Returns what `audit` found as tables: what the libraries differ on, and the rest by kind."""
     from hf_lpwd.measure import name_pattern
     from hf_lpwd.plan_table import aligned
 
@@ -142,7 +142,7 @@ def as_text(found: dict[str, Any]) -> str:
         label = name_pattern(name) if differs else about["kind"]
         key = (not differs, label, about["kind"], *about["rates"].values())
         rows.setdefault(key, []).append((name, about))
-    header = ["parameters", "kind", "layers", "number", "elements", *found["libraries"]]
+    header = ["name", "kind", "layers", "parameters", "elements", *found["libraries"]]
     texts: dict[bool, list[list[str]]] = {True: [], False: []}
     for (agreed, label, kind, *rates), members in rows.items():
         layers = list(dict.fromkeys(about["layer"] for _, about in members))
@@ -159,7 +159,8 @@ def as_text(found: dict[str, Any]) -> str:
     parts = []
     for differs, title in ((True, "They differ on"), (False, "They agree on")):
         if texts[differs]:
-            parts.append(f"{title} {sum(int(row[3]) for row in texts[differs])} parameters:")
+            number = sum(int(row[3]) for row in texts[differs])
+            parts.append(f"{title} {number} {'parameter' if number == 1 else 'parameters'}:")
             parts.append(aligned(header, texts[differs]))
     return "\n".join(parts)
 
