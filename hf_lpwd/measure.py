@@ -68,7 +68,7 @@ class DecayMeasurement:
             if decay.decays and (reason := self.plan[name].exempt):
                 reasons.setdefault(reason, []).append(name)
         for reason, names in reasons.items():
-            yield f"{_counted(names)} decayed, which usually do not decay: {reason}"
+            yield f"{_counted(names)} decayed, against the usual rule: {reason}"
         idle = [
             name
             for name, decay in of.items()
@@ -159,7 +159,7 @@ def measure_decay(
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
         >>> for line in measure_decay(optimizer, model).findings:
         ...     print(line)
-        3 parameters (0.bias, 1.bias, 2.bias) are decayed, which usually do not decay: bias
+        3 parameters (0.bias, 1.bias, 2.bias) are decayed, against the usual rule: bias
     """
     if plan is None:
         plan = plan_layers(model, LPWDConfig(weight_decay=1.0, layer_schedule="uniform"))

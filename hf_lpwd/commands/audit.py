@@ -95,7 +95,9 @@ def _shrink(model: Any) -> None:
     for module in model.modules():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if id(tensor) not in small:
-                value = torch.ones([min(size, 2) for size in tensor.shape], dtype=tensor.dtype)
+                shape = [min(size, 2) for size in tensor.shape]
+                # Not all the same: an L2 penalty would look like a factor.
+                value = torch.linspace(0.5, 1.5, prod(shape)).reshape(shape).to(tensor.dtype)
                 if isinstance(tensor, torch.nn.Parameter):
                     value = torch.nn.Parameter(value, requires_grad=tensor.requires_grad)
                     vars(value).update(vars(tensor))
