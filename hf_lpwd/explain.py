@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from hf_lpwd.layer_map import full_shape
 from hf_lpwd.layers import Layers, layer_index_map
 from hf_lpwd.param_groups import NoDecay, no_decay_reasons, stack_rates
+from hf_lpwd.parameters import full_shape
 from hf_lpwd.schedules import Schedule
 
 

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_lpwd.diagnostics import layer_norms
-from hf_lpwd.layer_map import LayerMap
+from hf_lpwd.layers import LayerMap
 
 #: First part of the keys of the per-layer values in the Trainer's logs.
 LAYER_LOG_KEYS = ("weight_decay", "weight_norm", "grad_to_weight")

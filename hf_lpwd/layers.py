@@ -7,15 +7,57 @@ n = N + 1. A downsampling layer has the index of the block that it feeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import TypeAlias
 
 from torch import nn
 
-from hf_lpwd.layer_assignment import map_by_structure
-from hf_lpwd.layer_map import LayerMap, full_shape
-from hf_lpwd.layer_rules import map_by_rules
+from hf_lpwd.layer_places import Place, find_places
+from hf_lpwd.parameters import full_shape, unwrap_name
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """The layer of each parameter of a model.
+
+    Towers, and an encoder and its decoder, are separate stacks: each counts from 0 and has its own n. A model
+    that is one stack calls it ``""``.
+
+    Attributes:
+        places: Parameter name -> `Place`: its stack, its layer (0 to n of the stack), and the module that
+            decides it, such as ``"block vit.layers.3"``.
+        num_layers_by_stack: Stack -> n, the index of its head.
+    """
+
+    places: dict[str, Place]
+    num_layers_by_stack: dict[str, int]
+    # Until the plan has shapes.
+    size_by_name: dict[str, int] = field(default_factory=dict, compare=False)
+
+    @property
+    def num_layers(self) -> int:
+        """n, the index of the head; the largest where there are several stacks."""
+        return max(self.num_layers_by_stack.values())
+
+    # Until the plan reads `places`.
+    @property
+    def index_by_name(self) -> dict[str, int]:
+        """Parameter name -> layer."""
+        return {name: place.layer for name, place in self.places.items()}
+
+    @property
+    def stack_by_name(self) -> dict[str, str]:
+        """Parameter name -> stack."""
+        return {name: place.stack for name, place in self.places.items()}
+
+    @property
+    def reason_by_name(self) -> dict[str, str]:
+        """Parameter name -> what decides."""
+        return {name: place.module for name, place in self.places.items()}
+
 
 #: What a user may give in place of detection: a map, or rules as `layer_index_map` describes them.
 Layers: TypeAlias = LayerMap | Mapping[str, int | str]
@@ -55,8 +97,8 @@ def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
     Examples:
         >>> layer_index_map(model, {r"embed\..*": "stem", r"layers\.(\d+)\..*": "block", r".*": "head"})
     """
-    sizes = {name: prod(full_shape(parameter)) for name, parameter in model.named_parameters()}
-    if not sizes:
+    names = [name for name, _ in model.named_parameters()]
+    if not names:
         raise ValueError(f"{type(model).__name__} has no parameters")
     if any(getattr(parameter, "_fsdp_flattened", False) for parameter in model.parameters()):
         raise ValueError(
@@ -64,16 +106,18 @@ def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
             "(fsdp_version: 2), or make the optimizer before the model is wrapped"
         )
     if isinstance(layers, LayerMap):
-        _check_covers(layers, sizes)
+        _check_covers(layers, names)
         return layers
-    return map_by_structure(model, sizes) if layers is None else map_by_rules(sizes, layers)
+    layer_map = LayerMap(*find_places(model)) if layers is None else _map_by_rules(names, layers)
+    layer_map.size_by_name.update((name, prod(full_shape(p))) for name, p in model.named_parameters())
+    return layer_map
 
 
-def _check_covers(layer_map: LayerMap, names: Mapping[str, int]) -> None:
+def _check_covers(layer_map: LayerMap, names: Sequence[str]) -> None:
     for name in names:
-        if name not in layer_map.index_by_name or name not in layer_map.stack_by_name:
+        if name not in layer_map.places:
             raise ValueError(f"the layer map has no parameter {name!r}: it was made for another model")
-        index, stack = layer_map.index_by_name[name], layer_map.stack_by_name[name]
+        stack, index, _ = layer_map.places[name]
         n = layer_map.num_layers_by_stack.get(stack)
         if n is None:
             raise ValueError(
@@ -81,3 +125,85 @@ def _check_covers(layer_map: LayerMap, names: Mapping[str, int]) -> None:
             )
         if not 0 <= index <= n:
             raise ValueError(f"the layer map gives {name!r} index {index}, but it must be 0 to {n}")
+
+
+def _map_by_rules(names: Sequence[str], rules: Mapping[str, int | str]) -> LayerMap:
+    for rule, value in rules.items():
+        is_index = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not is_index and value not in ("stem", "block", "head"):
+            raise ValueError(
+                f"layers[{rule!r}] is {value!r}: it must be an index >= 0, 'stem', 'block' or 'head'"
+            )
+    matched = _first_matches({name: unwrap_name(name) for name in names}, rules)
+    block_of = {
+        name: _captured(rule, match) for name, (rule, match) in matched.items() if rules[rule] == "block"
+    }
+    number = {key: i for i, key in enumerate(sorted(set(block_of.values())), start=1)}
+    given = [value for value in rules.values() if isinstance(value, int)]
+    n = len(number) + 1 if number else max(given, default=0) + ("head" in rules.values())
+    if n < 1:
+        raise ValueError("layers gives every parameter index 0: there must be at least a stem and a head")
+    for rule, value in rules.items():
+        if isinstance(value, int) and value > n:
+            raise ValueError(f"layers[{rule!r}] is {value}, but an index must be 0 (stem) to {n} (head)")
+    ends = {"stem": 0, "head": n}
+    places = {}
+    for name, (rule, _) in matched.items():
+        value = rules[rule]
+        if isinstance(value, str):
+            index = number[block_of[name]] if value == "block" else ends[value]
+        else:
+            index = value
+        places[name] = Place("", index, f"rule {rule!r}")
+    return LayerMap(places, {"": n})
+
+
+def _first_matches(
+    names: Mapping[str, str], rules: Mapping[str, int | str]
+) -> dict[str, tuple[str, re.Match[str] | None]]:
+    """Name -> the rule that decides on it, with its match if it is an expression.
+
+    Args:
+        names: Parameter name -> the same without wrappers' prefixes; a rule may match either.
+        rules: As for `map_by_rules`.
+    """
+    matched: dict[str, tuple[str, re.Match[str] | None]] = {}
+    for name, plain in names.items():
+        for exact in (name, plain):
+            if exact in rules:
+                matched.setdefault(name, (exact, None))
+    known = {*names, *names.values()}
+    for rule in rules:
+        if rule in known:
+            continue
+        try:
+            expression = re.compile(rule)
+        except re.error as error:
+            raise ValueError(f"layers: {rule!r} is no regular expression: {error}") from None
+        matches = {
+            name: match
+            for name, plain in names.items()
+            if (match := expression.fullmatch(plain) or expression.fullmatch(name))
+        }
+        if not matches:
+            raise ValueError(
+                f"layers: {rule!r} matches no parameter; it has to match a whole name, such as "
+                f"{next(iter(names))!r}"
+            )
+        for name, match in matches.items():
+            matched.setdefault(name, (rule, match))
+    for name in names:
+        if name not in matched:
+            raise ValueError(f"layers has no rule for parameter {name!r}: add one, or a last rule '.*'")
+    return {name: matched[name] for name in names}
+
+
+def _captured(rule: str, match: re.Match[str] | None) -> tuple[int, ...]:
+    groups = match.groups() if match else ()
+    if not groups or not all(text and text.isdecimal() for text in groups):
+        raise ValueError(
+            f"layers[{rule!r}] is 'block', so its groups have to capture the block's number, as in "
+            r"'layers\.(\d+)\..*'"
+            + (f"; in {match.string!r} they capture {groups}" if match and groups else "")
+        )
+    return tuple(map(int, groups))

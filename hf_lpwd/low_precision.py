@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hf_lpwd.decay_groups import shrinkage
 from hf_lpwd.diagnostics import rounds_to_nothing
-from hf_lpwd.layer_map import is_partitioned
+from hf_lpwd.parameters import is_partitioned
 
 # Its multiples, modulo 1, cover the unit interval evenly from the first few on.
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0

@@ -12,9 +12,9 @@ from timm.models import group_parameters
 from tiny_models import TINY_MODELS, HandWritten, ResidualBlock, partitioned, tiny_inputs
 from torch import nn
 
-from hf_lpwd.layer_map import unwrap_name
-from hf_lpwd.layers import LayerMap, layer_index_map
+from hf_lpwd.layers import LayerMap, Place, layer_index_map
 from hf_lpwd.param_groups import no_decay_reasons
+from hf_lpwd.parameters import unwrap_name
 
 
 def _blocks(pattern, start=1, count=3):
@@ -341,20 +341,6 @@ def test_reasons_name_the_block_and_what_surrounds_it(models):
     assert reasons["swin.layernorm.weight"] == "final norm"
     assert reasons["classifier.weight"] == "head"
     assert layer_index_map(models["beit"]).reason_by_name["beit.pooler.layernorm.weight"] == "pooler"
-
-
-def test_text_is_a_table_of_layers(models):
-    assert str(layer_index_map(models["hand_written"])).splitlines() == [
-        "layer  what              parameters",
-        "0      stem                      40",
-        "1      block body.0             296",
-        "2      block body.1             296",
-        "3      block body.2             296",
-        "4      final norm, head          43",
-    ]
-    lines = str(layer_index_map(models["clip"])).splitlines()
-    assert lines[1].split() == ["text_model", "0", "stem", "1,856"]
-    assert lines[-1].split() == ["vision_model", "4", "final", "norm,", "head", "576"]
 
 
 @pytest.mark.parametrize(
@@ -684,9 +670,9 @@ def test_given_map_is_checked():
     assert layer_index_map(model, layer_map) is layer_map
     with pytest.raises(ValueError, match=r"has no parameter 'body.3.norm.weight'"):
         layer_index_map(HandWritten(depth=4), layer_map)
-    wrong = LayerMap({**layer_map.index_by_name, "out.bias": 5}, {"": 4}, layer_map.stack_by_name)
+    wrong = LayerMap({**layer_map.places, "out.bias": Place("", 5, "mine")}, {"": 4})
     with pytest.raises(ValueError, match=r"gives 'out.bias' index 5, but it must be 0 to 4"):
         layer_index_map(model, wrong)
-    wrong = LayerMap(layer_map.index_by_name, {"text": 4}, layer_map.stack_by_name)
+    wrong = LayerMap(layer_map.places, {"text": 4})
     with pytest.raises(ValueError, match="in stack '', but num_layers_by_stack lacks it"):
         layer_index_map(model, wrong)

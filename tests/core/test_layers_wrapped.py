@@ -13,8 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_lpwd.factory import create_lpwd_optimizer
-from hf_lpwd.layer_map import unwrap_name
 from hf_lpwd.layers import layer_index_map
+from hf_lpwd.parameters import unwrap_name
 from hf_lpwd.trainer import LPWDTrainer
 
 # PEFT asks transformers for a property by its old name.

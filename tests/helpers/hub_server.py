@@ -295,6 +295,6 @@ def use_here(hub: Hub, monkeypatch: Any, token: str | None = WRITE_TOKEN) -> Non
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     monkeypatch.setattr(
-        "hf_lpwd.vision.push.hub",
+        "hf_lpwd.vision.hub.push.hub",
         lambda given=None: HfApi(endpoint=hub.endpoint, token=given or token or False),
     )

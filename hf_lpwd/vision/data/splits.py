@@ -13,6 +13,7 @@ import numpy as np
 
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.facts import DataFacts, SplitFacts
 from hf_lpwd.vision.data.labels import encode_labels, stratified_cut
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Splits:
             rows come from.
         rows: For the same keys: the row numbers in that split, an int64 array.
         source_sizes: Rows of each split as loaded.
+        facts: The same for people: what the data is, and what of it is not used.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Splits:
     sources: dict[str, str]
     rows: dict[str, np.ndarray]
     source_sizes: dict[str, int]
+    facts: DataFacts
 
 
 def load_splits(
@@ -100,6 +103,7 @@ def load_splits(
         rows["train"], rows["validation"] = stratified_cut(labels["train"], size, seed)
         parts["validation"], sources["validation"] = parts["train"], sources["train"]
         labels["validation"] = labels["train"]
+    available = {role: len(index) for role, index in rows.items()}
     for role, limit in (
         ("train", args.max_train_samples),
         ("validation", args.max_eval_samples),
@@ -121,6 +125,11 @@ def load_splits(
         sources={role: sources[role] for role in rows},
         rows=rows,
         source_sizes={source: len(part) for source, part in loaded.items()},
+        facts=DataFacts(
+            name,
+            {role: SplitFacts(len(rows[role]), sources[role], available[role]) for role in rows},
+            class_names,
+        ),
     )
 
 

@@ -110,7 +110,7 @@ def test_a_failed_push_says_why_in_one_line_and_can_be_repeated(
     run, hub, capsys, monkeypatch, request_, status, said
 ):
     if status == SILENT:
-        monkeypatch.setattr("hf_lpwd.vision.push.PATIENCE", 0.3)
+        monkeypatch.setattr("hf_lpwd.vision.hub.push.PATIENCE", 0.3)
     hub.failures.append(Failure(request_, status))
     assert main(["push", str(run), "user/digits", "--token", WRITE_TOKEN]) == 1
     error = capsys.readouterr().err.splitlines()[-1]

@@ -77,7 +77,7 @@ def test_a_push_that_fails_once_is_made_up_for_by_the_next(hub, tmp_path, caplog
 
 
 def test_a_hub_that_stops_answering_holds_no_run(hub, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hf_lpwd.vision.push.PATIENCE", 0.3)
+    monkeypatch.setattr("hf_lpwd.vision.hub.push.PATIENCE", 0.3)
     hub.failures.append(Failure("/commit/", SILENT))
     assert train(tmp_path / "out", "--push_to_hub", "--hub_model_id", "user/digits") == 1
     assert "the connection to the Hub failed (ReadTimeout)" in capsys.readouterr().err.splitlines()[-1]

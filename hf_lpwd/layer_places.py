@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from operator import itemgetter
+from operator import attrgetter
+from typing import NamedTuple
 
 from torch import nn
 
-from hf_lpwd.layer_detection import (
+from hf_lpwd.layer_blocks import (
     CONTAINERS,
     DOWNSAMPLE_NAME,
     STEM_NAME,
@@ -19,7 +20,7 @@ from hf_lpwd.layer_detection import (
     join,
     lists_in,
 )
-from hf_lpwd.layer_map import LayerMap, unwrap_name
+from hf_lpwd.parameters import unwrap_name
 
 # Models like DETR call their heads embeddings, and what embeds the positions of their queries a head.
 _HEAD_NAME = re.compile(
@@ -33,12 +34,26 @@ _NORM_NAME = re.compile(r"norm|(?:^|\.)ln_?\w*\.(?:weight|bias)$", re.IGNORECASE
 Placed = Iterator[tuple[str, int, str]]
 
 
-def map_by_structure(model: nn.Module, sizes: Mapping[str, int]) -> LayerMap:
-    """Gives each parameter a layer index from the model's structure.
+class Place(NamedTuple):
+    """Where a parameter stands.
 
-    Args:
-        model: Any module.
-        sizes: Parameter name -> number of scalars.
+    Attributes:
+        stack: Name of its stack; ``""`` where the model is one.
+        layer: 0 (stem) to n (head).
+        module: What decides it: ``"stem"``, ``"block vit.layers.3"``, ``"feeds block ..."``,
+            ``"after block ..."``, ``"final norm"``, ``"pooler"``, ``"head"``, or a rule of the user.
+    """
+
+    stack: str
+    layer: int
+    module: str
+
+
+def find_places(model: nn.Module) -> tuple[dict[str, Place], dict[str, int]]:
+    """Gives each parameter a layer from the model's structure.
+
+    Returns:
+        Parameter name -> place, for `model.named_parameters()`; and stack -> n.
 
     Raises:
         ValueError: There are no repeated blocks.
@@ -52,50 +67,43 @@ def map_by_structure(model: nn.Module, sizes: Mapping[str, int]) -> LayerMap:
         )
     labels = [unwrap_name(stack.path) if len(stacks) > 1 else "" for stack in stacks]
     heads = {label: len(stack.blocks) + 1 for label, stack in zip(labels, stacks, strict=True)}
-    #: Index, stack and reason by name; a tied parameter has several names.
-    places: dict[str, tuple[int, str, str]] = {}
+    # A tied parameter has several names here.
+    places: dict[str, Place] = {}
     for label, stack in zip(labels, stacks, strict=True):
-        places |= {name: (index, label, reason) for name, index, reason in _Walk(model, stack).placed()}
+        places |= {name: Place(label, index, why) for name, index, why in _Walk(model, stack).placed()}
     named = list(model.named_parameters(remove_duplicate=False))
     places |= _outside([name for name, _ in named], places, heads)
     names_of: dict[int, list[str]] = {}
     for name, parameter in named:
         names_of.setdefault(id(parameter), []).append(name)
     first = {
-        names[0]: min((places[name] for name in names), key=itemgetter(0)) for names in names_of.values()
+        names[0]: min((places[name] for name in names), key=attrgetter("layer"))
+        for names in names_of.values()
     }
-    return LayerMap(
-        index_by_name={name: first[name][0] for name in sizes},
-        num_layers_by_stack=heads,
-        stack_by_name={name: first[name][1] for name in sizes},
-        reason_by_name={name: first[name][2] for name in sizes},
-        size_by_name=dict(sizes),
-    )
+    return {name: first[name] for name, _ in model.named_parameters()}, heads
 
 
-def _outside(
-    names: list[str], places: Mapping[str, tuple[int, str, str]], heads: Mapping[str, int]
-) -> dict[str, tuple[int, str, str]]:
+def _outside(names: list[str], places: Mapping[str, Place], heads: Mapping[str, int]) -> dict[str, Place]:
     """Places what is in no stack: embeddings and input projections before one, projections and heads behind.
 
     Args:
         names: All names of parameters, in the order of registration.
-        places: Index, stack and reason of those in a stack.
+        places: Of those in a stack.
         heads: Stack -> n.
     """
     labels, found = list(heads), {}
     following: list[str | None] = []
     for name in reversed(names):
-        following.append(places[name][1] if name in places else following[-1] if following else None)
+        following.append(places[name].stack if name in places else following[-1] if following else None)
     previous = None
     for name, after in zip(names, reversed(following), strict=True):
         if name in places:
-            previous = places[name][1]
+            previous = places[name].stack
             continue
         is_head = any(map(_HEAD_NAME.fullmatch, name.split(".")[-2:]))
         enters = not is_head and after is not None and (previous is None or _INPUT_NAME.search(name))
         label = _stack_called(name, labels) or (after if enters else previous) or labels[0]
-        found[name] = (0, label, "stem") if enters else (heads[label], label, "head")
+        found[name] = Place(label, 0, "stem") if enters else Place(label, heads[label], "head")
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_lpwd.layer_map import full_shape
+from hf_lpwd.parameters import full_shape
 
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 

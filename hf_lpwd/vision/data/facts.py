@@ -1,0 +1,125 @@
+"""What a run's data is, as facts: for the paragraph at the start of a run, and for its JSON record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+_MOST_NAMES = 10
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """One split as it is used.
+
+    Attributes:
+        images: Images in use.
+        source: Where they come from, e.g. ``"train"`` or ``"15% of train"``.
+        available: Images that this source has: more than `images` if `max_eval_samples` or
+            `max_train_samples` is set.
+    """
+
+    images: int
+    source: str
+    available: int
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a sample of up to 64 images shows; None where no image of the sample can be read.
+
+    Attributes:
+        smallest: Height and width of the smallest image, in pixels.
+        largest: Height and width of the largest.
+        bits: Bits of the stored values, e.g. ``"8 bits"`` or ``"floats 0 to 1"``.
+        lowest: Lowest value, after scaling to 0..255.
+        highest: Highest value, after scaling.
+    """
+
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+    bits: str
+    lowest: int
+    highest: int
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the data of a run is, and what of it is not used.
+
+    Attributes:
+        name: The dataset's name or path.
+        splits: The splits in use, by role.
+        class_names: Name of each class.
+        images: Sizes and values of the images.
+        without_training_images: Classes that no training image has.
+        first_seen: For validation and test: classes that occur there and not in the training images.
+        left_out: Files and rows that are not used: why, and how many.
+        shared: For validation and test: how many of its images are also among the training images; None if
+            the dataset is too large to compare.
+        notes: Decisions that were made about the data, a sentence each.
+    """
+
+    name: str
+    splits: dict[str, SplitFacts]
+    class_names: list[str]
+    images: ImageFacts | None = None
+    without_training_images: list[str] = field(default_factory=list)
+    first_seen: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    shared: dict[str, int] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """Returns the facts as one paragraph.
+
+        Example:
+            >>> splits = {"train": SplitFacts(85, "85% of train", 85), "test": SplitFacts(10, "test", 40)}
+            >>> print(DataFacts("pets", splits, ["cat", "dog"]).describe())
+            pets: train 85 images (85% of train), test 10 of 40 images (test); 2 classes (cat, dog).
+        """
+        sentences = [
+            f"{self.name}: {', '.join(map(_split, self.splits, self.splits.values()))}; {self._classes()}"
+        ]
+        if self.images is not None:
+            sentences.append(_images(self.images))
+        if self.without_training_images:
+            sentences.append(f"Without a training image: {_names(self.without_training_images)}")
+        sentences += [f"First seen in {role}: {_names(names)}" for role, names in self.first_seen.items()]
+        if self.left_out:
+            listed = ", ".join(f"{why} ({count})" for why, count in self.left_out.items())
+            sentences.append(f"Left out: {listed}")
+        sentences += [
+            f"{count} {role} images are also training images"
+            for role, count in (self.shared or {}).items()
+            if count
+        ]
+        sentences += self.notes
+        return " ".join(f"{sentence.removesuffix('.')}." for sentence in sentences)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the facts as values that JSON can hold."""
+        return asdict(self)
+
+    def _classes(self) -> str:
+        return f"{len(self.class_names)} classes ({_names(self.class_names)})"
+
+
+def _split(role: str, split: SplitFacts) -> str:
+    number = (
+        f"{split.images:,}" if split.images == split.available else f"{split.images:,} of {split.available:,}"
+    )
+    return f"{role} {number} images ({split.source})"
+
+
+def _images(images: ImageFacts) -> str:
+    sizes = [f"{width} x {height}" for height, width in (images.smallest, images.largest)]
+    size = sizes[0] if sizes[0] == sizes[1] else f"{sizes[0]} to {sizes[1]}"
+    return f"Images of {size} pixels, {images.bits}, values {images.lowest} to {images.highest} of 255"
+
+
+def _names(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
