@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,27 @@ def finish(written: Path, checkpoint: Path, settings: Mapping[str, Any] | None =
         checkpoint.rename(replaced / checkpoint.name)
     written.rename(checkpoint)
     shutil.rmtree(written.parent, ignore_errors=True)
+
+
+def move_files(written: Path, folder: Path) -> None:
+    """Moves what was saved into a folder, the weights last, and removes `written`."""
+    for path in sorted(written.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        for file in [path] if path.is_file() else path.rglob("*"):
+            if file.is_file():
+                set_mode(file)
+        if (folder / path.name).is_dir():
+            shutil.rmtree(folder / path.name)
+        os.replace(path, folder / path.name)
+    shutil.rmtree(written)
+
+
+@contextlib.contextmanager
+def written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a folder to save a model in, whose files are moved into `folder` once all are there."""
+    written = Path(folder, UNFINISHED)
+    shutil.rmtree(written, ignore_errors=True)
+    yield written
+    move_files(written, Path(folder))
 
 
 def remove_oldest(run_dir: Path, limit: int | None, newest: Path, best: Path | None = None) -> None:

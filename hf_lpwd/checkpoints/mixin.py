@@ -21,7 +21,7 @@ from transformers.utils import logging
 from hf_lpwd.checkpoints import folders
 from hf_lpwd.checkpoints.corruption import damage
 from hf_lpwd.checkpoints.folders import UNFINISHED, checkpoint_of
-from hf_lpwd.files import remove_leftovers, set_mode, write_bytes, write_json
+from hf_lpwd.files import remove_leftovers, write_bytes, write_json
 from hf_lpwd.messages import BadInputError
 
 if TYPE_CHECKING:
@@ -244,10 +244,7 @@ class CompleteCheckpointsMixin(_Base):
         super().save_model(str(written), _internal_call=True)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            # Weights come last: where they are, all is.
-            for path in sorted(written.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-                _move(path, folder / path.name)
-            shutil.rmtree(written)
+            folders.move_files(written, folder)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -281,12 +278,3 @@ def _why_not_best(best: str | None, step: int) -> str | None:
         f"the checkpoint of step {step}, the best so far, cannot be loaded at the end ({best}: {fault}): put "
         "it back, or keep the last weights instead with --load_best_model_at_end False"
     )
-
-
-def _move(path: Path, target: Path) -> None:
-    for file in [path] if path.is_file() else path.rglob("*"):
-        if file.is_file():
-            set_mode(file)
-    if target.is_dir():
-        shutil.rmtree(target)
-    os.replace(path, target)

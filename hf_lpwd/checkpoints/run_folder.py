@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,31 @@ _IN_THE_STATE = {
     *("model_type", "config_name", "config_overrides", "class_names"),
     *("learning_rate", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("weight_decay", "decay_timing", "layer_schedule", "decay_coupling", "match_decay_budget"),
-    *("decay_all", "no_decay_pattern"),
+    *("decay_all", "no_decay_pattern", "processes"),
 }
 
 logger = logging.get_logger(__name__)
+
+
+def check_run(
+    output_dir: str,
+    settings: Mapping[str, Any],
+    checkpoint: str | os.PathLike[str] | None = None,
+    with_changes: bool = False,
+) -> str | None:
+    """Raises a BadInputError if a run cannot write into its folder, or not go on from a checkpoint.
+
+    Args:
+        output_dir: See `check_output_dir`.
+        settings: What identifies the run; those that are not known yet may be left out.
+        checkpoint: See `check_checkpoint`; None where none is named.
+        with_changes: See `check_checkpoint`.
+
+    Returns:
+        In what the run that it goes on from was different, None if in nothing.
+    """
+    check_output_dir(output_dir, settings)
+    return None if checkpoint is None else check_checkpoint(checkpoint, settings, with_changes)
 
 
 def check_output_dir(output_dir: str, settings: Mapping[str, Any]) -> None:
@@ -49,24 +70,9 @@ def check_output_dir(output_dir: str, settings: Mapping[str, Any]) -> None:
         output_dir: A folder, there or not.
         settings: What identifies the run; those that are not known yet may be left out.
     """
+    _check_writable(output_dir)
     folder = Path(output_dir)
-    if not output_dir:
-        raise BadInputError("output_dir is empty: name a folder for the results")
-    if folder.exists() and not folder.is_dir():
-        raise BadInputError(f"output_dir {output_dir} is a file: name a folder")
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise BadInputError(f"output_dir is {output_dir}, but there is no write permission in {there}")
-    if not folder.exists():
-        return
-    if (folder / LOCK).exists():
-        with sole_use(output_dir, settings):
-            return
-    _check_contents(folder, settings)
-
-
-def _check_contents(folder: Path, settings: Mapping[str, Any]) -> None:
-    if all(path.name.startswith(".") for path in folder.iterdir()):
+    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return
     if (folder / RECORD).exists() and not _holds_weights(folder):
         return
@@ -84,6 +90,17 @@ def _check_contents(folder: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
+def _check_writable(output_dir: str) -> None:
+    if not output_dir:
+        raise BadInputError("output_dir is empty: name a folder for the results")
+    if os.path.exists(output_dir) and not os.path.isdir(output_dir):
+        raise BadInputError(f"output_dir {output_dir} is a file: name a folder")
+    folder = Path(output_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInputError(f"output_dir is {output_dir}, but there is no write permission in {there}")
+
+
 def check_checkpoint(
     checkpoint: str | os.PathLike[str], settings: Mapping[str, Any], with_changes: bool = False
 ) -> str | None:
@@ -96,7 +113,7 @@ def check_checkpoint(
             the optimizer's state cannot be changed.
 
     Returns:
-        What is different, None if nothing is.
+        What is different, or was in the run of the checkpoint itself; None if nothing.
     """
     if (reason := why_not_resumable(checkpoint)) is not None:
         raise BadInputError(reason)
@@ -107,7 +124,7 @@ def check_checkpoint(
         return None
     found = _differences_of_a_run(then, settings, str(checkpoint))
     if not found:
-        return None
+        return then.get(CHANGES)
     fixed = {name: found[name] for name in found if name in _IN_THE_STATE}
     refused = f"resume_from_checkpoint is {str(checkpoint)!r}, a checkpoint of another run: "
     if fixed:
@@ -147,19 +164,17 @@ def _holds_weights(folder: Path) -> bool:
 
 
 @contextmanager
-def sole_use(output_dir: str | os.PathLike[str], settings: Mapping[str, Any]) -> Iterator[None]:
-    """Keeps every other run out of a folder, which is made if it is missing.
-
-    Args:
-        output_dir: The folder.
-        settings: What identifies the run, as for `check_output_dir`.
+def sole_use(output_dir: str) -> Iterator[None]:
+    """Keeps every other run out of a folder; one that it made and that stays empty is removed again.
 
     Raises:
-        BadInputError: Another run is in it, or has been meanwhile.
+        BadInputError: Another run is in it, or nothing can be written there.
     """
-    path = Path(output_dir, LOCK)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    _check_writable(output_dir)
+    folder = Path(output_dir)
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -167,8 +182,10 @@ def sole_use(output_dir: str | os.PathLike[str], settings: Mapping[str, Any]) ->
             f"output_dir {output_dir} is in use by another run: wait for its end, or name another folder"
         ) from None
     try:
-        _check_contents(path.parent, settings)
         yield
     finally:
-        path.unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)
         lock.release()
+        if made:
+            with suppress(OSError):
+                folder.rmdir()

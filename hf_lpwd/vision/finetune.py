@@ -63,7 +63,8 @@ def finetune(
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        with StopOnSignal() as stop:
+        first = training_args.process_index == 0
+        with StopOnSignal() as stop, sole_use(str(training_args.output_dir)) if first else nullcontext():
             _finetune(model_args, data_args, training_args, argv, stop)
     except Interrupted as end:
         if training_args.process_index == 0:
@@ -90,14 +91,12 @@ def _finetune(
         raise BadInputError(str(error)) from error
     # The push comes first, so that it sees the last checkpoint of a stopped run.
     callbacks = [*([push] if push else []), stop, StopWhereNotFinite()]
-    folder, decides = str(training_args.output_dir), training_args.process_index == 0
-    with sole_use(folder, run.settings) if decides else nullcontext():
-        trainer, metrics = train_and_evaluate(run, training_args, callbacks)
-        if trainer.is_world_process_zero():
-            write_results(run, trainer, metrics, argv)
-            print(_closing_line(run, metrics, folder))
-            if push:
-                print(f"pushed: {push.finish()}")
+    trainer, metrics = train_and_evaluate(run, training_args, callbacks)
+    if trainer.is_world_process_zero():
+        write_results(run, trainer, metrics, argv)
+        print(_closing_line(run, metrics, str(training_args.output_dir)))
+        if push:
+            print(f"pushed: {push.finish()}")
 
 
 def make_trainer(

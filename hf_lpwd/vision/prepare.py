@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import set_seed
 
-from hf_lpwd.checkpoints.run_folder import check_checkpoint, check_output_dir
+from hf_lpwd.checkpoints.run_folder import check_run
 from hf_lpwd.checkpoints.run_record import CHANGES, read_record
 from hf_lpwd.decay_groups import shrinkage
 from hf_lpwd.explain import Explanation, explain
@@ -45,12 +45,12 @@ def prepare(
         ValueError: Something in the input is wrong; the message says what, in one line.
     """
     settings = run_settings(model_args, data_args, training_args)
-    check_run(training_args, settings)
+    _check_run(training_args, settings)
     splits = load_splits(
         data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token
     )
     settings |= data_settings(splits)
-    settings[CHANGES] = check_run(training_args, settings)
+    settings[CHANGES] = _check_run(training_args, settings)
     # The model's initial weights depend on the seed alone, not on what loading the data drew.
     set_seed(training_args.seed)
     model, processor = load_model_and_processor(model_args, splits.class_names)
@@ -98,21 +98,10 @@ def named_checkpoint(args: ImageTrainingArguments) -> str | bool | None:
     return {"true": True, "false": None, "none": None}.get(text, args.resume_from_checkpoint)
 
 
-def check_run(args: ImageTrainingArguments, settings: dict[str, Any]) -> str | None:
-    """Checks the output folder and the checkpoint that was named, if any.
-
-    Args:
-        args: Where to write, and what to go on from.
-        settings: What identifies the run, as far as it is known.
-
-    Returns:
-        In what the run that it goes on from was different, None if in nothing.
-
-    Raises:
-        ValueError: They are of another run, or cannot be used; the message says why.
-    """
-    check_output_dir(str(args.output_dir), settings)
-    checkpoint = named_checkpoint(args)
-    if isinstance(checkpoint, str):
-        return check_checkpoint(checkpoint, settings, args.resume_with_changes)
-    return (read_record(str(args.output_dir)) or {}).get(CHANGES) if checkpoint else None
+def _check_run(args: ImageTrainingArguments, settings: dict[str, Any]) -> str | None:
+    """Checks folder and checkpoint; returns in what the run that this one goes on from was different."""
+    named, output_dir = named_checkpoint(args), str(args.output_dir)
+    if isinstance(named, str):
+        return check_run(output_dir, settings, named, args.resume_with_changes)
+    check_run(output_dir, settings)
+    return (read_record(output_dir) or {}).get(CHANGES) if named else None

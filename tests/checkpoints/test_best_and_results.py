@@ -8,14 +8,21 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from small_trainers import CheckpointingTrainer, assert_same, make_trainer, stock_trainer, trained, weights
+from small_trainers import (
+    CheckpointingTrainer,
+    assert_same,
+    make_checkpointing,
+    make_trainer,
+    stock_trainer,
+    trained,
+    weights,
+)
 from transformers import TrainerCallback
 
 from hf_lpwd.checkpoints import mixin
 from hf_lpwd.files import remove_leftovers
 from hf_lpwd.messages import BadInputError
 
-make_trainer = partial(make_trainer, cls=CheckpointingTrainer)
 BEST = {
     "save_strategy": "steps",
     "save_steps": 4,
@@ -41,7 +48,7 @@ class Scored(CheckpointingTrainer):
         return {**metrics, "eval_steps": self.scores[int(done) - 1]}
 
 
-make_scored = partial(make_trainer, cls=Scored)
+make_scored = partial(make_checkpointing, make_trainer, cls=Scored)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +210,7 @@ def test_of_a_stock_trainers_checkpoint_only_what_is_known_is_reported(tmp_path)
     checkpoint = str(tmp_path / "checkpoint-4")
     (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
     (tmp_path / "checkpoint-4" / "scheduler.pt").unlink()
-    result = make_trainer(tmp_path, **flags).train(resume_from_checkpoint=checkpoint)
+    result = make_checkpointing(tmp_path, **flags).train(resume_from_checkpoint=checkpoint)
     assert not {"train_loss", "train_samples_per_second", "train_steps_per_second"} & result.metrics.keys()
 
 
@@ -232,7 +239,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(whole, tmp_path, monkeypat
 
 def test_an_empty_file_of_a_killed_run_does_not_stop_the_next_one(tmp_path):
     (tmp_path / "all_results.json").touch()
-    make_trainer(tmp_path).save_metrics("train", {"train_loss": 1.0, "epoch": 2.0})
+    make_checkpointing(tmp_path).save_metrics("train", {"train_loss": 1.0, "epoch": 2.0})
     assert json.loads((tmp_path / "all_results.json").read_text()) == {"epoch": 2.0, "train_loss": 1.0}
 
 
@@ -248,7 +255,7 @@ def test_a_model_half_saved_is_not_in_the_folder(whole, tmp_path, monkeypatch):
         raise KilledError
 
     monkeypatch.setattr(mixin.os, "replace", killed)
-    trainer = make_trainer(tmp_path)
+    trainer = make_checkpointing(tmp_path)
     with pytest.raises(KilledError):
         trainer.save_model()
     assert [path.name for path in tmp_path.iterdir()] == [".unfinished"]
@@ -263,7 +270,7 @@ def test_leftovers_of_killed_writes_are_removed(tmp_path, monkeypatch):
     def killed(*args):
         raise KilledError
 
-    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer = make_checkpointing(tmp_path, max_steps=1)
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
         patch.setattr(Path, "unlink", lambda *args, **kwargs: None)
@@ -280,7 +287,7 @@ def test_leftovers_of_killed_writes_are_removed(tmp_path, monkeypatch):
 def test_every_file_has_the_users_mode(tmp_path, umask):
     before = os.umask(umask)
     try:
-        trainer = make_trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+        trainer = make_checkpointing(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
         write_everything(trainer)
     finally:
         os.umask(before)

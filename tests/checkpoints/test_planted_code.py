@@ -1,16 +1,14 @@
 """No file of a checkpoint runs code when a run is resumed: what could is refused in one line."""
 
 import contextlib
-import json
 import shutil
 
 import pytest
 import torch
-from planted import plant
+from planted import plant, with_size_recorded
 from small_trainers import CheckpointingTrainer, make_trainer
 
 from hf_lpwd.checkpoints.corruption import damage
-from hf_lpwd.files import FILE_SIZES
 from hf_lpwd.messages import BadInputError
 
 KINDS = ["zip", "pickle", "beside"]
@@ -28,14 +26,6 @@ def finished(tmp_path_factory):
 
 def names(folder):
     return sorted(path.name for path in (folder / "checkpoint-2").iterdir())
-
-
-def with_size_recorded(checkpoint, name):
-    """Whoever can write into a checkpoint can write into the list of its files too."""
-    path = checkpoint / FILE_SIZES
-    if name != FILE_SIZES and path.is_file():
-        sizes = json.loads(path.read_text())
-        path.write_text(json.dumps({**sizes, name: (checkpoint / name).stat().st_size}))
 
 
 @pytest.mark.parametrize("kind", KINDS)

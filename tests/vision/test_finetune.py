@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import TINY_VIT
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_lpwd.checkpoints.folders import UNFINISHED
@@ -152,11 +153,6 @@ def pictures(tmp_path_factory):
     return root
 
 
-TINY_VIT = [
-    "--model_type", "vit", "--config_overrides",
-    "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=16,image_size=16,patch_size=8,"
-    "initializer_range=0.2",
-]  # fmt: skip
 QUICK = [*TINY_VIT, "--num_train_epochs", "20", "--learning_rate", "0.01", "--disable_tqdm", "True"]
 
 
