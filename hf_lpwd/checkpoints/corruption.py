@@ -18,14 +18,20 @@ from hf_lpwd.files import FILE_SIZES
 
 # What DeepSpeed pickles beside tensors in its model and optimizer states.
 _DEEPSPEED_STATES = ("_model_states.pt", "_optim_states.pt")
-_DEEPSPEED_CLASSES: set[str] = set()
+_DEEPSPEED_CLASSES = {
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
 
 
 def damage(checkpoint: str | os.PathLike[str]) -> str | None:
-    """Says what is wrong with a checkpoint's files, or returns None if it is whole.
+    """Says what is wrong with a checkpoint's files, or returns None if it is complete and safe to load.
 
     A checkpoint of this package names its files and their sizes. The stock Trainer writes its state last, so
-    that the others are there if this one is. In both, safetensors, zip and JSON files are checked.
+    that the others are there if this one is. In both, safetensors, pickled and JSON files are checked. FSDP's
+    sharded files are not: torch unpickles them.
     """
     folder = Path(checkpoint)
     name = FILE_SIZES

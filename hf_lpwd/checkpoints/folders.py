@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from hf_lpwd.checkpoints.corruption import damage
 from hf_lpwd.checkpoints.run_record import read_record, write_record
-from hf_lpwd.files import FILE_SIZES, set_mode, write_json
+from hf_lpwd.files import FILE_SIZES, remove_leftovers, set_mode, write_json
 
 #: Folder in which a checkpoint is written before it gets its name; a killed run can leave it behind.
 UNFINISHED = ".unfinished"
@@ -137,6 +137,7 @@ def remove_unfinished(run_dir: str | os.PathLike[str]) -> None:
     put_back_replaced(run_dir)
     for left_behind in (UNFINISHED, OUTDATED):
         shutil.rmtree(Path(run_dir, left_behind), ignore_errors=True)
+    remove_leftovers(Path(run_dir))
 
 
 def last_complete(run_dir: str | os.PathLike[str]) -> str | None:

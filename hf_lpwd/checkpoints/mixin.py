@@ -21,7 +21,7 @@ from transformers.utils import logging
 from hf_lpwd.checkpoints import folders
 from hf_lpwd.checkpoints.corruption import damage
 from hf_lpwd.checkpoints.folders import UNFINISHED, checkpoint_of
-from hf_lpwd.files import remove_leftovers, write_bytes, write_json
+from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import BadInputError
 
 if TYPE_CHECKING:
@@ -71,7 +71,6 @@ class CompleteCheckpointsMixin(_Base):
         output_dir = str(self.args.output_dir)
         if self.is_local_process_zero():
             folders.remove_unfinished(output_dir)
-            remove_leftovers(Path(output_dir))
         self.accelerator.wait_for_everyone()
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.last_complete_checkpoint()

@@ -2,6 +2,8 @@
 
 import contextlib
 import shutil
+import sys
+import types
 
 import pytest
 import torch
@@ -65,3 +67,18 @@ def test_what_is_said_of_it(finished, tmp_path):
     assert damage(str(tmp_path / "checkpoint-2")) == (
         "optimizer.pt cannot be read (it holds posix.mkdir, which may run code when it is loaded)"
     )
+
+
+@pytest.mark.parametrize("name", ["zero_pp_rank_0_mp_rank_00_optim_states.pt", "mp_rank_00_model_states.pt"])
+def test_deepspeeds_states_may_hold_its_own_classes_and_no_others(finished, tmp_path, monkeypatch, name):
+    """DeepSpeed unpickles them without a guard."""
+    checkpoint = tmp_path / "checkpoint-2"
+    shutil.copytree(finished / "checkpoint-2", checkpoint)
+    (checkpoint / "global_step2").mkdir()
+    scaler = types.ModuleType("deepspeed.runtime.fp16.loss_scaler")
+    scaler.LossScaler = type("LossScaler", (), {"__module__": scaler.__name__})
+    monkeypatch.setitem(sys.modules, scaler.__name__, scaler)
+    torch.save({"loss_scaler": scaler.LossScaler()}, checkpoint / "global_step2" / name)
+    assert damage(checkpoint) is None
+    plant(checkpoint / "global_step2" / name, tmp_path / "ran", "beside")
+    assert "it holds posix.mkdir, which may run code" in damage(checkpoint)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 from hub_server import READ_TOKEN, WRITE_TOKEN, Hub, use_here
 from planted import plant, with_size_recorded
-from raw_loop import DROPOUT, LOOP, SMALL, flags, raw_loop
+from raw_loop import DROPOUT, LOOP, SMALL, flags, raw_loop, reset_accelerate
 from safetensors.torch import load_file
 from small_trainers import TIMINGS, assert_same
 
@@ -252,8 +253,26 @@ def test_what_does_not_belong_to_it_is_one_line_too(run, done, copied, tmp_path)
     assert "Number of custom checkpoints" in resumed(run, done, tmp_path)
 
 
+def test_killed_while_it_saves_accelerates_own_naming_leaves_no_complete_checkpoint(tmp_path, monkeypatch):
+    """Why the loop does not use it: the older checkpoint is removed first, the new one written in place."""
+    reset_accelerate()
+    naming = {"automatic_checkpoint_naming": True, "total_limit": 1}
+    accelerator = Accelerator(project_config=ProjectConfiguration(str(tmp_path), **naming))
+    accelerator.prepare(torch.nn.Linear(2, 2))
+    accelerator.save_state()
+    assert (tmp_path / "checkpoints" / "checkpoint_0" / "random_states_0.pkl").is_file()
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("accelerate.checkpointing.random.getstate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        accelerator.save_state()
+    assert [path.name for path in tmp_path.glob("checkpoints/*")] == ["checkpoint_1"]
+    assert [path.name for path in tmp_path.glob("checkpoints/*/*")] == ["model.safetensors"]
+
+
 def test_killed_while_it_saves_the_older_checkpoint_is_complete(run, tmp_path, monkeypatch):
-    """accelerate's own naming with total_limit=1 has removed that by then."""
     original, calls = Accelerator.save_state, []
 
     def killed(self, folder):

@@ -196,7 +196,7 @@ def test_fine_tuning_a_local_model(digits_run, tmp_path, capsys):
             "lr * weight_decay = 2.0 * 0.6 must be in [0, 1)",
         ),
         (["--layer_schedule", "0,0.1"], "schedule lists 2 rates, but the model has 6 layer indices"),
-        (["--no_decay_pattern", "nothing"], "no_decay pattern 'nothing' matches no parameter"),
+        (["--no_decay_pattern", "nothing"], "no_decay_pattern 'nothing' matches no parameter"),
         (["--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint is 'nowhere'"),
     ],
 )
@@ -265,5 +265,5 @@ def test_a_checkpoint_named_explicitly_that_a_killed_run_was_replacing(digits_ru
     assert main(argv) == 2
     assert capsys.readouterr().err == (
         f"hf-lpwd train: error: resume_from_checkpoint is {str(newest)!r}, but scheduler.pt is missing; "
-        f"the newest whole one is {older[-1]}\n"
+        f"the newest complete one is {older[-1]}\n"
     )
