@@ -20,9 +20,9 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("commands.study", "pack the records of a study into one file"),
     "report": ("commands.report", "write the report of a study: a page, tables and figures"),
     "diagnose": ("study.diagnose", "measure what decay does: opposing-penalty, shrink, equivalence"),
-    "card": ("study.over_seeds", "write a run's card with means and intervals over several seeds"),
-    "push": ("vision.hub.push", "upload a run to the Hub"),
-    "space": ("vision.hub.space", "write a Gradio app of a run, to try it in the browser or as a Space"),
+    "card": ("commands.card", "write a run's card with means and intervals over several seeds"),
+    "push": ("commands.push", "upload a run to the Hub"),
+    "space": ("commands.space", "write a Gradio app of a run, to try it in the browser or as a Space"),
 }
 
 
