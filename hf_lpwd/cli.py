@@ -37,7 +37,7 @@ def train(argv: Sequence[str], prog: str = "hf-lpwd train") -> int:
 
 
 def _explain(argv: list[str]) -> int:
-    from hf_lpwd.vision.explain_model import main
+    from hf_lpwd.commands.explain import main
 
     return main(argv)
 
