@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 #: Columns that are not numbers.
-TEXT_COLUMNS = frozenset({"stack", "modules", "other rates", "not decayed, and why"})
+TEXT_COLUMNS = frozenset(
+    {"stack", "modules", "other rates", "not decayed, and why", "name", "kind", "layers"}
+)
 
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
