@@ -49,19 +49,19 @@ def _audit(argv: list[str]) -> int:
 
 
 def _push(argv: list[str]) -> int:
-    from hf_lpwd.vision.hub.push import main
+    from hf_lpwd.commands.push import main
 
     return main(argv)
 
 
 def _card(argv: list[str]) -> int:
-    from hf_lpwd.study.over_seeds import main
+    from hf_lpwd.commands.card import main
 
     return main(argv)
 
 
 def _space(argv: list[str]) -> int:
-    from hf_lpwd.vision.hub.space import main
+    from hf_lpwd.commands.space import main
 
     return main(argv)
 
