@@ -14,7 +14,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("commands.train", "fine-tune an image classifier, or train one from scratch"),
     "predict": ("commands.predict", "classify images with a trained run, as CSV"),
     "evaluate": ("commands.evaluate", "measure a trained run on a labelled dataset, class by class"),
-    "explain": ("vision.explain_model", "show a model's layers, their decay rates, and what does not decay"),
+    "explain": ("commands.explain", "show a model's layers, their decay rates, and what does not decay"),
     "audit": ("commands.audit", "show what the Trainer, timm and this package decay of a model, measured"),
     "sweep": ("commands.sweep", "do the runs of a study: decay methods, compared on your task"),
     "study": ("commands.study", "pack the records of a study into one file"),

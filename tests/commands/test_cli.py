@@ -61,7 +61,7 @@ def test_version(capsys):
         (["explain", "vitt"], "hf-lpwd explain: error: unknown model 'vitt': did you mean 'vit'?\n"),
         (
             ["explain", "vit", "--layer_schedule", "0,1"],
-            "hf-lpwd explain: error: schedule lists 2 rates, but the model has 14 layer indices "
+            "hf-lpwd explain: error: layer_schedule lists 2 rates, but the model has 14 layer indices "
             "(0, the stem, to 13, the head)\n",
         ),
         (
