@@ -42,6 +42,12 @@ def _explain(argv: list[str]) -> int:
     return main(argv)
 
 
+def _audit(argv: list[str]) -> int:
+    from hf_lpwd.commands.audit import main
+
+    return main(argv)
+
+
 def _push(argv: list[str]) -> int:
     from hf_lpwd.vision.hub.push import main
 
@@ -101,6 +107,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "predict": (_predict, "classify images with a trained run, as CSV"),
     "evaluate": (_evaluate, "measure a trained run on a labelled dataset, class by class"),
     "explain": (_explain, "show a model's layers, their decay rates, and what does not decay"),
+    "audit": (_audit, "show what the Trainer, timm and this package decay of a model, measured"),
     "sweep": (_sweep, "do the runs of a study: decay methods, compared on your task"),
     "study": (_study, "pack the records of a study into one file"),
     "report": (_report, "write the report of a study: a page, tables and figures"),

@@ -41,7 +41,7 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a table as text, its numbers to the right."""
     rows = [header, *rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    left = {"stack", "modules", "other rates", "not decayed, and why"}
+    left = {"stack", "modules", "other rates", "not decayed, and why", "name", "kind", "layers"}
     return "\n".join(
         "  ".join(
             f"{cell:<{width}}" if name in left else f"{cell:>{width}}"

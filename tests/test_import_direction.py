@@ -30,8 +30,8 @@ CORE_CHAIN = [
         "low_precision",
     },
     {"optimizer"},
-    {"factory"},
-    {"layer_log", "trainer", "training_args"},
+    {"factory", "zero_step", "measure"},
+    {"layer_log", "trainer", "training_args", "decay_report"},
 ]
 HIGHER = ["checkpoints", "vision", "study", "commands", "cli", "__main__"]
 
