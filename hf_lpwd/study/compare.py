@@ -1,4 +1,4 @@
-"""Two sides of a question on one task -> their paired differences by seed, and what speaks against a verdict."""
+"""Two sides of a question on one task -> their paired differences by seed, or why there is no verdict."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ class Comparison:
         return math.nan if self.paired is None else self.paired.detectable(self.num_tests)
 
 
-def family(question: Question, tasks: Sequence[Task], methods: Callable[[Task], list[Side]]) -> list[Comparison]:
+def family(
+    question: Question, tasks: Sequence[Task], methods: Callable[[Task], list[Side]]
+) -> list[Comparison]:
     """All comparisons of a question, over all tasks, corrected together.
 
     Args:
@@ -154,6 +156,10 @@ def _best_against_best(task: Task, base: Comparison, side: Side, to: Side) -> Co
     methods = _as_method(task, side), _as_method(task, to)
     seeds = sorted(set(methods[0].common_seeds()) & set(methods[1].common_seeds()))
     left_out = [note for method in methods for note in _left_out(method, seeds)]
+    for one, other in ((methods[0], methods[1]), (methods[1], methods[0])):
+        alone = sorted(set(one.seeds) - set(other.seeds))
+        if alone:
+            left_out.append(f"only {one.name} has seeds {', '.join(map(str, alone))}, which are left out")
     grids = [method.usable() for method in methods]
     if not seeds:
         return replace(base, left_out=left_out)
@@ -175,19 +181,17 @@ def _left_out(method: Method, seeds: Sequence[int]) -> list[str]:
         if setting not in usable:
             done = sum(run is not None and measured(run) for run in runs.values())
             notes.append(f"{method.name} at {setting} has {done} of {len(runs)} seeds and is left out")
-    lost = {
-        seed: [str(setting) for setting in usable if seed not in usable[setting]]
-        for seed in method.seeds
-        if seed not in seeds and any(seed not in runs for runs in usable.values())
-    }
-    for seed, settings in lost.items():
-        notes.append(f"seed {seed} is left out: {method.name} lacks its run at {'; '.join(settings)}")
+    for seed in method.seeds:
+        lacking = [str(setting) for setting, runs in usable.items() if seed not in runs]
+        if lacking and seed not in seeds:
+            where = lacking[0] if len(lacking) == 1 else f"{len(lacking)} of {len(usable)} settings"
+            notes.append(f"seed {seed} is left out: {method.name} lacks its run at {where}")
     return notes
 
 
 def _matched(task: Task, base: Comparison, side: Side, question: Question) -> Comparison:
     """The mean over all pairs of runs that differ in nothing but what the sides name."""
-    cells = ([_by_cell(task, one, _named(side, question.to)) for one in (side, question.to)])
+    cells = [_by_cell(task, one, _named(side, question.to)) for one in (side, question.to)]
     shared = [cell for cell in cells[0] if cell in cells[1]]
     seeds_of = {cell: set(cells[0][cell]) & set(cells[1][cell]) for cell in shared}
     most = max(map(len, seeds_of.values()), default=0)
@@ -222,25 +226,31 @@ def _ranges(base: Comparison, cells: list[str], pairs: list[Any], seeds: list[in
     ranges = np.zeros((2, len(seeds)))
     for found in groups.values():
         for side in (0, 1):
-            scores = np.array([[_test(pair[side][seed]) for pair in found] for seed in seeds])
+            scores = np.array([[test_score(pair[side][seed]) for pair in found] for seed in seeds])
             ranges[side] += np.ptp(scores, axis=1) / len(groups)
     # Less is better, so that a positive difference speaks for the side that is compared.
     floor = granularity_floor(_num_images([run for pair in pairs for runs in pair for run in runs.values()]))
     return replace(base, paired=paired(ranges[1] - ranges[0], floor))
 
 
-def _of_cells(base: Comparison, pairs: list[tuple[Runs, Runs]], seeds: list[int], chances: int) -> Comparison:
-    differences = np.mean([[_test(a[s]) - _test(b[s]) for s in seeds] for a, b in pairs], axis=0)
+def _of_cells(
+    base: Comparison, pairs: Sequence[tuple[Runs, Runs]], seeds: Sequence[int], chances: int
+) -> Comparison:
+    differences = np.mean([[test_score(a[s]) - test_score(b[s]) for s in seeds] for a, b in pairs], axis=0)
     runs = [[side[seed] for side in sides for seed in seeds] for sides in zip(*pairs, strict=True)]
     everyone = [run for side in runs for run in side]
     floor = granularity_floor(_num_images(everyone)) / math.sqrt(len(pairs))
     return replace(
         base,
         paired=paired(differences, floor, chances),
-        diverged=tuple(sum(run.outcome == "diverged" for run in side) for side in runs),  # type: ignore[arg-type]
+        diverged=(_diverged(runs[0]), _diverged(runs[1])),
         image_variance=_image_variance(*runs),
         withheld=_differing_data(everyone),
     )
+
+
+def _diverged(runs: Sequence[Record]) -> int:
+    return sum(run.outcome == "diverged" for run in runs)
 
 
 def _differing_data(runs: Iterable[Record]) -> str | None:
@@ -294,13 +304,14 @@ def _num_images(runs: Iterable[Record]) -> int:
     number = 1
     for run in runs:
         if run.outcome == "completed":
-            number = math.lcm(number, Fraction(_test(run)).limit_denominator(_MANY_IMAGES).denominator)
+            number = math.lcm(number, Fraction(test_score(run)).limit_denominator(_MANY_IMAGES).denominator)
             if number > _MANY_IMAGES:
                 return _MANY_IMAGES
     return number
 
 
-def _test(run: Record) -> float:
+def test_score(run: Record) -> float:
+    """Accuracy on test; on validation if no test split was read, in which case there is no verdict."""
     score = run.score("test")
     fallback = run.score("validation") if score is None else score
     assert fallback is not None
@@ -336,9 +347,11 @@ def _fits(method: Method, side: Mapping[str, Any]) -> bool:
 def _named(*sides: Side) -> set[str]:
     names: set[str] = set()
     for side in sides:
-        names |= {"decay_timing", "layer_schedule", "decay_coupling", "match_decay_budget", "peer"} if isinstance(
-            side, str
-        ) else set(side)
+        names |= (
+            {"decay_timing", "layer_schedule", "decay_coupling", "match_decay_budget", "peer"}
+            if isinstance(side, str)
+            else set(side)
+        )
     return names
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 #: Flags that make up a method; all others are the same for the methods that are compared.
-METHOD_FLAGS = frozenset({"decay_timing", "layer_schedule", "decay_coupling", "match_decay_budget"})
+METHOD_FLAGS = frozenset(
+    {"decay_timing", "layer_schedule", "decay_coupling", "match_decay_budget", "layer_lr_decay"}
+)
 
 _ADAMW = {"decay_timing": "wd", "layer_schedule": "uniform"}
 _LINEAR = {"decay_timing": "wd", "layer_schedule": "linear"}

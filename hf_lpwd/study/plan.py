@@ -120,7 +120,9 @@ def store_plan(
         there = read_plan(folder)
         if there is None:
             if register and any(root.glob("*.json")):
-                raise BadInputError(f"{folder} holds records already: a plan is registered before the first run")
+                raise BadInputError(
+                    f"{folder} holds records already: a plan is registered before the first run"
+                )
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             plan = Plan(created=now, questions=list(questions), runs=list(runs))
         else:

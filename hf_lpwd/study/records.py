@@ -177,7 +177,7 @@ class Record(_Part):
 
     @model_validator(mode="after")
     def _complete(self) -> Record:
-        needed = {"error": self.error}
+        needed: dict[str, Any] = {"error": self.error}
         if self.status == "completed":
             needed = {
                 "metrics.validation": self.metrics.get("validation"),
@@ -207,7 +207,7 @@ class Record(_Part):
         return self.status
 
     def score(self, split: Literal["validation", "test"]) -> float | None:
-        """Accuracy on a split; of a run that diverged its last evaluation, or chance; None if not measured."""
+        """Accuracy on a split, None if not measured; of a diverged run its last evaluation, or chance."""
         if self.outcome == "diverged":
             finite = [epoch.accuracy for epoch in self.epochs if epoch.loss is not None]
             if finite:

@@ -151,7 +151,7 @@ def holm(p_values: ArrayLike) -> Array:
 
 
 def verdict(mean: float, p_difference: float, p_equivalence: float) -> Verdict:
-    """What two corrected p-values allow to be said; equivalence goes first, as the margin says what matters."""
+    """What two corrected p-values allow to be said; equivalence goes first: the margin says what matters."""
     level = 1.0 - CONFIDENCE
     if p_equivalence <= level:
         return "equivalent"

@@ -184,7 +184,9 @@ def _names(tasks: list[dict[str, Any]], groups: list[list[Record]]) -> list[str]
     for task, records in zip(tasks, groups, strict=True):
         given = records[0].task if records else {}
         data = given.get("data") or _last_part(task.get("dataset_name") or task.get("train_dir") or "digits")
-        model = given.get("model") or next((_last_part(task[n]) for n in _MODEL if task.get(n)), "default model")
+        model = given.get("model") or next(
+            (_last_part(task[n]) for n in _MODEL if task.get(n)), "default model"
+        )
         names.append(f"{data}, {model}")
     if len(set(names)) < len(names):
         varied = sorted(
