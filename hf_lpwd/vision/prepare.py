@@ -9,7 +9,7 @@ from torch import nn
 from transformers import set_seed
 
 from hf_lpwd.checkpoints.mixin import why_not_resumable
-from hf_lpwd.decay_groups import shrinkage
+from hf_lpwd.decay_groups import decay_fraction
 from hf_lpwd.explain import Explanation, explain
 from hf_lpwd.schedules import parse_schedule
 from hf_lpwd.vision.arguments import ImageTrainingArguments
@@ -63,7 +63,7 @@ def prepare(
         no_decay=training_args.no_decay_pattern,
     )
     for row in explanation.layers:
-        shrinkage(
+        decay_fraction(
             {
                 "weight_decay": row.rate,
                 "lr": training_args.learning_rate,
