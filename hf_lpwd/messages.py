@@ -31,13 +31,26 @@ def hide_tokens(text: str) -> str:
     return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_...", text)
 
 
+def printable(text: object) -> str:
+    r"""Returns text on one line, without tokens and without characters that command a terminal.
+
+    Example:
+        >>> printable("no\n  right \x1b[31m")
+        'no right ?[31m'
+    """
+    line = " ".join(str(text).split())
+    return hide_tokens("".join(character if character.isprintable() else "?" for character in line))
+
+
 def refuse(prog: str, message: object) -> int:
     """Prints a program's error in one line on standard error, and returns the exit code of bad input, 2.
 
     Where torchrun or accelerate started several processes, the first that has an error says it; the launcher
     repeats it at the end of its own report.
     """
-    line = f"{prog}: error: {hide_tokens(' '.join(str(message).split()))}"
+    if isinstance(message, OSError) and message.filename is not None and message.strerror:
+        message = f"{message.filename}: {message.strerror}"
+    line = f"{prog}: error: {printable(message)}"
     if _is_first_to_say(line):
         say(line)
     return 2

@@ -9,6 +9,7 @@ PACKAGE = Path(hf_lpwd.__file__).parent
 # Each module of the core may import modules of its own line and of lines above it.
 CORE_CHAIN = [
     {
+        "config",
         "layers",
         "layer_blocks",
         "layer_places",
@@ -18,6 +19,9 @@ CORE_CHAIN = [
         "files",
     },
     {
+        "exemptions",
+        "plan",
+        "plan_table",
         "param_groups",
         "explain",
         "diagnostics",
@@ -27,8 +31,8 @@ CORE_CHAIN = [
         "stale_gradients",
     },
     {"optimizer"},
-    {"factory"},
-    {"layer_log", "trainer", "training_args"},
+    {"factory", "zero_step", "measure"},
+    {"layer_log", "trainer", "training_args", "decay_report"},
 ]
 HIGHER = ["checkpoints", "vision", "study", "commands", "cli", "__main__"]
 

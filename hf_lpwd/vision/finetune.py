@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,19 +83,22 @@ def _finetune(
     argv: Sequence[str],
     stop: StopOnSignal,
 ) -> None:
+    push_to_hub, training_args = training_args.push_to_hub, copy(training_args)
+    training_args.push_to_hub = False
     try:
-        push = PushCallback(training_args, model_args.token) if training_args.push_to_hub else None
+        push = PushCallback(training_args, model_args.token) if push_to_hub else None
         run = prepare(model_args, data_args, training_args)
     except ValueError as error:
         raise BadInputError(str(error)) from error
     # The push comes first, so that it sees the last checkpoint of a stopped run.
     callbacks = [*([push] if push else []), stop, StopWhereNotFinite()]
-    trainer, metrics = train_and_evaluate(run, training_args, callbacks)
-    if trainer.is_world_process_zero():
-        write_results(run, trainer, metrics, argv)
-        print(_closing_line(run, metrics, str(training_args.output_dir)))
-        if push:
-            print(f"pushed: {push.finish()}")
+    with push or nullcontext():
+        trainer, metrics = train_and_evaluate(run, training_args, callbacks)
+        if trainer.is_world_process_zero():
+            write_results(run, trainer, metrics, argv)
+            print(_closing_line(run, metrics, str(training_args.output_dir)))
+            if push:
+                print(f"pushed: {push.finish()}")
 
 
 def make_trainer(
