@@ -28,6 +28,7 @@ from hf_lpwd.decay_groups import (
     parameter_name,
 )
 from hf_lpwd.low_precision import by_precision, warn_of_vanishing_rates
+from hf_lpwd.plan import LayerPlan
 from hf_lpwd.stale_gradients import StaleGradients
 
 
@@ -73,6 +74,7 @@ class LayerwiseDecay(Optimizer):
 
     Attributes:
         base: The base optimizer. Its `param_groups` and `state` are this optimizer's.
+        plan: The `LayerPlan` that it was made from, or None.
 
     Raises:
         ValueError: An unknown timing or coupling, ``l2`` with independent coupling, a rate that is negative
@@ -95,6 +97,7 @@ class LayerwiseDecay(Optimizer):
     """
 
     base: Optimizer
+    plan: LayerPlan | None = None
 
     def __init__(
         self,
@@ -149,7 +152,7 @@ class LayerwiseDecay(Optimizer):
         self.base.state = state
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"base": self.base, "defaults": self.defaults}
+        return {"base": self.base, "defaults": self.defaults, "plan": self.plan}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -167,12 +170,24 @@ class LayerwiseDecay(Optimizer):
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, as on any torch optimizer; `weight_decay` defaults to the constructor's."""
-        group = completed(param_group, self.defaults)
-        check_group(group)
-        check_step_size(type(self.base), group)
-        self.base.add_param_group(group)
-        warn_of_vanishing_rates(self.param_groups[-1:])
+        """Adds a group, as on any torch optimizer.
+
+        If it has no `weight_decay` and there is a `plan`, the parameters get their layers' weight decay and
+        learning rate, in a group for each; they need their names:
+        ``{"params": [(name, p) for name, p in model.named_parameters() if ...]}``. Without a plan,
+        `weight_decay` defaults to the constructor's.
+
+        Raises:
+            ValueError: The plan does not know a parameter, or a value is out of its range.
+        """
+        groups = [param_group]
+        if self.plan is not None and "weight_decay" not in param_group:
+            groups = self.plan.regroup(param_group, lr=self.defaults["lr"])
+        for group in [completed(group, self.defaults) for group in groups]:
+            check_group(group)
+            check_step_size(type(self.base), group)
+            self.base.add_param_group(group)
+            warn_of_vanishing_rates(self.param_groups[-1:])
 
     @torch.no_grad()
     def train(self) -> None:

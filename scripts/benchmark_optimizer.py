@@ -25,8 +25,8 @@ from machine import conditions
 from torch import nn
 
 from hf_lpwd import create_lpwd_optimizer
+from hf_lpwd.exemptions import exemptions
 from hf_lpwd.files import write_json
-from hf_lpwd.param_groups import no_decay_reasons
 
 MODELS = {
     "vit_s": "vit_small_patch16_224",
@@ -50,7 +50,7 @@ PEERS = {
 
 def two_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Returns the parameter groups that a stock Trainer would make, with this package's rule of exemption."""
-    exempt = no_decay_reasons(model)
+    exempt = exemptions(model)
     named = list(model.named_parameters())
     return [
         {"params": [p for name, p in named if name not in exempt], "weight_decay": WEIGHT_DECAY},
@@ -77,7 +77,7 @@ def contestants(model: nn.Module) -> dict[str, list[Callable[[], None]]]:
         return optimizer.step
 
     def ours(timing: str) -> list[Callable[[], None]]:
-        optimizer = create_lpwd_optimizer(model, lr=LR, weight_decay=WEIGHT_DECAY, timing=timing)
+        optimizer = create_lpwd_optimizer(model, lr=LR, weight_decay=WEIGHT_DECAY, decay_timing=timing)
         optimizer.state = state
         return [optimizer.train, optimizer.step]
 

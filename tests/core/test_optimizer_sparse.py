@@ -88,7 +88,7 @@ def test_under_the_factory_s_default_kernel(timing):
         model = make_model(sparse)
         layers = {"embedding.weight": 0, "head.*": 1}
         optimizer = create_lpwd_optimizer(
-            model, SGD, lr=0.1, weight_decay=0.5, timing=timing, layer_map=layers, decay_all=True
+            model, SGD, lr=0.1, weight_decay=0.5, decay_timing=timing, layer_map=layers, decay_all=True
         )
         assert optimizer.param_groups[0]["fused"]
         ways.append(train(model, optimizer))

@@ -177,7 +177,7 @@ def test_copies_have_the_same_attributes_and_go_on_alike(info, kwargs, device, t
     copies = [copy.deepcopy((params, optimizer)), pickle.loads(pickle.dumps((params, optimizer)))]
     train(params, optimizer, range(2, 4))
     for other_params, other in copies:
-        assert {key for key in vars(other) if key[0] != "_"} == {"base", "defaults"}
+        assert {key for key in vars(other) if key[0] != "_"} == {"base", "defaults", "plan"}
         assert str(other.defaults) == str(optimizer.defaults)
         train(other_params, other, range(2, 4))
         assert_same(params, other_params)
