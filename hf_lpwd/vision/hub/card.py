@@ -7,7 +7,6 @@ import platform
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import hide_tokens
+from hf_lpwd.plan_table import TEXT_COLUMNS, layer_table
 
 if TYPE_CHECKING:
     from hf_lpwd.vision.arguments import ImageTrainingArguments
@@ -112,7 +112,8 @@ def card_facts(
         "class_names": run.splits.class_names,
         "deep_pictures": _has_deep_pictures(run),
         "settings": {key: _without_folders(value) for key, value in settings.items() if value is not None},
-        "layers": [asdict(row) for row in run.explanation.layers],
+        "layers": run.plan.to_dict()["layers"],
+        "mean_rate": run.plan.mean_rate,
         "metrics": measured,
         "sizes": {split: len(images) for split, images in run.images.items()},
         "validation_chose": bool(args.load_best_model_at_end) and "validation" in measured,
@@ -157,7 +158,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         eval_results=_eval_results(facts),
     )
     shown = [key for key in METRICS if any(key in values for values in measured.values())]
-    several_stacks = len({row["stack"] for row in layers}) > 1
+    header, rows = layer_table(layers)
     classes = [plain(name) for name in facts["class_names"]]
     more = f" and {len(classes) - _MOST_CLASSES} more" if len(classes) > _MOST_CLASSES else ""
     return ModelCard.from_template(
@@ -178,15 +179,11 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         timing=_TIMINGS[settings["decay_timing"]],
         match_budget=settings["match_decay_budget"],
         coupled=settings["decay_coupling"] == "lr",
-        layers=[
-            [
-                *([plain(row["stack"])] if several_stacks else []),
-                *(row["layer"], plain(", ".join(row["modules"]))),
-                *(f"{row['parameters']:,}", f"{row['decayed']:,}", f"{row['rate']:.4g}"),
-            ]
-            for row in layers
-        ],
-        several_stacks=several_stacks,
+        layer_header=[plain(name) for name in header],
+        layer_alignment=["---" if name in TEXT_COLUMNS else "--:" for name in header],
+        layer_rows=[[plain(cell) for cell in row] for row in rows],
+        mean_rate=facts.get("mean_rate"),
+        layer_lr_decay=settings.get("layer_lr_decay", 1.0),
         metric_names=[METRICS[key] for key in shown],
         measured={
             split: [f"{values[key]:.4f}" if key in values else "" for key in shown]
