@@ -103,7 +103,7 @@ def paired(differences: ArrayLike, floor: float = 0.0, chances: int = 1) -> Pair
     """
     values = np.asarray(differences, dtype=np.float64)
     std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    error = max(std, floor, 1e-12) / math.sqrt(max(len(values), 1))
+    error = max(std, floor, 1e-300) / math.sqrt(max(len(values), 1))
     return Paired(len(values), float(values.mean()), error, chances)
 
 

@@ -207,8 +207,8 @@ def test_in_chromium_nothing_overflows_and_tables_sort_and_filter(report):
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     assert chromium, "this test needs Chromium"
     over = (
-        "[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1"
-        " && !(e.closest('.scroll') && innerWidth > 704)).length"
+        "[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right"
+        " > innerWidth + 1 && !(e.closest('.scroll') && innerWidth > 704)).length"
     )
     with sync_api.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
