@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import copy
-from dataclasses import asdict
 from pathlib import Path
 
 import datasets
@@ -127,6 +126,7 @@ def make_trainer(
         preprocess_logits_for_metrics=logits_only,
         processing_class=run.processor,
         optimizers=(optimizer, None),
+        layer_map=run.plan.layer_map,
         callbacks=[EpochCallback(), *callbacks],
     )
 
@@ -178,7 +178,7 @@ def write_results(
         argv: The command line, for the card.
     """
     folder = Path(str(trainer.args.output_dir))
-    write_json(folder / "layer_rates.json", asdict(run.explanation))
+    write_json(folder / "layer_rates.json", (trainer.layer_plan or run.plan).to_dict())
     if trainer.args.do_train:
         write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
         write_card(folder, card_facts(run, metrics, trainer.args))

@@ -154,7 +154,7 @@ def test_lora_has_the_map_of_the_model_inside_and_trains_what_is_trainable():
 def test_lora_is_trained_and_the_rest_is_not(timing):
     model = _with_lora(make_model())
     before = weights(model)
-    optimizer = create_lpwd_optimizer(model, timing=timing, **SETTINGS)
+    optimizer = create_lpwd_optimizer(model, decay_timing=timing, **SETTINGS)
     batch = [Images()[i] for i in range(4)]
     images = torch.stack([sample["pixel_values"] for sample in batch])
     for _ in range(2):

@@ -41,9 +41,9 @@ def build(optimizer_cls, timing, coupling="lr", seed=0, partitioned=False):
         optimizer_cls,
         lr=0.05,
         weight_decay=0.4,
-        timing=timing,
-        coupling=coupling,
-        match_budget=True,
+        decay_timing=timing,
+        decay_coupling=coupling,
+        match_decay_budget=True,
     )
 
 

@@ -38,7 +38,13 @@ def build(optimizer_cls, timing, coupling, sharded=True, seed=0):
             fully_shard(block)
         fully_shard(model)
     optimizer = create_lpwd_optimizer(
-        model, optimizer_cls, lr=0.05, weight_decay=0.4, timing=timing, coupling=coupling, layer_map=layer_map
+        model,
+        optimizer_cls,
+        lr=0.05,
+        weight_decay=0.4,
+        decay_timing=timing,
+        decay_coupling=coupling,
+        layer_map=layer_map,
     )
     return model, optimizer, layer_map
 

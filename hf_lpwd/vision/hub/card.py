@@ -7,7 +7,7 @@ import platform
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, fields
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import hide_tokens
-from hf_lpwd.plan_table import layer_table
+from hf_lpwd.plan_table import TEXT_COLUMNS, layer_table
 
 if TYPE_CHECKING:
     from hf_lpwd.vision.arguments import ImageTrainingArguments
@@ -137,7 +137,8 @@ def card_facts(
         "class_names": run.splits.class_names,
         "deep_images": _has_deep_images(run),
         "settings": {key: _without_folders(value) for key, value in settings.items() if value is not None},
-        "layers": [asdict(row) for row in run.explanation.layers],
+        "layers": run.plan.to_dict()["layers"],
+        "mean_rate": run.plan.mean_rate,
         "metrics": measured,
         "sizes": {split: len(images) for split, images in run.images.items()},
         "validation_chose": bool(args.load_best_model_at_end) and "validation" in measured,
@@ -203,9 +204,12 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         timing=_TIMINGS[settings["decay_timing"]],
         match_budget=settings["match_decay_budget"],
         coupled=settings["decay_coupling"] == "lr",
-        header=header,
-        layers=[[plain(cell) for cell in cells] for cells in rows],
-        nothing_decays=not any(row["decayed"] and (row["rate"] or row.get("by_pattern")) for row in layers),
+        layer_header=[plain(name) for name in header],
+        layer_alignment=["---" if name in TEXT_COLUMNS else "--:" for name in header],
+        layer_rows=[[plain(cell) for cell in row] for row in rows],
+        mean_rate=facts.get("mean_rate"),
+        nothing_decays=facts.get("mean_rate") == 0,
+        layer_lr_decay=settings.get("layer_lr_decay", 1.0),
         metric_names=[METRICS[key] for key in shown],
         measured={
             split: [f"{values[key]:.4f}" if key in values else "" for key in shown]

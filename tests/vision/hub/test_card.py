@@ -93,13 +93,10 @@ def test_a_card_says_that_nothing_decayed(prepared):
     run, args = prepared
     facts = card_facts(run, METRICS, args)
     assert "No weight was decayed" not in model_card(facts).content
-    for change in ({"rate": 0.0}, {"decayed": 0}):
-        still = {**facts, "layers": [row | change for row in facts["layers"]]}
-        text = model_card(still).content
-        assert (
-            "No weight was decayed: the weight decay is 0.5, or every parameter is exempt.\n\n| layer" in text
-        )
-        assert "Weight decay was applied" not in text
+    text = model_card({**facts, "mean_rate": 0.0}).content
+    assert "No weight was decayed: the weight decay is 0.5, or every parameter" in text
+    assert "is exempt.\n\n| layer | modules |" in text
+    assert "Weight decay was applied" not in text
 
 
 def card_of(run, metrics, args):
@@ -127,7 +124,7 @@ def test_the_text_says_what_was_done(prepared):
     ):
         assert line in card.content
     assert (
-        "layer schedule: linear, scaled so that the mean rate over all decayed weights is 0.5,"
+        "layer schedule: linear, scaled so that the mean rate over all decayed weights is 0.5. Rates are multiplied by"
         in card.content
     )
     assert "after the update" in card.content
