@@ -124,7 +124,7 @@ def test_the_text_says_what_was_done(prepared):
     ):
         assert line in card.content
     assert (
-        "layer schedule: linear, scaled so that the mean rate over all decayed weights is 0.5. Rates are multiplied by"
+        "layer schedule: linear, scaled so that the mean rate over all decayed weights is 0.5. Rates are"
         in card.content
     )
     assert "after the update" in card.content
