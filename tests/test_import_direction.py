@@ -26,6 +26,7 @@ CORE_CHAIN = [
         "decay_groups",
         "base_optimizer",
         "low_precision",
+        "stale_gradients",
     },
     {"optimizer"},
     {"factory", "zero_step", "measure"},
