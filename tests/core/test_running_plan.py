@@ -16,6 +16,9 @@ from hf_lpwd.plan import plan_layers
 from hf_lpwd.trainer import LPWDTrainer
 from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
 
+# peft asks transformers by a name that is deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
 SETTINGS = {
     "decay_timing": "rwd",
     "layer_schedule": "power:3",

@@ -33,9 +33,8 @@ BATCHES = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(0))
 def build(optimizer_cls, timing, coupling, sharded=True, seed=0):
     torch.manual_seed(seed)
     model = tiny_models.HandWritten()
-    plan = plan_layers(
-        model, LPWDConfig(0.4, decay_timing=timing, decay_coupling=coupling, layer_lr_decay=0.9)
-    )
+    config = LPWDConfig(0.4, decay_timing=timing, decay_coupling=coupling, layer_lr_decay=0.9)
+    plan = plan_layers(model, config)
     if sharded:
         for block in model.body:
             fully_shard(block)
