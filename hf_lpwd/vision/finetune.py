@@ -181,7 +181,7 @@ def write_results(
     write_json(folder / "layer_rates.json", (trainer.layer_plan or run.plan).to_dict())
     if trainer.args.do_train:
         write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
-        write_card(folder, card_facts(run, metrics, trainer.args, argv))
+        write_card(folder, card_facts(run, metrics, trainer.args))
 
 
 def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | None:
