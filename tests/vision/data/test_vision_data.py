@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits as sklearn_digits
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.labels import stratified_cut
-from hf_lpwd.vision.data.splits import load_digits, load_splits
+from hf_lpwd.vision.data.sources import load_digits
+from hf_lpwd.vision.data.splits import load_splits
 
 
 @pytest.fixture
