@@ -42,6 +42,12 @@ def _explain(argv: list[str]) -> int:
     return main(argv)
 
 
+def _audit(argv: list[str]) -> int:
+    from hf_lpwd.commands.audit import main
+
+    return main(argv)
+
+
 def _push(argv: list[str]) -> int:
     from hf_lpwd.vision.hub.push import main
 
@@ -60,14 +66,32 @@ def _space(argv: list[str]) -> int:
     return main(argv)
 
 
+def _predict(argv: list[str]) -> int:
+    from hf_lpwd.commands.predict import main
+
+    return main(argv)
+
+
+def _evaluate(argv: list[str]) -> int:
+    from hf_lpwd.commands.evaluate import main
+
+    return main(argv)
+
+
 def _sweep(argv: list[str]) -> int:
-    from hf_lpwd.study.sweep import main
+    from hf_lpwd.commands.sweep import main
+
+    return main(argv)
+
+
+def _study(argv: list[str]) -> int:
+    from hf_lpwd.commands.study import main
 
     return main(argv)
 
 
 def _report(argv: list[str]) -> int:
-    from hf_lpwd.study.report import main
+    from hf_lpwd.commands.report import main
 
     return main(argv)
 
@@ -80,8 +104,12 @@ def _diagnose(argv: list[str]) -> int:
 
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (train, "fine-tune an image classifier, or train one from scratch"),
+    "predict": (_predict, "classify images with a trained run, as CSV"),
+    "evaluate": (_evaluate, "measure a trained run on a labelled dataset, class by class"),
     "explain": (_explain, "show a model's layers, their decay rates, and what does not decay"),
+    "audit": (_audit, "show what the Trainer, timm and this package decay of a model, measured"),
     "sweep": (_sweep, "do the runs of a study: decay methods, compared on your task"),
+    "study": (_study, "pack the records of a study into one file"),
     "report": (_report, "write the report of a study: a page, tables and figures"),
     "diagnose": (_diagnose, "measure what decay does: opposing-penalty, shrink, equivalence"),
     "card": (_card, "write a run's card with means and intervals over several seeds"),

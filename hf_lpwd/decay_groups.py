@@ -18,27 +18,13 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_lpwd.config import check_timing
 from hf_lpwd.schedules import check_rate
-
-TIMINGS: tuple[str, ...] = ("l2", "wd", "rwd", "pwd")
-COUPLINGS: tuple[str, ...] = ("lr", "independent")
 
 PWD_UNDER_DEEPSPEED = (
     "timing 'pwd' changes the weights before the forward pass, but DeepSpeed uses its own copy of them "
     "there: use 'rwd', the same walk over the weights shifted by one decay"
 )
-
-
-def check_timing(timing: str, coupling: str = "lr") -> None:
-    """Raises a ValueError unless `timing` and `coupling` exist and go together."""
-    if timing not in TIMINGS:
-        raise ValueError(f"unknown timing {timing!r}: choose one of {', '.join(TIMINGS)}")
-    if coupling not in COUPLINGS:
-        raise ValueError(f"unknown coupling {coupling!r}: choose one of {', '.join(COUPLINGS)}")
-    if timing == "l2" and coupling == "independent":
-        raise ValueError(
-            "timing 'l2' adds decay to the gradient, so coupling 'independent' means nothing there"
-        )
 
 
 def completed(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

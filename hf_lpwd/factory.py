@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from hf_lpwd.base_optimizer import has_fused_kernel
-from hf_lpwd.decay_groups import check_timing
+from hf_lpwd.config import LPWDConfig, check_timing
 from hf_lpwd.layers import Layers, layer_index_map
 from hf_lpwd.optimizer import LayerwiseDecay
-from hf_lpwd.param_groups import NoDecay, layer_param_groups, no_decay_reasons, stack_rates
+from hf_lpwd.param_groups import NoDecay, no_decay_reasons, stack_rates
+from hf_lpwd.param_groups import layer_param_groups as _old
+from hf_lpwd.plan import plan_layers
 from hf_lpwd.schedules import Schedule
 
 
@@ -66,11 +68,42 @@ def create_lpwd_optimizer(
     layers = layer_index_map(model, layer_map)
     exempt = no_decay_reasons(model, no_decay=no_decay, decay_all=decay_all)
     rates = stack_rates(model, layers, exempt, weight_decay, schedule, match_budget=match_budget)
-    groups = layer_param_groups(model, layers, rates, exempt)
+    groups = _old(model, layers, rates, exempt)
     params = (parameter for group in groups for parameter in group["params"])
     if not optimizer_kwargs.keys() & {"fused", "foreach"} and has_fused_kernel(optimizer_cls, params):
         optimizer_kwargs["fused"] = True
     return LayerwiseDecay(groups, optimizer_cls, timing=timing, coupling=coupling, lr=lr, **optimizer_kwargs)
+
+
+def layer_param_groups(
+    model: nn.Module, *, weight_decay: float, lr: float | None = None, **settings: Any
+) -> list[dict[str, Any]]:
+    """Makes parameter groups with a weight decay by layer, for any torch optimizer.
+
+    Args:
+        model: See `plan_layers`.
+        weight_decay: See `LPWDConfig`.
+        lr: Learning rate of the head; needed under `layer_lr_decay`.
+        **settings: The other settings of `LPWDConfig`. The optimizer decides when and how it decays, so
+            `decay_timing` and `decay_coupling` are not taken.
+
+    Returns:
+        See `LayerPlan.param_groups`.
+
+    Raises:
+        ValueError: As `plan_layers` does.
+        TypeError: As `plan_layers` does, or a setting has no such name.
+
+    Examples:
+        >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
+        >>> [group["weight_decay"] for group in layer_param_groups(model, weight_decay=0.3)]
+        [0.0, 0.1, 0.2, 0.3]
+    """
+    for name in ("decay_timing", "decay_coupling"):
+        if name in settings:
+            raise TypeError(f"{name} has no effect on parameter groups: use create_lpwd_optimizer")
+    config = LPWDConfig.from_kwargs(weight_decay=weight_decay, **settings)
+    return plan_layers(model, config).param_groups(model, lr=lr)
 
 
 def lpwd_optimizer_factory() -> Callable[..., LayerwiseDecay]:

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from math import prod
 from typing import Any, TypeAlias
 
 from torch import nn
 
+from hf_lpwd.exemptions import exemptions
 from hf_lpwd.layers import LayerMap
-from hf_lpwd.parameters import full_shape, unwrap_name
+from hf_lpwd.parameters import full_shape
 from hf_lpwd.schedules import Schedule, layer_rates
 
 #: What the user calls exempt: one regular expression or several, searched in parameter names.
 NoDecay: TypeAlias = str | Iterable[str]
-
-# Embeddings of position and of special tokens, relative-position biases and the networks that make them,
-# and learned temperatures: what timm's models list in no_weight_decay(), under the names of either library.
-_EXEMPT_NAMES = re.compile(
-    r"""(?:^|[._])(?:
-        (?:abs(?:olute)?_)?pos(?:ition(?:al)?)?_?(?:embed(?:ding)?s?|emb)(?:_\w+)? | embed_positions | wpe
-      | rel(?:ative)?_?pos(?:ition)?\w* | relative_attention_bias | attention_bias(?:es)?
-      | cpb_mlp | continuous_position_bias_mlp
-      | (?:cls|class|dist|distill|distillation|mask|reg|register|storage)_(?:token|embedding)s?
-      | layer_?scale\w* | logit_scale | temperature
-    )(?:\.|$)""",
-    re.VERBOSE,
-)
 
 
 def no_decay_reasons(
@@ -60,65 +46,8 @@ def no_decay_reasons(
         )
     if decay_all:
         return {}
-    names = [name for name, _ in model.named_parameters()]
-    if no_decay is not None:
-        return _matched_by_user(names, no_decay)
-    named_by_model = _named_by_model(model)
-    reasons = {}
-    for module_name, module in model.named_modules():
-        for local_name, parameter in module.named_parameters(recurse=False):
-            name = f"{module_name}.{local_name}" if module_name else local_name
-            reason = _exempt_by_kind(module, local_name, parameter)
-            if reason is None and any(fnmatchcase(name, pattern) for pattern in named_by_model):
-                reason = "named by the model's no_weight_decay()"
-            if reason is None and _EXEMPT_NAMES.search(unwrap_name(name)):
-                reason = "position, token or scale embedding"
-            if reason is not None:
-                reasons[name] = reason
-    return {name: reasons[name] for name in names if name in reasons}
-
-
-def _exempt_by_kind(module: nn.Module, local_name: str, parameter: nn.Parameter) -> str | None:
-    if local_name.endswith("bias"):
-        return "bias"
-    if re.search(r"norm|GRN", type(module).__name__, re.IGNORECASE):
-        return "normalization"
-    shape = full_shape(parameter)
-    if len(shape) <= 1:
-        return "one-dimensional"
-    # A matrix of one row multiplies its input as any matrix does; a (1, 1, C) parameter scales or shifts.
-    multiplies = local_name == "weight" and isinstance(
-        module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
-    )
-    if not multiplies and sum(size > 1 for size in shape) <= 1:
-        return "one-dimensional"
-    return None
-
-
-def _named_by_model(model: nn.Module) -> set[str]:
-    """Full names and glob patterns from every `no_weight_decay()` in the module tree."""
-    patterns = set()
-    for prefix, module in model.named_modules():
-        listed = getattr(module, "no_weight_decay", None)
-        if callable(listed):
-            patterns |= {f"{prefix}.{name}" if prefix else name for name in listed()}
-    return patterns
-
-
-def _matched_by_user(names: Sequence[str], no_decay: NoDecay) -> dict[str, str]:
-    patterns = [no_decay] if isinstance(no_decay, str) else list(no_decay)
-    reasons: dict[str, str] = {}
-    for pattern in patterns:
-        try:
-            matched = [name for name in names if re.search(pattern, name)]
-        except re.error as error:
-            raise ValueError(f"no_decay pattern {pattern!r} is no regular expression: {error}") from None
-        if not matched:
-            raise ValueError(
-                f"no_decay pattern {pattern!r} matches no parameter; names are like {names[0]!r}"
-            )
-        reasons |= {name: f"matches no_decay pattern {pattern!r}" for name in matched if name not in reasons}
-    return {name: reasons[name] for name in names if name in reasons}
+    patterns = () if no_decay is None else (no_decay,) if isinstance(no_decay, str) else tuple(no_decay)
+    return exemptions(model, no_decay_patterns=patterns)
 
 
 def decayed_scalars(model: nn.Module, layer_map: LayerMap, exempt: Mapping[str, str]) -> dict[str, list[int]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_lpwd.decay_groups import COUPLINGS, TIMINGS, check_timing
+from hf_lpwd.config import COUPLINGS, TIMINGS, check_timing
 from hf_lpwd.schedules import SCHEDULES, check_rate, parse_schedule
 
 

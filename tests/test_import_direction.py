@@ -9,6 +9,7 @@ PACKAGE = Path(hf_lpwd.__file__).parent
 # Each module of the core may import modules of its own line and of lines above it.
 CORE_CHAIN = [
     {
+        "config",
         "layers",
         "layer_blocks",
         "layer_places",
@@ -17,10 +18,20 @@ CORE_CHAIN = [
         "messages",
         "files",
     },
-    {"param_groups", "explain", "diagnostics", "decay_groups", "base_optimizer", "low_precision"},
+    {
+        "exemptions",
+        "plan",
+        "plan_table",
+        "param_groups",
+        "explain",
+        "diagnostics",
+        "decay_groups",
+        "base_optimizer",
+        "low_precision",
+    },
     {"optimizer"},
-    {"factory"},
-    {"layer_log", "trainer", "training_args"},
+    {"factory", "zero_step", "measure"},
+    {"layer_log", "trainer", "training_args", "decay_report"},
 ]
 HIGHER = ["checkpoints", "vision", "study", "commands", "cli", "__main__"]
 

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,26 +72,6 @@ class Context:
     baseline: str
     methods: list[MethodResult]
     notes: list[str]
-
-
-def load_records(folder: str) -> list[dict[str, Any]]:
-    """Reads the records of a folder, sorted by method, setting and seed.
-
-    Raises:
-        BadInputError: There is no record, or one cannot be read.
-    """
-    records = []
-    for path in sorted(Path(folder).glob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BadInputError(f"{path} cannot be read: {error}") from None
-        if not isinstance(record, dict) or not {"settings", "method", "status"} <= record.keys():
-            raise BadInputError(f"{path} is no record of hf-lpwd sweep")
-        records.append(record)
-    if not records:
-        raise BadInputError(f"{folder} holds no record of hf-lpwd sweep")
-    return sorted(records, key=lambda r: (r["method"], _order(setting_of(r)), seed_of(r)))
 
 
 def setting_of(record: Mapping[str, Any]) -> Setting:
@@ -184,7 +163,7 @@ def _method(name: str, records: list[dict[str, Any]]) -> MethodResult:
         *((layer["rate"], layer["decayed"]) for layer in next(iter(runs.values()))["layers"]), strict=True
     )
     epochs = [
-        run["test_accuracy_after_epochs"] for run in runs.values() if "test_accuracy_after_epochs" in run
+        run["test_accuracy_after_epochs"] for run in runs.values() if run.get("test_accuracy_after_epochs")
     ]
     return MethodResult(
         name=name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import yaml
 
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.study.methods import CELLS, METHOD_FLAGS, PEERS
+from hf_lpwd.study.records import record_id
 from hf_lpwd.vision.arguments import make_parser, parse_args
 
 #: Axes whose values are mappings of several flags, which change together.
@@ -49,8 +49,7 @@ class RunSpec:
     @property
     def id(self) -> str:
         """Hash of the settings, the name of the run's record: 16 hexadecimal digits."""
-        text = json.dumps(self.settings, sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return record_id(self.settings)
 
 
 def read_study(path: str) -> list[RunSpec]:

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_lpwd.files import write_bytes
-from hf_lpwd.messages import BadInputError, OneLineParser, refuse
-from hf_lpwd.study.analysis import Context, MethodResult, analyse, load_records
+from hf_lpwd.study.analysis import Context, MethodResult, analyse
 from hf_lpwd.study.figures import draw_figures
+from hf_lpwd.study.records import load_records
 from hf_lpwd.study.stats import CONFIDENCE
 from hf_lpwd.study.tables import difference_table, robustness_table, runs_table, shown, summary_table
 
 
-def write_report(folder: str, out: str, baseline: str | None = None) -> str:
-    """Writes the report of the records in a folder.
+def write_report(path: str, out: str, baseline: str | None = None) -> str:
+    """Writes the report of records.
 
     Leaves in `out`: ``index.html``, which holds everything and asks nothing of any other host; ``tables/``,
     each table as CSV and Markdown; ``figures/``, each figure as PNG and SVG.
 
     Args:
-        folder: Of the records.
+        path: Folder of the records, or a file that `pack_records` wrote.
         out: Folder to write to; files there of the same name are replaced.
         baseline: Method to compare with; see `analyse`.
 
@@ -34,7 +33,7 @@ def write_report(folder: str, out: str, baseline: str | None = None) -> str:
     Raises:
         BadInputError: There are no records to report on, or no such baseline.
     """
-    records = load_records(folder)
+    records = load_records(path)
     contexts = analyse(records, baseline)
     root = Path(out)
     sections = []
@@ -110,26 +109,3 @@ def sentence(context: Context, result: MethodResult) -> dict[str, str]:
     if found.seeds_needed and found.verdict == "no difference found":
         text += f" To see a true difference of 0.1 points it would take about {found.seeds_needed:,} seeds."
     return {"verdict": found.verdict, "text": text}
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd report`.
-
-    Returns:
-        The exit code: 0, or 2 where the input is at fault.
-    """
-    parser = OneLineParser(
-        prog="hf-lpwd report",
-        description="Write the report of a study: a page, tables and figures.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("runs", metavar="RUNS", help="folder of the records of hf-lpwd sweep")
-    parser.add_argument("--out", default="report", help="folder to write to; default: %(default)s")
-    parser.add_argument("--baseline", help="method to compare with; default: 'wd uniform', which is AdamW")
-    args = parser.parse_args(argv)
-    try:
-        page = write_report(args.runs, args.out, args.baseline)
-    except (BadInputError, OSError) as error:
-        return refuse(parser.prog, error)
-    print(f"report in {page}")
-    return 0

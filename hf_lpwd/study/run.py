@@ -23,13 +23,11 @@ from hf_lpwd.study.callbacks import OpposingPenalty, TestAfterEpoch
 from hf_lpwd.study.config import RunSpec
 from hf_lpwd.study.methods import method_name
 from hf_lpwd.study.peers import apply_peer, peer_callbacks
+from hf_lpwd.study.records import FORMAT
 from hf_lpwd.vision.arguments import ImageTrainingArguments, parse_args
 from hf_lpwd.vision.finetune import PREFIXES, make_trainer
 from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.prepare import Run, prepare
-
-#: Version of a record's form; goes up when a reader of the old form would misread the new one.
-FORMAT = 1
 
 _LIBRARIES = ("hf-lpwd", "torch", "transformers", "accelerate", "datasets", "timm", "numpy")
 _TIMES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")

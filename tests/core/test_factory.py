@@ -133,8 +133,8 @@ def test_no_fused_kernel_without_a_device():
     ("kwargs", "error", "message"),
     [
         ({"betaz": (0.9, 0.99)}, TypeError, "unexpected keyword argument 'betaz'"),
-        ({"timing": "after"}, ValueError, "unknown timing 'after'"),
-        ({"coupling": "both"}, ValueError, "unknown coupling 'both'"),
+        ({"timing": "after"}, ValueError, "unknown decay_timing 'after'"),
+        ({"coupling": "both"}, ValueError, "unknown decay_coupling 'both'"),
         ({"schedule": "up"}, ValueError, "unknown schedule 'up'"),
         ({"schedule": [0.1, 0.2]}, ValueError, "lists 2 rates, but the model has 5 layer indices"),
         ({"weight_decay": math.nan}, ValueError, "weight_decay is nan"),

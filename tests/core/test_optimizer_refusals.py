@@ -14,9 +14,9 @@ from hf_lpwd.optimizer import LayerwiseDecay
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"timing": "lpwd"}, "unknown timing 'lpwd': choose one of l2, wd, rwd, pwd"),
-        ({"coupling": "none"}, "unknown coupling 'none': choose one of lr, independent"),
-        ({"timing": "l2", "coupling": "independent"}, "means nothing"),
+        ({"timing": "lpwd"}, r"unknown decay_timing 'lpwd': did you mean 'pwd'\?; choose one of l2"),
+        ({"coupling": "none"}, "unknown decay_coupling 'none'; choose one of lr, independent"),
+        ({"timing": "l2", "coupling": "independent"}, "has no meaning"),
         ({"weight_decay": -0.1}, r"weight_decay is -0\.1"),
         ({"weight_decay": math.nan}, "weight_decay is nan"),
         ({"weight_decay": math.inf}, "weight_decay is inf"),

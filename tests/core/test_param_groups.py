@@ -253,8 +253,8 @@ def test_decay_all_exempts_nothing(models):
 def test_pattern_of_the_user_takes_the_place_of_the_rule():
     model = HandWritten(depth=1)
     assert no_decay_reasons(model, no_decay=r"^out\.") == {
-        "out.weight": r"matches no_decay pattern '^out\\.'",
-        "out.bias": r"matches no_decay pattern '^out\\.'",
+        "out.weight": r"matches no_decay_pattern '^out\\.'",
+        "out.bias": r"matches no_decay_pattern '^out\\.'",
     }
     assert no_decay_reasons(model, no_decay=["norm", r"\.bias$"]).keys() == {
         "project.bias",
@@ -272,7 +272,6 @@ def test_pattern_of_the_user_takes_the_place_of_the_rule():
     ("settings", "message"),
     [
         ({"no_decay": "bias", "decay_all": True}, "no_decay='bias' is given: drop one"),
-        ({"no_decay": "("}, r"no_decay pattern '\(' is no regular expression"),
         ({"no_decay": ["bias", "gamma"]}, "'gamma' matches no parameter; names are like 'project.weight'"),
     ],
 )

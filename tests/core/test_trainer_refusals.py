@@ -38,9 +38,9 @@ def test_arguments_keep_the_trainers_meaning_and_survive_json(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"decay_timing": "later"}, "unknown timing 'later'"),
-        ({"decay_coupling": "loose"}, "unknown coupling 'loose'"),
-        ({"decay_timing": "l2", "decay_coupling": "independent"}, "means nothing"),
+        ({"decay_timing": "later"}, "unknown decay_timing 'later'"),
+        ({"decay_coupling": "loose"}, "unknown decay_coupling 'loose'"),
+        ({"decay_timing": "l2", "decay_coupling": "independent"}, "has no meaning"),
         ({"layer_schedule": "steep"}, "unknown schedule 'steep'"),
         ({"layer_schedule": "0.1,-0.2"}, r"rate of layer 1 is -0\.2"),
         ({"weight_decay": -0.1}, r"weight_decay is -0\.1"),

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 
+from hf_lpwd.study.records import record_id
+
 TIMINGS = ("l2", "wd", "rwd", "pwd")
 
 
@@ -34,7 +36,7 @@ def made_record(timing="wd", schedule="uniform", decay=0.1, rate=1e-3, seed=0, g
     measured = {"steps": steps, "rates": {k: [0.01, 0.02, 0.01] for k in ("all", "layer_1")}}
     return {
         "format": 1,
-        "id": f"{abs(hash(json.dumps(settings))):016x}"[:16],
+        "id": record_id(settings),
         "settings": settings,
         "method": f"{timing} {schedule}",
         "versions": {"python": "3.11.7", "torch": "2.8"},
@@ -78,7 +80,7 @@ def failed_record(message="out of memory", **changes):
     record = made_record(**changes)
     kept = {key: record[key] for key in ("format", "settings", "method", "versions", "times")}
     error = {"type": "RuntimeError", "message": message}
-    return {**kept, "id": "f" * 16, "status": "failed", "error": error}
+    return {**kept, "id": record["id"], "status": "failed", "error": error}
 
 
 def write_records(records, folder):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_lpwd.decay_groups import TIMINGS
+from hf_lpwd.config import TIMINGS
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.config import read_study
 from hf_lpwd.study.methods import method_name
