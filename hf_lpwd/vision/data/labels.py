@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +28,6 @@ def encode_labels(
     sources: dict[str, str],
     column: str,
     *,
-    class_names: Sequence[str] | None = None,
     skip_unlabelled: bool = False,
 ) -> tuple[list[str], dict[str, Dataset], dict[str, np.ndarray]]:
     """Makes the label column a `datasets.ClassLabel` in every split.
@@ -40,10 +38,9 @@ def encode_labels(
     with a warning.
 
     Args:
-        parts: The splits by role.
+        parts: The splits by role; `"train"` must be there.
         sources: Name of each split in the dataset, for errors.
         column: The label column.
-        class_names: The classes of a model; default: those of the column in `"train"`.
         skip_unlabelled: Whether rows without a label are allowed.
 
     Returns:
@@ -54,14 +51,13 @@ def encode_labels(
     """
     import datasets
 
-    names_of = _by_name(parts, sources, column)
-    classes = list(class_names or ())
-    if class_names is None:
-        feature = parts["train"].features[column]
+    names_of = labels_by_name(parts, sources, column)
+    feature = parts["train"].features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        classes = list(feature.names)
+    else:
         found = {name for name in names_of["train"] if name is not None}
-        by_number = all(_WHOLE.fullmatch(name) for name in found)
-        named = isinstance(feature, datasets.ClassLabel)
-        classes = list(feature.names) if named else sorted(found, key=int if by_number else str)
+        classes = sorted(found, key=int if all(map(_WHOLE.fullmatch, found)) else str)
     index = {name: label for label, name in enumerate(classes)}
     encoded, labels = {}, {}
     for role, part in parts.items():
@@ -98,7 +94,8 @@ def stratified_cut(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray
     spare = len(labels) - len(np.unique(labels))
     if spare == 0:
         raise BadInputError(
-            f"{len(labels)} training images of {len(labels)} classes: none can be cut off for another split"
+            f"{len(labels)} training images of {len(labels)} classes: none can be cut off for validation "
+            "or test; give more images, or a dataset that has these splits"
         )
     if size > spare:
         logger.warning(
@@ -143,8 +140,19 @@ def _with_every_class(
     return np.sort(kept), np.sort(other)
 
 
-def _by_name(parts: dict[str, Dataset], sources: dict[str, str], column: str) -> dict[str, list[str | None]]:
-    """Returns the labels of each split as text, None where there is none."""
+def labels_by_name(
+    parts: dict[str, Dataset], sources: dict[str, str], column: str
+) -> dict[str, list[str | None]]:
+    """Returns the labels of each split as text, None where there is none (None, NaN, an empty text or -1).
+
+    Args:
+        parts: The splits by role.
+        sources: Name of each split in the dataset, for errors.
+        column: The label column.
+
+    Raises:
+        BadInputError: If a label is neither text nor a whole number nor a class.
+    """
     import datasets
 
     names: dict[str, list[str | None]] = {}

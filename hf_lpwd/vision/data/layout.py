@@ -163,7 +163,7 @@ def _labels_by_folder(
                 if folders
                 else "unlabelled"
             )
-            _say(layout, f"{split}: its {len(items)} images are {where}: the split has no labels")
+            layout.notes.append(f"{split} is not used: its {len(items)} images are {where}")
         return items, [None] * len(items)
     layout.left_out[f"image outside the class folders of {split}"] += len(items) - len(inside)
     labels = [item.folders[level] for item in inside]

@@ -133,18 +133,29 @@ def _list(folder: Path, folders: tuple[str, ...], above: tuple[str, ...], listin
         raise BadInputError(f"{folder} cannot be read: {error.strerror}") from error
     listing.folders.append(folders)
     for entry in entries:
-        if entry.is_dir():
+        path = _link_as_text(entry) or entry.path
+        if os.path.isdir(path):
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 _count_hidden(entry, listing)
                 continue
-            real = os.path.realpath(entry.path)
+            real = os.path.realpath(path)
             if real in above:
                 raise BadInputError(
                     f"{entry.path} is a symbolic link to {real}, which it is in: remove the link"
                 )
-            _list(Path(entry.path), (*folders, entry.name), (*above, real), listing)
+            _list(Path(path), (*folders, entry.name), (*above, real), listing)
         else:
             _add(File(folders, entry.name, entry.path), listing)
+
+
+def _link_as_text(entry: os.DirEntry[str]) -> str | None:
+    """Returns the folder that a file names if it is a symbolic link as git stores it where it has none."""
+    if "." in entry.name or not entry.is_file() or entry.stat().st_size > 1024:
+        return None
+    with open(entry.path, "rb") as file:
+        text = os.fsdecode(file.read())
+    target = os.path.join(os.path.dirname(entry.path), text)
+    return target if "/" in text and "\0" not in text and os.path.isdir(target) else None
 
 
 def _add(file: File, listing: Listing) -> None:

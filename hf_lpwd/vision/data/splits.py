@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,6 @@ from datasets import ClassLabel, Dataset, Image, Value
 
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
-from hf_lpwd.vision.data.decoding import Scale
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
 from hf_lpwd.vision.data.image_sizes import look_at_images
 from hf_lpwd.vision.data.labels import encode_labels, stratified_cut, stratified_subset
@@ -60,19 +59,6 @@ class Splits:
     facts: DataFacts
 
 
-@dataclass(frozen=True)
-class EvaluationData:
-    """Images with which a trained model is evaluated; attributes as of `Splits`."""
-
-    name: str
-    data: Dataset
-    image_column: str
-    label_column: str
-    source: str
-    rows: np.ndarray
-    facts: DataFacts
-
-
 def load_splits(
     args: DataTrainingArguments, *, seed: int, cache_dir: str | None = None, token: str | bool | None = None
 ) -> Splits:
@@ -98,12 +84,12 @@ def load_splits(
     sources = _assign_roles(source)
     if args.test_split is not None and "test" in sources:
         raise BadInputError(f"{source.name} has a test split ({sources['test']}): leave test_split out")
-    parts, columns = _with_columns({role: source.splits[split] for role, split in sources.items()}, args)
+    parts, columns = with_columns({role: source.splits[split] for role, split in sources.items()}, args)
     class_names, parts, labels = encode_labels(
         parts, sources, columns[1], skip_unlabelled=args.skip_unlabelled
     )
     rows = {role: np.flatnonzero(values >= 0) for role, values in labels.items()}
-    left_out = source.left_out + _unlabelled(labels, sources)
+    left_out = source.left_out + _unlabelled(labels, sources, source.splits)
     _require_two_classes(labels["train"][rows["train"]], class_names, source.name)
 
     for role, fraction, cut_seed in (
@@ -139,7 +125,7 @@ def load_splits(
             class_names[label] for label in np.setdiff1d(range(len(class_names)), used["train"])
         ],
         first_seen=_first_seen(used, class_names),
-        left_out=dict(left_out),
+        left_out={why: count for why, count in left_out.items() if count},
         shared=count_shared_images(chosen, columns[0]),
         notes=source.notes,
     )
@@ -157,63 +143,6 @@ def load_splits(
         source_sizes={split: len(part) for split, part in source.splits.items()},
         facts=facts,
     )
-
-
-def load_evaluation(
-    args: DataTrainingArguments,
-    class_names: Sequence[str],
-    *,
-    role: str = "test",
-    scale: Scale | None = None,
-    cache_dir: str | None = None,
-    token: str | bool | None = None,
-) -> EvaluationData:
-    """Loads the images with which a trained model is evaluated; nothing is cut off.
-
-    A dataset that has only one split is used whole, whatever the split's name.
-
-    Args:
-        args: Which data and columns; of the limits, `max_eval_samples` alone has an effect.
-        class_names: The model's classes; labels are compared with them by name.
-        role: `"test"` or `"validation"`: which split of a dataset that has several.
-        scale: That of the model's training images, see `facts.images`; default: decided from these images.
-        cache_dir: Where `datasets` keeps what it downloads and converts.
-        token: Hub token for private datasets.
-
-    Raises:
-        BadInputError: If there is no such dataset, split or column, or a label that is none of the classes.
-    """
-    source = load_source(args, cache_dir=cache_dir, token=token, class_names=class_names)
-    split = next(iter(source.splits))
-    if len(source.splits) > 1:
-        sources = _assign_roles(source, need_train=False)
-        if role not in sources:
-            raise BadInputError(
-                f"{source.name} has no {role} split and nothing is cut off for it; it has "
-                f"{list_names(source.splits)}"
-            )
-        split = sources[role]
-    parts, columns = _with_columns({role: source.splits[split]}, args)
-    names, parts, labels = encode_labels(
-        parts, {role: split}, columns[1], class_names=class_names, skip_unlabelled=args.skip_unlabelled
-    )
-    if role not in labels:
-        raise BadInputError(f"{source.name}: the images of {split} have no labels of the model's classes")
-    rows = np.flatnonzero(labels[role] >= 0)
-    available = len(rows)
-    if args.max_eval_samples is not None and args.max_eval_samples < available:
-        rows = rows[stratified_subset(labels[role][rows], args.max_eval_samples, _TEST_SEED)]
-    data = parts[role].select(rows)
-    facts = DataFacts(
-        source.name,
-        {role: SplitFacts(len(rows), split, available)},
-        names,
-        images=look_at_images([data], columns[0], scale),
-        left_out=dict(source.left_out + _unlabelled(labels, {role: split})),
-        notes=source.notes,
-    )
-    _warn(facts)
-    return EvaluationData(source.name, data, columns[0], columns[1], split, rows, facts)
 
 
 def cut_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -234,7 +163,7 @@ def cut_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarra
     return stratified_cut(labels, min(max(1, round(fraction * total)), total - 1), seed)
 
 
-def _assign_roles(source: Source, need_train: bool = True) -> dict[str, str]:
+def _assign_roles(source: Source) -> dict[str, str]:
     """Returns which split of the dataset is the training, validation and test split; notes which is none."""
     loaded, name = source.splits, source.name
     sources: dict[str, str] = {}
@@ -244,7 +173,7 @@ def _assign_roles(source: Source, need_train: bool = True) -> dict[str, str]:
             raise BadInputError(f"{name} has the splits {found[0]} and {found[1]}: leave one of them")
         if found:
             sources[role] = found[0]
-    if "train" not in sources and need_train:
+    if "train" not in sources:
         if len(loaded) > 1 or sources:
             raise BadInputError(f"{name} has no training split; it has {', '.join(loaded)}")
         sources = {"train": next(iter(loaded))}
@@ -257,10 +186,21 @@ def _assign_roles(source: Source, need_train: bool = True) -> dict[str, str]:
     return sources
 
 
-def _with_columns(
+def with_columns(
     parts: dict[str, Dataset], args: DataTrainingArguments
 ) -> tuple[dict[str, Dataset], tuple[str, str]]:
-    """Returns the splits with columns of images, and the names of the columns of images and labels."""
+    """Finds the columns of images and labels, and makes the images a `datasets.Image` column in every split.
+
+    Args:
+        parts: The splits by role.
+        args: Which columns; default: those with usual names, or the only one of the feature's type.
+
+    Returns:
+        The splits, and the names of the two columns.
+
+    Raises:
+        BadInputError: If there is no such column.
+    """
     first = next(iter(parts.values()))
     image_column = _find_column(first, args.image_column_name, IMAGE_COLUMNS, "image")
     label_column = _find_column(first, args.label_column_name, LABEL_COLUMNS, "label")
@@ -309,12 +249,18 @@ def _require_two_classes(labels: np.ndarray, class_names: list[str], name: str) 
         )
 
 
-def _unlabelled(labels: Mapping[str, np.ndarray], sources: Mapping[str, str]) -> Counter[str]:
-    counts = {
-        f"row of {sources[role]} without a label": np.count_nonzero(values < 0)
-        for role, values in labels.items()
-    }
-    return Counter({why: int(count) for why, count in counts.items() if count})
+def _unlabelled(
+    labels: Mapping[str, np.ndarray], sources: Mapping[str, str], splits: Mapping[str, Dataset]
+) -> Counter[str]:
+    """Counts the rows without a label, by split; a split that is not in `labels` has none at all."""
+    return Counter(
+        {
+            f"row of {split} without a label": int(np.count_nonzero(labels[role] < 0))
+            if role in labels
+            else len(splits[split])
+            for role, split in sources.items()
+        }
+    )
 
 
 def _origin(role: str, sources: Mapping[str, str], available: Mapping[str, int]) -> str:
@@ -344,5 +290,5 @@ def _warn(facts: DataFacts) -> None:
             logger.warning(
                 "%d of %d %s images are also training images", count, facts.splits[role].images, role
             )
-    if facts.images is not None and facts.images.highest < 32:
+    if facts.images is not None and facts.images.highest < 16:
         logger.warning("the images are nearly black: their highest value is %d of 255", facts.images.highest)

@@ -24,12 +24,12 @@ from hf_lpwd.messages import BadInputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: Suffix of a file that holds rows -> the builder of `datasets` that reads it; None: `read_csv` does.
+#: Suffix of a file that holds rows -> the builder of `datasets` that reads it; None: `read_rows` does.
 BUILDERS: dict[str, str | None] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
-    ".json": "json",
-    ".jsonl": "json",
+    ".json": None,
+    ".jsonl": None,
     ".csv": None,
     ".tsv": None,
 }
@@ -68,7 +68,7 @@ def read_tables(
         files = list(group)
         builder = BUILDERS[suffix]
         if builder is None:
-            tables = [datasets.Dataset.from_dict(read_csv(path)) for path in files]
+            tables = [datasets.Dataset.from_dict(read_rows(path)) for path in files]
             part = datasets.concatenate_datasets(tables) if len(tables) > 1 else tables[0]
         else:
             part = datasets.load_dataset(
@@ -119,19 +119,24 @@ def read_csv(path: str) -> dict[str, list[str]]:
 
 
 def read_rows(path: str) -> dict[str, list[Any]]:
-    """Reads a metadata file: CSV, JSON lines or parquet.
+    """Reads a file of rows as columns: CSV, TSV, JSON (a list of rows, or a row a line) or parquet.
+
+    Text stays text, also where it looks like a number or a date.
 
     Raises:
         BadInputError: If it cannot be read.
     """
     suffix = Path(path).suffix.lower()
-    if suffix == ".csv":
+    if suffix in (".csv", ".tsv"):
         return read_csv(path)
     try:
         if suffix == ".parquet":
             return pyarrow.parquet.read_table(path).to_pydict()
-        with open(path, encoding="utf-8-sig") as file:
-            rows = [json.loads(line) for line in file if line.strip()]
+        text = Path(path).read_text(encoding="utf-8-sig")
+        is_list = text.lstrip().startswith("[")
+        rows = (
+            json.loads(text) if is_list else [json.loads(line) for line in text.split("\n") if line.strip()]
+        )
         return {column: [row.get(column) for row in rows] for column in dict.fromkeys(chain(*rows))}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
