@@ -143,7 +143,7 @@ def _measure(optimizer: Optimizer, group: dict[str, Any], chunk: list[Tensor]) -
     settings = _Kept([group])
     try:
         for parameter in chunk:
-            if not _scalar(parameter.detach().abs().amax()):
+            if not _whole(parameter).any():
                 parameter.fill_(1.0)
         before = [p.detach().clone() for p in chunk]
         try:
@@ -151,7 +151,7 @@ def _measure(optimizer: Optimizer, group: dict[str, Any], chunk: list[Tensor]) -
         except Exception:
             # Some make their state in the constructor, and cannot do without it.
             settings.restore()
-            torch._foreach_copy_(chunk, before)
+            _copy(chunk, before)
             _step(optimizer, group, before, chunk, fresh=False)
         owed = math.exp(-group.get("decay_debt", 0.0))
         return [_compare(group, b, p.detach(), owed) for b, p in zip(before, chunk, strict=True)]
@@ -160,7 +160,7 @@ def _measure(optimizer: Optimizer, group: dict[str, Any], chunk: list[Tensor]) -
         raise RuntimeError(f"{name} cannot make a step with zero gradients: {kind}: {error}") from error
     finally:
         settings.restore()
-        torch._foreach_copy_(chunk, kept)
+        _copy(chunk, kept)
 
 
 def _step(
@@ -186,7 +186,7 @@ def _step(
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         due = group.get("weight_decay") and not group.get("decay_debt")
-        if due and all(map(torch.equal, chunk, before)):
+        if due and all(torch.equal(_whole(p), _whole(b)) for p, b in zip(chunk, before, strict=True)):
             # ADOPT's first step, for one, only starts its state.
             optimizer.step()
     finally:
@@ -208,25 +208,29 @@ def _zeroed(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
 def _compare(group: dict[str, Any], before: Tensor, after: Tensor, owed: float) -> MeasuredDecay:
     lr, rate = _value(group.get("lr", 1.0)), _value(group.get("weight_decay", 0.0) or 0.0)
     promised = 1.0 - rate if group.get("decay_coupling") == "independent" else 1.0 - lr * rate
-    old, new = before.double(), after.double()
-    factor = _scalar((old * new).sum()) / _scalar(old.square().sum())
-    spread = _scalar(
-        ((new - factor * old).abs() / old.abs().clamp_min(torch.finfo(before.dtype).tiny)).amax()
-    )
+    old, new = _whole(before).double(), _whole(after).double()
+    factor = float((old * new).sum() / old.square().sum())
+    distances = (new - factor * old).abs() / old.abs().clamp_min(torch.finfo(before.dtype).tiny)
     eps = torch.finfo(before.dtype).eps
     return MeasuredDecay(
         lr=lr,
         weight_decay=rate,
         promised=promised,
         measured=factor * owed,
-        spread=spread,
+        spread=float(distances.amax()),
         # The factor itself is rounded, and then each product.
         resolution=eps / 2.0 + 2.0 * eps / math.sqrt(before.numel()),
     )
 
 
-def _scalar(value: Tensor) -> float:
-    return float(value.full_tensor() if hasattr(value, "full_tensor") else value)
+def _whole(tensor: Any) -> Tensor:
+    """All of a tensor, also if FSDP2 has sharded it."""
+    return tensor.detach().full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+
+
+def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(to, values, strict=True):
+        tensor.copy_(value)
 
 
 def _value(value: Any) -> float:

@@ -1,8 +1,8 @@
 """Fine-tunes an image classifier in a training loop of one's own with accelerate, without the Trainer.
 
-The flags are those of transformers' script of the same name, and four for the decay. What layer-wise weight
-decay adds to such a loop are the lines marked LPWD. Without a data set and a model it trains a small ViT on
-scikit-learn's digits.
+The flags are those of transformers' script of the same name, and those of `LPWDArguments`. What layer-wise
+weight decay adds to such a loop are the lines marked LPWD. Without a data set and a model it trains a small
+ViT on scikit-learn's digits.
 
     accelerate launch scripts/run_image_classification_no_trainer.py --dataset_name beans --output_dir beans
 """
@@ -26,10 +26,10 @@ from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 from transformers import EvalPrediction, HfArgumentParser, get_scheduler
 
-from hf_lpwd import create_lpwd_optimizer  # LPWD
+from hf_lpwd import LPWDArguments, LPWDConfig, create_lpwd_optimizer  # LPWD
 from hf_lpwd.files import write_json
 from hf_lpwd.messages import BadInputError, OneLineParser, refuse
-from hf_lpwd.schedules import parse_schedule
+from hf_lpwd.training_args import setting
 from hf_lpwd.vision.arguments import DIGITS_RUN, set_up_launch
 from hf_lpwd.vision.data.batch_augmentation import make_mixer, training_loss
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
@@ -55,18 +55,14 @@ SAME_IN_A_RUN = [
 
 
 @dataclass
-class LoopArguments:
+class LoopArguments(LPWDArguments):  # LPWD
     """How to train."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Where to store checkpoints and model."})
     per_device_train_batch_size: int = 8
     per_device_eval_batch_size: int = 8
     learning_rate: float = 5e-5
-    weight_decay: float = 0.0
-    decay_timing: str = field(default="pwd", metadata={"help": "l2, wd, rwd or pwd."})
-    layer_schedule: str = field(default="linear", metadata={"help": "uniform, linear, reverse, cosine, ..."})
-    decay_coupling: str = field(default="lr", metadata={"help": "lr or independent."})
-    match_decay_budget: bool = field(default=False, metadata={"help": "Make weight_decay the mean rate."})
+    weight_decay: float = setting("weight_decay", default=0.0)
     num_train_epochs: int = 3
     max_train_steps: int | None = field(default=None, metadata={"help": "Overrides num_train_epochs."})
     gradient_accumulation_steps: int = 1
@@ -81,7 +77,10 @@ class LoopArguments:
     hub_model_id: str | None = None
     hub_token: str | None = field(default=None, repr=False)
 
+    log_layers: bool = field(default=False, init=False)  # the Trainer's
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         text = self.checkpointing_steps
         if text not in (None, "epoch") and not (text.isdigit() and int(text)):
             raise ValueError(f"checkpointing_steps is {text!r}, but must be a number of steps or 'epoch'")
@@ -151,11 +150,7 @@ def main(argv: Sequence[str]) -> None:
         model,
         torch.optim.AdamW,
         lr=args.learning_rate,
-        weight_decay=args.weight_decay,
-        timing=args.decay_timing,  # LPWD
-        schedule=parse_schedule(args.layer_schedule),  # LPWD
-        coupling=args.decay_coupling,  # LPWD
-        match_budget=args.match_decay_budget,  # LPWD
+        **vars(LPWDConfig.from_args(args)),  # LPWD
     )
     model, optimizer, *prepared = accelerator.prepare(model, optimizer, *loaders.values())
     loaders = dict(zip(loaders, prepared, strict=True))

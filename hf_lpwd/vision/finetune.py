@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import nullcontext
+from copy import copy
 from pathlib import Path
 
 import datasets
@@ -81,19 +82,22 @@ def _finetune(
     argv: Sequence[str],
     stop: StopOnSignal,
 ) -> None:
+    push_to_hub, training_args = training_args.push_to_hub, copy(training_args)
+    training_args.push_to_hub = False
     try:
-        push = PushCallback(training_args, model_args.token) if training_args.push_to_hub else None
+        push = PushCallback(training_args, model_args.token) if push_to_hub else None
         run = prepare(model_args, data_args, training_args)
     except ValueError as error:
         raise BadInputError(str(error)) from error
     # The push comes first, so that it sees the last checkpoint of a stopped run.
     callbacks = [*([push] if push else []), stop, StopWhereNotFinite()]
-    trainer, metrics = train_and_evaluate(run, training_args, callbacks)
-    if trainer.is_world_process_zero():
-        write_results(run, trainer, metrics, argv)
-        print(_closing_line(run, metrics, str(training_args.output_dir)))
-        if push:
-            print(f"pushed: {push.finish()}")
+    with push or nullcontext():
+        trainer, metrics = train_and_evaluate(run, training_args, callbacks)
+        if trainer.is_world_process_zero():
+            write_results(run, trainer, metrics, argv)
+            print(_closing_line(run, metrics, str(training_args.output_dir)))
+            if push:
+                print(f"pushed: {push.finish()}")
 
 
 def make_trainer(
@@ -122,6 +126,7 @@ def make_trainer(
         preprocess_logits_for_metrics=logits_only,
         processing_class=run.processor,
         optimizers=(optimizer, None),
+        layer_map=run.plan.layer_map,
         callbacks=[EpochCallback(), *callbacks],
     )
 
@@ -173,10 +178,10 @@ def write_results(
         argv: The command line, for the card.
     """
     folder = Path(str(trainer.args.output_dir))
-    write_json(folder / "layer_rates.json", asdict(run.explanation))
+    write_json(folder / "layer_rates.json", (trainer.layer_plan or run.plan).to_dict())
     if trainer.args.do_train:
         write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
-        write_card(folder, card_facts(run, metrics, trainer.args, argv))
+        write_card(folder, card_facts(run, metrics, trainer.args))
 
 
 def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from hf_lpwd.config import SETTINGS
 from hf_lpwd.files import RECORD, write_json
 from hf_lpwd.vision.arguments import ImageTrainingArguments
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
@@ -24,13 +25,7 @@ _LENGTH = {"num_train_epochs", "max_steps"}
 #: Where only these differ and their product does not, a step sees the same samples.
 _DIVISION = ("devices", "per_device_train_batch_size", "gradient_accumulation_steps")
 _OF_THE_RUN = (
-    "weight_decay",
-    "decay_timing",
-    "layer_schedule",
-    "decay_coupling",
-    "match_decay_budget",
-    "decay_all",
-    "no_decay_pattern",
+    *SETTINGS,
     "optim",
     "optim_args",
     "learning_rate",

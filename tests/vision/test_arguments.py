@@ -111,8 +111,11 @@ def test_flags_win_over_the_config_file(tmp_path, suffix):
         (["--weight_decay", "nan"], "weight_decay is nan, but must be finite and >= 0"),
         (["--weight_decay", "much"], "invalid float value: 'much'"),
         (["--learning_rate", "-1"], "learning_rate is -1.0, but must be finite and >= 0"),
-        (["--decay_timing", "later"], "unknown timing 'later': choose one of l2, wd, rwd, pwd"),
-        (["--layer_schedule", "liner"], "unknown schedule 'liner': choose one of uniform, linear, reverse,"),
+        (["--decay_timing", "later"], "invalid choice: 'later' (choose from 'l2', 'wd', 'rwd', 'pwd')"),
+        (
+            ["--layer_schedule", "liner"],
+            "layer_schedule 'liner': did you mean 'linear'?; choose one of uniform,",
+        ),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--model_name_or_path", "x", "--config_overrides", "a=1"], "config_overrides changes a model"),
         (["--model_type", "vit", "--config_overrides", "hidden_size"], "config_overrides is 'hidden_size'"),
