@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lpwd.files import RECORD, write_bytes, write_json
-from hf_lpwd.messages import BadInputError, OneLineParser, refuse, say
+from hf_lpwd.messages import BadInputError, OneLineParser, say
 
 if TYPE_CHECKING:
     from hf_lpwd.vision.data.labelled import LabelledImages
@@ -58,12 +58,9 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = make_parser()
     args = parser.parse_args(argv)
-    try:
-        if args.batch_size < 1:
-            raise BadInputError(f"batch_size must be at least 1, not {args.batch_size}")
-        results, out = evaluate(args)
-    except (ValueError, OSError) as error:
-        return refuse(parser.prog, error)
+    if args.batch_size < 1:
+        raise BadInputError(f"batch_size must be at least 1, not {args.batch_size}")
+    results, out = evaluate(args)
     accuracies = ", ".join(f"{name} {value:.4f}" for name, value in results["metrics"].items())
     print(f"\n{results['images']} images: {accuracies}; in {out}")
     return 1 if results["unreadable"] else 0
