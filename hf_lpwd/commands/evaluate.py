@@ -157,7 +157,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
 
 def may_be_training_images(run: Path, data: LabelledImages, config_name: str | None) -> bool:
     """Whether a run was trained on the split of these images, or on what contains it, by the run's record."""
-    from hf_lpwd.vision.data.labelled import role_of
+    from hf_lpwd.vision.data.layout import role_of
 
     record = next((folder / RECORD for folder in (run, run.parent) if (folder / RECORD).is_file()), None)
     if record is None:
