@@ -154,13 +154,14 @@ class LPWDConfig:
         return () if given is None else (given,) if isinstance(given, str) else tuple(given)
 
     @classmethod
-    def from_args(cls, args: Any) -> LPWDConfig:
+    def from_args(cls, args: Any, **changes: Any) -> LPWDConfig:
         """Takes the settings from the attributes of any object; what it lacks has its default.
 
         Args:
             args: `LPWDTrainingArguments`, the namespace of a parsed command line, or the like.
+            **changes: Settings that replace those of `args`.
         """
-        return cls(**{name: getattr(args, name) for name in SETTINGS if hasattr(args, name)})
+        return cls(**{name: getattr(args, name) for name in SETTINGS if hasattr(args, name)} | changes)
 
     @classmethod
     def from_kwargs(cls, **settings: Any) -> LPWDConfig:

@@ -26,6 +26,19 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
     return f"unknown {what} {str(name)!r}" + (f": did you mean {nearest[0]!r}?" if nearest else "")
 
 
+def error_words(error: Exception) -> str:
+    """Returns an error in one line of under 300 characters: a refusal as it is, another with its type."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, BadInputError):
+        return text
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror} ({type(error).__name__})"
+    if not isinstance(error, (ValueError, ImportError)):
+        text = f"{type(error).__name__}: {text}"
+    return f"{text if len(text) < 240 else text[:237] + '...'} (--traceback shows where)"
+
+
 def hide_tokens(text: str) -> str:
     """Returns `text` with every token for the Hub in it as ``hf_...``."""
     return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_...", text)
@@ -48,8 +61,6 @@ def refuse(prog: str, message: object) -> int:
     Where torchrun or accelerate started several processes, the first that has an error says it; the launcher
     repeats it at the end of its own report.
     """
-    if isinstance(message, OSError) and message.filename is not None and message.strerror:
-        message = f"{message.filename}: {message.strerror}"
     line = f"{prog}: error: {printable(message)}"
     if _is_first_to_say(line):
         say(line)

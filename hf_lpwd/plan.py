@@ -161,19 +161,17 @@ class LayerPlan:
         Raises:
             KeyError: The plan has no such parameter.
         """
-        planned = self.parameters.get(name) or self._by_plain_name.get(unwrap_name(name))
-        if planned is None:
-            raise KeyError(
-                f"the plan has no parameter {name!r}: names are like {next(iter(self.parameters))!r}"
-            )
-        return planned
+        return self.parameters[self._known_name(name)]
 
     def __contains__(self, name: str) -> bool:
-        return name in self.parameters or unwrap_name(name) in self._by_plain_name
+        return self._known_name(name) in self.parameters
+
+    def _known_name(self, name: str) -> str:
+        return name if name in self.parameters else self._by_plain_name.get(unwrap_name(name), name)
 
     @cached_property
-    def _by_plain_name(self) -> dict[str, PlannedParameter]:
-        return {unwrap_name(name): planned for name, planned in self.parameters.items()}
+    def _by_plain_name(self) -> dict[str, str]:
+        return {unwrap_name(name): name for name in self.parameters}
 
     def param_groups(self, model: nn.Module, *, lr: float | None = None) -> list[dict[str, Any]]:
         """Makes the parameter groups of an optimizer: one for each distinct rate and learning rate.
@@ -189,8 +187,7 @@ class LayerPlan:
             `layer_lr_scale`; by rising rate, parameters in the model's order.
 
         Raises:
-            ValueError: The model has nothing to train, or `lr` is missing.
-            KeyError: A parameter is not in the plan.
+            ValueError: The model has nothing to train, a parameter is not in the plan, or `lr` is missing.
         """
         trained = [
             (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -215,6 +212,10 @@ class LayerPlan:
             )
         groups: dict[tuple[float, float], dict[str, Any]] = {}
         for name, parameter in named:
+            if name not in self:
+                raise ValueError(
+                    f"the plan has no parameter {name!r}: names are like {next(iter(self.parameters))!r}"
+                )
             planned = self[name]
             key = planned.trained_rate, planned.lr_scale
             group = groups.setdefault(key, {"params": [], "param_names": [], "weight_decay": key[0]})
@@ -223,6 +224,64 @@ class LayerPlan:
             if by_layer and lr is not None:
                 group |= {"lr": lr * planned.lr_scale, "layer_lr_scale": planned.lr_scale}
         return [groups[key] for key in sorted(groups)]
+
+    def regroup(self, param_group: Mapping[str, Any], *, lr: float | None = None) -> list[dict[str, Any]]:
+        """Divides a group that is to be added to an optimizer into groups with the plan's rates.
+
+        Args:
+            param_group: A group with named parameters. Its own settings, such as `lr`, replace the plan's.
+            lr: See `param_groups`.
+
+        Raises:
+            ValueError: The parameters have no names, or names that are not in the plan.
+        """
+        members = list(param_group["params"])
+        if names := param_group.get("param_names"):
+            members = list(zip(names, members, strict=True))
+        if not all(isinstance(member, tuple) for member in members):
+            raise ValueError(
+                "the layers of added parameters are found by their names: give "
+                "{'params': [(name, p) for name, p in model.named_parameters() if ...]}"
+            )
+        own = {key: value for key, value in param_group.items() if key not in ("params", "param_names")}
+        return [{**group, **own} for group in self.groups_of(members, lr=lr)]
+
+    def differences(self, model: nn.Module, param_groups: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Compares an optimizer's parameter groups with the plan.
+
+        Args:
+            model: The model that the plan was made for; names parameters where the groups do not.
+            param_groups: The groups, as they were first given: a `weight_decay` that a schedule has changed
+                since does not count.
+
+        Returns:
+            A text for each parameter whose weight decay or learning-rate scale is another than planned, that
+            the optimizer lacks, or that it has though it is not in the plan; and for another decay timing or
+            coupling. Nothing if the optimizer is the one that was planned.
+        """
+        name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+        found: dict[str, tuple[float, float]] = {}
+        differences = []
+        for group in param_groups:
+            settings = (
+                group.get("initial_weight_decay", group["weight_decay"]),
+                group.get("layer_lr_scale", 1.0),
+            )
+            names = group.get("param_names") or [name_of.get(id(p), "unknown") for p in group["params"]]
+            found |= dict.fromkeys(map(self._known_name, names), settings)
+            for key in ("decay_timing", "decay_coupling"):
+                if key in group and group[key] != getattr(self.config, key):
+                    differences.append(f"{key} is {group[key]!r}, planned {getattr(self.config, key)!r}")
+        trained = {self._known_name(name) for name, p in model.named_parameters() if p.requires_grad}
+        differences += [f"{name} is not in the optimizer" for name in sorted(trained - found.keys())]
+        for name, (rate, lr_scale) in found.items():
+            if name not in self:
+                differences.append(f"{name} is not in the plan")
+            elif rate != self[name].trained_rate:
+                differences.append(f"{name} has weight_decay {rate:g}, planned {self[name].trained_rate:g}")
+            elif lr_scale != self[name].lr_scale:
+                differences.append(f"{name} has layer_lr_scale {lr_scale:g}, planned {self[name].lr_scale:g}")
+        return list(dict.fromkeys(differences))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as JSON: `settings`, `mean_rate`, `table`, `layers` and `parameters`."""
@@ -289,7 +348,7 @@ def plan_layers(model: nn.Module, config: LPWDConfig) -> LayerPlan:
             if layer_map.places[name].stack == stack:
                 counts[layer_map.places[name].layer] += prod(shapes[name])
         budget = counts if config.match_decay_budget else None
-        rates[stack] = layer_rates(config.weight_decay, n, schedule, match_budget=budget)
+        rates[stack] = layer_rates(config.weight_decay, n, schedule, decayed_counts=budget)
 
     parameters = {}
     for name in names:

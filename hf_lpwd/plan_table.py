@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+#: Columns that are not numbers.
+TEXT_COLUMNS = frozenset(
+    {"stack", "modules", "other rates", "not decayed, and why", "name", "kind", "layers"}
+)
+
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Returns the table of a plan's layers, as texts.
@@ -41,10 +46,9 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a table as text, its numbers to the right."""
     rows = [header, *rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    left = {"stack", "modules", "other rates", "not decayed, and why", "name", "kind", "layers"}
     return "\n".join(
         "  ".join(
-            f"{cell:<{width}}" if name in left else f"{cell:>{width}}"
+            f"{cell:<{width}}" if name in TEXT_COLUMNS else f"{cell:>{width}}"
             for cell, width, name in zip(row, widths, header, strict=True)
         ).rstrip()
         for row in rows

@@ -1,8 +1,8 @@
 """Fine-tunes an image classifier in a custom training loop with accelerate, without the Trainer.
 
-The flags are those of transformers' script of the same name, and four for the decay. What layer-wise weight
-decay adds to such a loop are the lines marked LPWD. Without a dataset and a model it trains a small ViT on
-scikit-learn's digits. Checkpoints are complete or absent, as those of `hf-lpwd train`.
+The flags are those of transformers' script of the same name, and those of `LPWDArguments`. What layer-wise
+weight decay adds to such a loop are the lines marked LPWD. Without a dataset and a model it trains a small
+ViT on scikit-learn's digits. Checkpoints are complete or absent, as those of `hf-lpwd train`.
 
     accelerate launch scripts/run_image_classification_no_trainer.py --dataset_name beans --output_dir beans
 """
@@ -25,15 +25,15 @@ from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 from transformers import EvalPrediction, HfArgumentParser, get_scheduler
 
-from hf_lpwd import create_lpwd_optimizer  # LPWD
+from hf_lpwd import LPWDArguments, LPWDConfig, create_lpwd_optimizer  # LPWD
 from hf_lpwd.checkpoints.custom_loop import load_checkpoint, save_checkpoint
 from hf_lpwd.checkpoints.folders import remove_unfinished, written_aside
 from hf_lpwd.checkpoints.run_folder import check_run, sole_use
 from hf_lpwd.checkpoints.run_record import CHANGES, write_record
 from hf_lpwd.files import write_json
 from hf_lpwd.messages import BadInputError, OneLineParser, refuse
-from hf_lpwd.schedules import parse_schedule
-from hf_lpwd.vision.arguments import DIGITS_RUN, set_up_launch
+from hf_lpwd.training_args import setting
+from hf_lpwd.vision.arguments import DIGITS_RUN
 from hf_lpwd.vision.data.batch_augmentation import make_mixer, training_loss
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import ImageDataset, collate, finishes_later
@@ -41,6 +41,7 @@ from hf_lpwd.vision.data.splits import load_splits
 from hf_lpwd.vision.failures import DIVERGED
 from hf_lpwd.vision.hub.push import PushError
 from hf_lpwd.vision.hub.push_callback import push_run
+from hf_lpwd.vision.launch import set_up_launch
 from hf_lpwd.vision.metrics import compute_metrics
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
@@ -53,23 +54,19 @@ DIGITS = {**DIGITS_RUN, "num_warmup_steps": 300, "output_dir": "outputs/digits_n
 NOT_THE_RUN = {
     *("cache_dir", "token", "hub_token", "trust_remote_code", "output_dir", "per_device_eval_batch_size"),
     *("checkpointing_steps", "resume_from_checkpoint", "resume_with_changes", "with_tracking", "report_to"),
-    *("push_to_hub", "hub_model_id"),
+    *("push_to_hub", "hub_model_id", "log_layers"),
 }
 
 
 @dataclass
-class LoopArguments:
+class LoopArguments(LPWDArguments):  # LPWD
     """How to train."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Where to store checkpoints and model."})
     per_device_train_batch_size: int = 8
     per_device_eval_batch_size: int = 8
     learning_rate: float = 5e-5
-    weight_decay: float = 0.0
-    decay_timing: str = field(default="pwd", metadata={"help": "l2, wd, rwd or pwd."})
-    layer_schedule: str = field(default="linear", metadata={"help": "uniform, linear, reverse, cosine, ..."})
-    decay_coupling: str = field(default="lr", metadata={"help": "lr or independent."})
-    match_decay_budget: bool = field(default=False, metadata={"help": "Make weight_decay the mean rate."})
+    weight_decay: float = setting("weight_decay", default=0.0)
     num_train_epochs: int = 3
     max_train_steps: int | None = field(default=None, metadata={"help": "Overrides num_train_epochs."})
     gradient_accumulation_steps: int = 1
@@ -87,7 +84,10 @@ class LoopArguments:
     hub_model_id: str | None = None
     hub_token: str | None = field(default=None, repr=False)
 
+    log_layers: bool = field(default=False, init=False)  # the Trainer's
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         text = self.checkpointing_steps
         if text not in (None, "epoch") and not (text.isdigit() and int(text)):
             raise ValueError(f"checkpointing_steps is {text!r}, but must be a number of steps or 'epoch'")
@@ -181,11 +181,7 @@ def train(
         model,
         torch.optim.AdamW,
         lr=args.learning_rate,
-        weight_decay=args.weight_decay,
-        timing=args.decay_timing,  # LPWD
-        schedule=parse_schedule(args.layer_schedule),  # LPWD
-        coupling=args.decay_coupling,  # LPWD
-        match_budget=args.match_decay_budget,  # LPWD
+        **vars(LPWDConfig.from_args(args)),  # LPWD
     )
     model, optimizer, *prepared = accelerator.prepare(model, optimizer, *loaders.values())
     loaders = dict(zip(loaders, prepared, strict=True))

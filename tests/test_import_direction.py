@@ -16,22 +16,22 @@ CORE_CHAIN = [
         "parameters",
         "schedules",
         "messages",
+        "settings_file",
         "files",
     },
     {
         "exemptions",
         "plan",
         "plan_table",
-        "param_groups",
-        "explain",
         "diagnostics",
         "decay_groups",
         "base_optimizer",
         "low_precision",
+        "stale_gradients",
     },
     {"optimizer"},
     {"factory", "zero_step", "measure"},
-    {"layer_log", "trainer", "training_args", "decay_report"},
+    {"layer_log", "trainer", "trainer_optimizer", "training_args", "decay_report"},
 ]
 HIGHER = ["checkpoints", "vision", "study", "commands", "cli", "__main__"]
 

@@ -21,6 +21,7 @@ from hf_lpwd.checkpoints.run_record import (
     samples_per_step,
     say_differences,
 )
+from hf_lpwd.config import SETTINGS
 from hf_lpwd.files import RECORD
 from hf_lpwd.messages import BadInputError
 
@@ -31,8 +32,8 @@ _LENGTH = {"num_train_epochs", "max_steps"}
 _IN_THE_STATE = {
     *("model_type", "config_name", "config_overrides", "class_names"),
     *("learning_rate", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
-    *("weight_decay", "decay_timing", "layer_schedule", "decay_coupling", "match_decay_budget"),
-    *("decay_all", "no_decay_pattern", "processes"),
+    *SETTINGS,
+    "processes",
 }
 
 logger = logging.get_logger(__name__)

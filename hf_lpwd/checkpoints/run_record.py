@@ -23,7 +23,12 @@ Differences = dict[str, tuple[Any, Any]]
 
 def write_record(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
     """Marks a folder as that of the run of these settings."""
-    write_json(Path(folder, RECORD), dict(settings))
+    write_json(Path(folder, RECORD), as_recorded(settings))
+
+
+def as_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings as they come back from a record: lists for tuples, text for what JSON does not know."""
+    return json.loads(json.dumps(dict(settings), default=str))
 
 
 def read_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -61,6 +66,7 @@ def differences(
         >>> differences({"seed": 1, "model_type": "vit"}, {"seed": 2, "model_type": "swin"})
         {'model_type': ('vit', 'swin'), 'seed': (1, 2)}
     """
+    then, now = as_recorded(then), as_recorded(now)
     names = list({**now, **then} if names is None else names)
     names.sort(key=lambda name: name not in _ABOVE_ALL)
     return {name: (then.get(name), now.get(name)) for name in names if then.get(name) != now.get(name)}

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from hf_lpwd.files import write_bytes
 from hf_lpwd.messages import BadInputError
 
 #: The version of the record's form that runs write; the reader knows this one and those before it.
-FORMAT = 1
+FORMAT = 2
 #: The study's plan, which stands in the folder of the records.
 PLAN = "plan.json"
 PACKED = (".jsonl", ".jsonl.gz")
@@ -32,6 +33,8 @@ Rate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Score = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 _SHOWN = 3
+_DEFAULT_SEED = 42
+_DIVERGED = re.compile(r"diverged|non-finite|not finite|\bnan\b", re.IGNORECASE)
 
 
 class _Part(BaseModel):
@@ -94,6 +97,23 @@ class Error(_Part):
     message: str
 
 
+class Environment(_Part):
+    """Where a run was made."""
+
+    device: str
+    device_name: str
+    threads: Count
+    commit: str
+
+
+class Data(_Part):
+    """The data of a run: by split the number of images, and a hash of images and labels."""
+
+    num_classes: Annotated[int, Field(ge=2)]
+    sizes: dict[str, Count]
+    fingerprints: dict[str, str]
+
+
 class Times(_Part):
     """When a run started, and how long it took, in seconds."""
 
@@ -109,7 +129,16 @@ class Settings(BaseModel):
     __pydantic_extra__: dict[str, JsonValue]
     seed: Count | None = None
     weight_decay: Rate | None = None
+    total_decay: Rate | None = None
     learning_rate: Rate | None = None
+
+    def get(self, name: str) -> Any:
+        """The value of any setting, None where the study left it out."""
+        return getattr(self, name, None)
+
+    def names(self) -> set[str]:
+        """The settings that the record holds."""
+        return self.model_fields_set
 
 
 class Record(_Part):
@@ -119,7 +148,7 @@ class Record(_Part):
     id: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
     settings: Settings
     method: Annotated[str, Field(min_length=1)]
-    status: Literal["completed", "failed"]
+    status: Literal["completed", "diverged", "failed"]
     versions: dict[str, str]
     times: Times
     error: Error | None = None
@@ -131,6 +160,11 @@ class Record(_Part):
     layers: list[Layer] = []
     opposing_penalty: Series = Series()
     pairing: dict[str, str] = {}
+    task: dict[Literal["data", "model"], str] = {}
+    environment: Environment | None = None
+    data: Data | None = None
+    correct: dict[Literal["test"], str] = {}
+    weight_decay: Rate | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -143,19 +177,45 @@ class Record(_Part):
 
     @model_validator(mode="after")
     def _complete(self) -> Record:
-        needed = (
-            {"error": self.error}
-            if self.status == "failed"
-            else {
+        needed: dict[str, Any] = {"error": self.error}
+        if self.status == "completed":
+            needed = {
                 "metrics.validation": self.metrics.get("validation"),
                 "layers": self.layers,
                 "pairing": self.pairing,
             }
-        )
         for name, value in needed.items():
             if not value:
                 raise ValueError(f"{name} is missing, which a {self.status} run has")
         return self
+
+    @property
+    def seed(self) -> int:
+        """The seed; where the study left it out, the Trainer's default."""
+        return _DEFAULT_SEED if self.settings.seed is None else self.settings.seed
+
+    @property
+    def outcome(self) -> Literal["completed", "diverged", "failed"]:
+        """How the run ended; records of format 1 do not tell apart what diverged."""
+        if self.status == "failed" and self.error and _DIVERGED.search(self.error.message):
+            return "diverged"
+        if self.status == "completed":
+            finals = [values[-1] for values in self.weight_norms.norms.values() if values]
+            losses = [metrics.loss for metrics in self.metrics.values() if "loss" in metrics.model_fields_set]
+            if None in finals or None in losses:
+                return "diverged"
+        return self.status
+
+    def score(self, split: Literal["validation", "test"]) -> float | None:
+        """Accuracy on a split, None if not measured; of a diverged run its last evaluation, or chance."""
+        if self.outcome == "diverged":
+            finite = [epoch.accuracy for epoch in self.epochs if epoch.loss is not None]
+            if finite:
+                return finite[-1]
+            measured = self.metrics.get(split)
+            chance = 1.0 / self.data.num_classes if self.data else 0.0
+            return measured.accuracy if measured else chance
+        return self.metrics[split].accuracy if split in self.metrics else None
 
 
 def record_id(settings: Mapping[str, Any]) -> str:
@@ -164,7 +224,7 @@ def record_id(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_records(path: str) -> list[dict[str, Any]]:
+def load_records(path: str) -> list[Record]:
     """Reads and checks the records in a folder, or in one file of lines (`.jsonl`, `.jsonl.gz`).
 
     Raises:
@@ -172,22 +232,22 @@ def load_records(path: str) -> list[dict[str, Any]]:
             same run; one line that names file and key.
     """
     found: dict[str, str] = {}
-    records, faults = [], []
+    records: list[Record] = []
+    faults: list[str] = []
     for name, text in _texts(Path(path)):
         try:
-            data = json.loads(text, parse_constant=_no_number)
-            Record.model_validate(data)
+            record = Record.model_validate(json.loads(text, parse_constant=_no_number))
         except ValidationError as error:
             faults += [f"{name}: {_misfit(fault)}" for fault in error.errors()]
             continue
         except (ValueError, RecursionError) as error:
             faults.append(f"{name} cannot be read: {error}")
             continue
-        if data["id"] in found:
-            faults.append(f"{name} holds the same run as {found[data['id']]}")
+        if record.id in found:
+            faults.append(f"{name} holds the same run as {found[record.id]}")
             continue
-        found[data["id"]] = name
-        records.append(data)
+        found[record.id] = name
+        records.append(record)
     if faults:
         more = f"; and {len(faults) - _SHOWN} more misfits" if len(faults) > _SHOWN else ""
         raise BadInputError("; ".join(faults[:_SHOWN]) + more)
@@ -213,8 +273,12 @@ def pack_records(folder: str, file: str) -> int:
     """
     if not file.endswith(PACKED):
         raise BadInputError(f"{file} must end in {' or '.join(PACKED)}")
-    records = sorted(load_records(folder), key=lambda record: record["id"])
-    lines = [json.dumps(record, sort_keys=True, separators=(",", ":")) for record in records]
+    number = len(load_records(folder))
+    objects = sorted((json.loads(text) for _, text in _texts(Path(folder))), key=lambda one: one["id"])
+    plan = Path(folder) / PLAN
+    if plan.exists():
+        objects.insert(0, {"plan": json.loads(plan.read_text(encoding="utf-8"))})
+    lines = [json.dumps(one, sort_keys=True, separators=(",", ":")) for one in objects]
     content = "".join(f"{line}\n" for line in lines).encode()
     if file.endswith(".gz"):
         buffer = io.BytesIO()
@@ -222,7 +286,21 @@ def pack_records(folder: str, file: str) -> int:
             compressed.write(content)
         content = buffer.getvalue()
     write_bytes(file, content)
-    return len(records)
+    return number
+
+
+def plan_text(path: str) -> str | None:
+    """The plan that stands with the records of a folder or a file of lines, None if there is none."""
+    plan = Path(path) / PLAN
+    if Path(path).is_dir():
+        return plan.read_text(encoding="utf-8") if plan.exists() else None
+    first = next(iter(_lines(Path(path))), "")
+    return json.dumps(json.loads(first)["plan"]) if first.startswith('{"plan":') else None
+
+
+def _lines(path: Path) -> list[str]:
+    content = path.read_bytes()
+    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8").splitlines()
 
 
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
@@ -233,10 +311,8 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
                 if file.name != PLAN:
                     yield str(file), file.read_text(encoding="utf-8")
         elif path.name.endswith(PACKED):
-            content = path.read_bytes()
-            text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-            for number, line in enumerate(text.splitlines(), 1):
-                if line.strip():
+            for number, line in enumerate(_lines(path), 1):
+                if line.strip() and not line.startswith('{"plan":'):
                     yield f"{path} line {number}", line
         else:
             raise BadInputError(f"{path} must be a folder of records, or a file {' or '.join(PACKED)}")
@@ -244,10 +320,9 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
         raise BadInputError(f"{path} cannot be read: {error}") from None
 
 
-def _order(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    settings = record["settings"]
-    rates = [settings.get(name) for name in ("weight_decay", "learning_rate", "seed")]
-    return (record["method"], *(-1.0 if rate is None else float(rate) for rate in rates), record["id"])
+def _order(record: Record) -> tuple[Any, ...]:
+    rates = (record.settings.weight_decay, record.settings.total_decay, record.settings.learning_rate)
+    return (record.method, *(-1.0 if rate is None else rate for rate in rates), record.seed, record.id)
 
 
 def _misfit(fault: Any) -> str:

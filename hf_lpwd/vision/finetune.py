@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import copy
-from dataclasses import asdict
 from pathlib import Path
 
 import datasets
@@ -19,7 +18,6 @@ from hf_lpwd.checkpoints.run_record import write_record
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.optimizer import LayerwiseDecay
-from hf_lpwd.vision.arguments import ImageTrainingArguments
 from hf_lpwd.vision.curves import draw_curves
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import EpochCallback, collate
@@ -31,6 +29,7 @@ from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.prepare import Run, named_checkpoint, prepare
+from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 #: Split -> what `Trainer` puts before the names of its metrics.
 PREFIXES = {"validation": "eval", "test": "test"}
@@ -129,6 +128,7 @@ def make_trainer(
         preprocess_logits_for_metrics=logits_only,
         processing_class=run.processor,
         optimizers=(optimizer, None),
+        layer_map=run.plan.layer_map,
         callbacks=[EpochCallback(), *callbacks],
     )
     trainer.run_settings = run.settings
@@ -182,10 +182,10 @@ def write_results(
         argv: The command line, for the card.
     """
     folder = Path(str(trainer.args.output_dir))
-    write_json(folder / "layer_rates.json", asdict(run.explanation))
+    write_json(folder / "layer_rates.json", (trainer.layer_plan or run.plan).to_dict())
     if trainer.args.do_train:
         write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
-        write_card(folder, card_facts(run, metrics, trainer.args, argv))
+        write_card(folder, card_facts(run, metrics, trainer.args))
 
 
 def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | None:

@@ -5,22 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import set_seed
 
 from hf_lpwd.checkpoints.run_folder import check_run
 from hf_lpwd.checkpoints.run_record import CHANGES, read_record
-from hf_lpwd.decay_groups import shrinkage
-from hf_lpwd.explain import Explanation, explain
-from hf_lpwd.schedules import parse_schedule
-from hf_lpwd.vision.arguments import ImageTrainingArguments
+from hf_lpwd.config import LPWDConfig
+from hf_lpwd.factory import optimizer_from_plan
+from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.vision.data.batch_augmentation import Mixer, make_mixer
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import ImageDataset, finishes_later
 from hf_lpwd.vision.data.splits import Splits, load_splits
+from hf_lpwd.vision.launch import check_packages, set_up_launch
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
 from hf_lpwd.vision.run_settings import data_settings, run_settings
+from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Run:
     splits: Splits
     images: dict[str, ImageDataset]
     mix: Mixer | None
-    explanation: Explanation
+    plan: LayerPlan
     settings: dict[str, Any]
 
 
@@ -44,6 +46,8 @@ def prepare(
     Raises:
         ValueError: Something in the input is wrong; the message says what, in one line.
     """
+    set_up_launch(training_args, training_args.decay_timing)
+    check_packages(training_args)
     settings = run_settings(model_args, data_args, training_args)
     _check_run(training_args, settings)
     splits = load_splits(
@@ -54,23 +58,9 @@ def prepare(
     # The model's initial weights depend on the seed alone, not on what loading the data drew.
     set_seed(training_args.seed)
     model, processor = load_model_and_processor(model_args, splits.class_names)
-    explanation = explain(
-        model,
-        weight_decay=training_args.weight_decay,
-        schedule=parse_schedule(training_args.layer_schedule),
-        match_budget=training_args.match_decay_budget,
-        decay_all=training_args.decay_all,
-        no_decay=training_args.no_decay_pattern,
-    )
-    for row in explanation.layers:
-        shrinkage(
-            {
-                "weight_decay": row.rate,
-                "lr": training_args.learning_rate,
-                "decay_timing": training_args.decay_timing,
-                "decay_coupling": training_args.decay_coupling,
-            }
-        )
+    plan = plan_layers(model, LPWDConfig.from_args(training_args))
+    # Refuses what the optimizer would, before the data is read; it allocates nothing until its first step.
+    optimizer_from_plan(plan, model, torch.optim.SGD, lr=training_args.learning_rate)
     wanted = {
         "train": training_args.do_train,
         "validation": training_args.do_eval,
@@ -89,7 +79,7 @@ def prepare(
         if needed and getattr(splits, role) is not None
     }
     mix = make_mixer(len(splits.class_names), data_args.mixup_alpha, data_args.cutmix_alpha)
-    return Run(model, processor, splits, images, mix, explanation, settings)
+    return Run(model, processor, splits, images, mix, plan, settings)
 
 
 def named_checkpoint(args: ImageTrainingArguments) -> str | bool | None:

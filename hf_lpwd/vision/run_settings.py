@@ -6,20 +6,15 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from hf_lpwd.vision.arguments import ImageTrainingArguments
+from hf_lpwd.config import SETTINGS
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.splits import Splits
 from hf_lpwd.vision.model_args import ModelArguments
+from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 _NOT_THE_RUN = {"cache_dir", "token", "trust_remote_code"}
 _OF_THE_RUN = (
-    "weight_decay",
-    "decay_timing",
-    "layer_schedule",
-    "decay_coupling",
-    "match_decay_budget",
-    "decay_all",
-    "no_decay_pattern",
+    *SETTINGS,
     "optim",
     "optim_args",
     "learning_rate",

@@ -141,7 +141,7 @@ def test_l2_penalties_and_missing_parameters_are_named():
 def test_this_packages_optimizer_does_what_its_plan_says(timing, base):
     model = vit()
     config = LPWDConfig(weight_decay=RATE, decay_timing=timing)
-    optimizer = create_lpwd_optimizer(model, base, lr=LR, weight_decay=RATE, timing=timing)
+    optimizer = create_lpwd_optimizer(model, base, lr=LR, weight_decay=RATE, decay_timing=timing)
     assert_decays(optimizer, model, config)
     measured = measure_decay(optimizer, model, plan=plan_layers(model, config))
     assert measured.findings == []

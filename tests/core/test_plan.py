@@ -4,12 +4,14 @@ import json
 import math
 
 import pytest
-from tiny_models import HandWritten, partitioned
+import torch
+from tiny_models import TINY_MODELS, HandWritten, partitioned
 from torch import nn
 
 from hf_lpwd.config import LPWDConfig
-from hf_lpwd.layers import layer_index_map
+from hf_lpwd.layers import LayerMap, Place, layer_index_map
 from hf_lpwd.plan import explain, plan_layers
+from hf_lpwd.schedules import layer_rates
 
 
 class Tiny(nn.Module):
@@ -155,12 +157,6 @@ def test_frozen_parameters_do_not_decay_until_they_are_trained():
     assert groups[1]["params"][0] is model.blocks[0].weight
 
 
-def test_a_parameter_can_refuse_to_decay():
-    model = Tiny()
-    model.head.weight._no_weight_decay = True
-    assert plan(model)["head.weight"].not_decayed == "marked with _no_weight_decay"
-
-
 def test_patterns_see_through_wrappers():
     wrapped = nn.Sequential()
     wrapped.add_module("module", Tiny())
@@ -174,7 +170,8 @@ def test_patterns_see_through_wrappers():
     # A plan is found by the names of the model in or out of its wrapper.
     assert decided["norm.bias"] == decided["module.norm.bias"]
     assert plan()["module._orig_mod.norm.bias"] == plan()["norm.bias"]
-    with pytest.raises(KeyError, match=r"the plan has no parameter 'tail\.bias': names are like"):
+    assert "tail.bias" not in decided
+    with pytest.raises(KeyError, match=r"tail\.bias"):
         decided["tail.bias"]
 
 
@@ -221,11 +218,54 @@ def test_nothing_to_train():
         plan(model).param_groups(model)
 
 
+def test_tied_weight_is_in_one_group_at_its_first_layer():
+    model = TINY_MODELS["gpt2"]()
+    assert model.lm_head.weight is model.transformer.wte.weight
+    holders = [
+        group["weight_decay"]
+        for group in plan(model, layer_schedule="reverse").param_groups(model)
+        for parameter in group["params"]
+        if parameter is model.lm_head.weight
+    ]
+    assert holders == [0.3]
+
+
+def test_each_tower_has_its_own_rates():
+    with torch.device("meta"):
+        model = TINY_MODELS["clip"]()
+    decided = plan(model)
+    text, vision = layer_rates(0.3, 3), layer_rates(0.3, 4)
+    assert decided.rates == {"text_model": text, "vision_model": vision}
+    for i in range(2):
+        assert decided[f"text_model.encoder.layers.{i}.mlp.fc1.weight"].rate == text[i + 1]
+    for i in range(3):
+        assert decided[f"vision_model.encoder.layers.{i}.mlp.fc1.weight"].rate == vision[i + 1]
+    assert decided["text_projection.weight"].rate == decided["visual_projection.weight"].rate == 0.3
+    assert decided["text_model.embeddings.token_embedding.weight"].rate == 0.0
+    with pytest.raises(ValueError, match="lists 5 rates, but the model has 4 layer indices"):
+        plan(model, layer_schedule=[0.0, 0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("name", ["clip", "t5", "swin"])
+@pytest.mark.parametrize("schedule", ["linear", "reverse", "cosine"])
+def test_budget_is_matched_in_each_stack(name, schedule):
+    with torch.device("meta"):
+        model = TINY_MODELS[name]()
+    decided = plan(model, layer_schedule=schedule, match_decay_budget=True)
+    for stack in decided.rates:
+        decayed = [p for p in decided.parameters.values() if p.stack == stack and p.not_decayed is None]
+        mean = math.fsum(p.rate * p.size for p in decayed) / sum(p.size for p in decayed)
+        assert mean == pytest.approx(0.3, rel=1e-12)
+
+
 def test_layers_of_the_user():
     rules = {r"body\.(\d+)\..*": "block", "project.*": "head", ".*": "stem"}
     decided = plan(HandWritten(), layer_map=rules)
     assert (decided["project.weight"].layer, decided["out.weight"].layer) == (4, 0)
-    assert plan(HandWritten(), layer_map=layer_index_map(HandWritten())).layers == plan(HandWritten()).layers
+    found = layer_index_map(HandWritten())
+    assert plan(HandWritten(), layer_map=found).layers == plan(HandWritten()).layers
+    moved = LayerMap({**found.places, "out.weight": Place("", 2, "mine")}, {"": 4})
+    assert plan(HandWritten(), layer_map=moved)["out.weight"].rate == 0.15
 
 
 def test_a_schedule_as_text_is_the_list():
@@ -243,8 +283,8 @@ def test_a_schedule_as_text_is_the_list():
         ({"decay_timing": ["pwd"]}, ValueError, r"unknown decay_timing \"\['pwd'\]\""),
         ({"decay_coupling": "both"}, ValueError, "unknown decay_coupling 'both'"),
         ({"decay_timing": "l2", "decay_coupling": "independent"}, ValueError, "has no meaning"),
-        ({"layer_schedule": "up"}, ValueError, "unknown schedule 'up'"),
-        ({"layer_schedule": 0.3}, ValueError, "schedule is 0.3, but must be"),
+        ({"layer_schedule": "up"}, ValueError, "unknown layer_schedule 'up'"),
+        ({"layer_schedule": 0.3}, ValueError, "layer_schedule is 0.3, but must be"),
         ({"match_decay_budget": 3}, TypeError, "match_decay_budget is 3, but must be True or False"),
         ({"decay_all": True, "no_decay_pattern": "bias"}, ValueError, "decay_all leaves nothing exempt"),
         ({"no_decay_pattern": "("}, ValueError, r"no_decay_pattern '\(' is not a regular expression"),

@@ -19,7 +19,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from hf_lpwd.checkpoints.corruption import damage
 from hf_lpwd.checkpoints.folders import checkpoints_in, step_of
 from hf_lpwd.cli import main
-from hf_lpwd.vision.arguments import FP16_ON_A_CPU
+from hf_lpwd.vision.launch import FP16_ON_A_CPU
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 TRAINER = SCRIPTS / "run_image_classification.py"

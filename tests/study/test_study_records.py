@@ -11,9 +11,10 @@ from study_records import failed_record, made_record, made_study, write_records
 from hf_lpwd.cli import main
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.analysis import analyse
+from hf_lpwd.study.answer import answers
 from hf_lpwd.study.records import load_records, pack_records, record_id
 from hf_lpwd.study.report import write_report
-from hf_lpwd.study.tables import difference_table, robustness_table, summary_table
+from hf_lpwd.study.tables import robustness_table, summary_table
 
 
 def paths(value, so_far=()):
@@ -49,9 +50,11 @@ def refusal(folder):
         records = load_records(str(folder))
     except BadInputError as error:
         return str(error)
-    for context in analyse(records):
-        for table in (summary_table(context), difference_table(context), robustness_table(context)):
-            table.csv()
+    study = analyse(records)
+    for task in study.results:
+        summary_table(study, task).csv()
+        robustness_table(study, task).csv()
+    answers(study)
     return None
 
 
