@@ -27,7 +27,7 @@ def write_record(folder: str | os.PathLike[str], settings: Mapping[str, Any]) ->
 
 
 def as_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings as they come back from a record: lists for tuples, text for what JSON does not know."""
+    """Returns settings as they come back from a record: lists for tuples, text for what is not JSON."""
     return json.loads(json.dumps(dict(settings), default=str))
 
 

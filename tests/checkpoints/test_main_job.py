@@ -28,14 +28,13 @@ def the_line(capsys):
     return captured.err.splitlines()[-1]
 
 
-def test_after_a_traceback_at_the_first_step_the_corrected_command_runs(tmp_path, monkeypatch):
+def test_after_a_mistake_at_the_first_step_the_corrected_command_runs(tmp_path, monkeypatch):
     def fail():
         raise KeyError("a mistake")
 
     with monkeypatch.context() as patch:
         patch.setattr(ImageTrainer, "training_step", at_call(1, fail, ImageTrainer.training_step))
-        with pytest.raises(KeyError):
-            train(tmp_path / "out", "--learning_rate", "1")
+        assert train(tmp_path / "out", "--learning_rate", "1") != 0
     assert train(tmp_path / "out") == 0
     assert json.loads((tmp_path / "out" / "run_settings.json").read_text())["learning_rate"] == 2e-3
 

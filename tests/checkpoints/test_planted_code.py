@@ -15,6 +15,7 @@ from hf_lpwd.messages import BadInputError
 
 KINDS = ["zip", "pickle", "beside"]
 FLAGS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "cls": CheckpointingTrainer}
+LOSS_SCALER = "deepspeed.runtime.fp16.loss_scaler"
 #: What is not there by itself, but would be loaded if it were.
 MORE = ["pytorch_model.bin", "optimizer.bin", "scaler.pt", "adapter_model.bin", "custom_checkpoint_0.pkl"]
 
@@ -75,9 +76,10 @@ def test_deepspeeds_states_may_hold_its_own_classes_and_no_others(finished, tmp_
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(finished / "checkpoint-2", checkpoint)
     (checkpoint / "global_step2").mkdir()
-    scaler = types.ModuleType("deepspeed.runtime.fp16.loss_scaler")
-    scaler.LossScaler = type("LossScaler", (), {"__module__": scaler.__name__})
-    monkeypatch.setitem(sys.modules, scaler.__name__, scaler)
+    for module in ("deepspeed", "deepspeed.runtime", "deepspeed.runtime.fp16", LOSS_SCALER):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    scaler = sys.modules[LOSS_SCALER]
+    scaler.LossScaler = type("LossScaler", (), {"__module__": LOSS_SCALER})
     torch.save({"loss_scaler": scaler.LossScaler()}, checkpoint / "global_step2" / name)
     assert damage(checkpoint) is None
     plant(checkpoint / "global_step2" / name, tmp_path / "ran", "beside")
