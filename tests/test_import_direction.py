@@ -27,6 +27,7 @@ CORE_CHAIN = [
         "base_optimizer",
         "low_precision",
         "stale_gradients",
+        "timings",
     },
     {"optimizer"},
     {"factory", "zero_step", "measure"},
