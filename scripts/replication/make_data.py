@@ -8,7 +8,7 @@ split depends on `SEED` alone, so everybody gets the same ones. The encoded imag
 | folder | split | images | of |
 |---|---|---|---|
 | `pretrain` | train, validation | 500 and 50 a class | 80 classes of Tiny ImageNet |
-| `cifar10` | train, validation, test | 4,000, 2,000, 10,000 | 10 classes; training and validation are parts of the training split |
+| `cifar10` | train, validation, test | 4,000, 2,000, 10,000 | 10 classes; the first two of its training split |
 | `unseen20` | train, validation, test | 4,000, 1,000, 6,000 | the 20 other classes of Tiny ImageNet |
 """
 
@@ -71,9 +71,8 @@ def write(splits: DatasetDict, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for split, dataset in splits.items():
         dataset.to_parquet(folder / f"{split}-00000-of-00001.parquet")
-        print(
-            f"{folder.name}: {split}: {len(dataset)} images of {dataset.features['label'].num_classes} classes"
-        )
+        classes = dataset.features["label"].num_classes
+        print(f"{folder.name}: {split}: {len(dataset)} images of {classes} classes")
 
 
 def main() -> None:
