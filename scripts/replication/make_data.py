@@ -8,7 +8,7 @@ split depends on `SEED` alone, so everybody gets the same ones. The encoded imag
 | folder | split | images | of |
 |---|---|---|---|
 | `pretrain` | train, validation | 500 and 50 a class | 80 classes of Tiny ImageNet |
-| `cifar10` | train, validation, test | 4,000, 2,000, 10,000 | 10 classes; the first two of its training split |
+| `cifar10` | train, validation, test | 4,000, 2,000, 10,000 | train and validation: of its training split |
 | `unseen20` | train, validation, test | 4,000, 1,000, 6,000 | the 20 other classes of Tiny ImageNet |
 """
 
