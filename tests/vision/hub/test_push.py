@@ -198,6 +198,7 @@ def test_without_network_it_fails_in_one_line(run, monkeypatch, capsys):
             "create_pr opens a pull request against main, not 'b'",
         ),
         (["RUN", "a", WRITE_TOKEN], "unrecognized arguments: hf_..."),
+        (["long" * 100, "user/a"], f"{'long' * 100}"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, hub, capsys, argv, message):
