@@ -65,8 +65,8 @@ def test_it_says_what_it_will_do_how_each_epoch_goes_and_how_it_went(digits_run)
     values = [entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry][:3]
     assert opening == (
         "digits: train 600 of 1,222 images (85% of train), test 359 images (test), validation 216 images "
-        "(15% of train); 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9). Images of 8 x 8 pixels, 8 bits, values 0 to "
-        "255 of 255. Weight decay 0.1 (mean 0.0545), pwd x linear; adamw_torch_fused, learning rate 0.001 "
+        "(15% of train); 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9). Images of 8 x 8 pixels, 8 bits, values "
+        "0 to 255 of 255. Weight decay 0.1 (mean 0.05), pwd x linear; adamw_torch_fused, learning rate 0.001 "
         "(cosine); augmentation: none. On cpu: 114 steps of 16 images, 3 epochs."
     )
     assert len(epochs) == 3
