@@ -62,17 +62,23 @@ def train(
     coupling: str,
     learning_rates: list[float],
     rates: list[float],
+    scales: list[float] | None = None,
 ) -> list[Weights]:
-    """Returns the weights at rest after each step; `rates` holds lambda of each list in `weights`."""
+    """Returns the weights at rest after each step; `rates` holds lambda of each list in `weights`.
+
+    `scales` are the factors of their learning rates.
+    """
     theta = [list(tensor) for tensor in weights]
+    scales = scales or [1.0] * len(weights)
     history = []
-    for t, eta in enumerate(learning_rates, start=1):
-        share = [eta * rate if coupling == "lr" else rate for rate in rates]
+    for t, peak in enumerate(learning_rates, start=1):
+        etas = [peak * scale for scale in scales]
+        share = [eta * rate if coupling == "lr" else rate for eta, rate in zip(etas, rates, strict=True)]
         if timing == "pwd":
             theta = [[(1 - share[k]) * x for x in tensor] for k, tensor in enumerate(theta)]
         gradients = gradient(theta)
         result = []
-        for k, tensor in enumerate(theta):
+        for k, (tensor, eta) in enumerate(zip(theta, etas, strict=True)):
             row = []
             for i, x in enumerate(tensor):
                 g = gradients[k][i]
