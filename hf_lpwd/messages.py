@@ -61,8 +61,6 @@ def refuse(prog: str, message: object) -> int:
     Where torchrun or accelerate started several processes, the first that has an error says it; the launcher
     repeats it at the end of its own report.
     """
-    if isinstance(message, OSError) and message.filename is not None and message.strerror:
-        message = f"{message.filename}: {message.strerror}"
     line = f"{prog}: error: {printable(message)}"
     if _is_first_to_say(line):
         say(line)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lpwd.files import RECORD, write_bytes, write_json
-from hf_lpwd.messages import BadInputError, OneLineParser, refuse, say
+from hf_lpwd.messages import BadInputError, OneLineParser, say
 
 if TYPE_CHECKING:
     from hf_lpwd.vision.data.labelled import LabelledImages
@@ -58,12 +58,9 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = make_parser()
     args = parser.parse_args(argv)
-    try:
-        if args.batch_size < 1:
-            raise BadInputError(f"batch_size must be at least 1, not {args.batch_size}")
-        results, out = evaluate(args)
-    except (ValueError, OSError) as error:
-        return refuse(parser.prog, error)
+    if args.batch_size < 1:
+        raise BadInputError(f"batch_size must be at least 1, not {args.batch_size}")
+    results, out = evaluate(args)
     accuracies = ", ".join(f"{name} {value:.4f}" for name, value in results["metrics"].items())
     print(f"\n{results['images']} images: {accuracies}; in {out}")
     return 1 if results["unreadable"] else 0
@@ -160,7 +157,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
 
 def may_be_training_images(run: Path, data: LabelledImages, config_name: str | None) -> bool:
     """Whether a run was trained on the split of these images, or on what contains it, by the run's record."""
-    from hf_lpwd.vision.data.labelled import role_of
+    from hf_lpwd.vision.data.layout import role_of
 
     record = next((folder / RECORD for folder in (run, run.parent) if (folder / RECORD).is_file()), None)
     if record is None:

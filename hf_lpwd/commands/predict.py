@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_lpwd.files import write_bytes
-from hf_lpwd.messages import BadInputError, OneLineParser, refuse, say
+from hf_lpwd.messages import BadInputError, OneLineParser, say
 
 COLUMNS = ("image", "rank", "class", "score")
 
@@ -44,18 +44,15 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = make_parser()
     args = parser.parse_args(argv)
-    try:
-        for name in ("top_k", "batch_size"):
-            if getattr(args, name) < 1:
-                raise BadInputError(f"{name} must be at least 1, not {getattr(args, name)}")
-        paths = find_images(args.images)
-        text, unreadable = predict(args.run, paths, args.top_k, args.batch_size)
-        if args.out:
-            write_bytes(args.out, text.encode("utf-8", "surrogateescape"))
-        else:
-            print(text, end="")
-    except (ValueError, OSError) as error:
-        return refuse(parser.prog, error)
+    for name in ("top_k", "batch_size"):
+        if getattr(args, name) < 1:
+            raise BadInputError(f"{name} must be at least 1, not {getattr(args, name)}")
+    paths = find_images(args.images)
+    text, unreadable = predict(args.run, paths, args.top_k, args.batch_size)
+    if args.out:
+        write_bytes(args.out, text.encode("utf-8", "surrogateescape"))
+    else:
+        print(text, end="")
     for path, why in unreadable.items():
         say(f"{parser.prog}: {path} cannot be read: {why}")
     classified = f"{len(paths) - len(unreadable)} of {len(paths)} images classified"

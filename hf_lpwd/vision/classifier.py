@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging
 
+from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.decoding import read_images
 from hf_lpwd.vision.data.transforms import ImageTransform
 
@@ -29,7 +30,7 @@ class Classifier:
         class_names: Name of each class, in the order of the logits.
 
     Raises:
-        ValueError: There is no such model, or it has no trained head for single-label classification.
+        BadInputError: There is no such model, or it has no trained head for single-label classification.
     """
 
     def __init__(self, name: str) -> None:
@@ -67,26 +68,26 @@ def load_trained(name: str) -> tuple[PreTrainedModel, Any]:
     """Loads a classifier whose every weight was trained, and its image processor.
 
     Raises:
-        ValueError: There is no such model, its head is not in the checkpoint, or it is for several labels an
-            image or for regression.
+        BadInputError: There is no such model, its head is not in the checkpoint, or it is a model for several
+            labels an image or for regression.
     """
     folder = Path(name).expanduser()
     if folder.exists() and not (folder / "config.json").is_file():
-        raise ValueError(f"{name} holds no trained model: name the output_dir of a run of hf-lpwd train")
+        raise BadInputError(f"{name} holds no trained model: name the output_dir of a run of hf-lpwd train")
     source = str(folder) if folder.exists() else name
     logging.disable_progress_bar()
     try:
         model, report = AutoModelForImageClassification.from_pretrained(source, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(source)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(
+        raise BadInputError(
             f"the model {name} cannot be loaded: {' '.join(str(error).split())[:300]}"
         ) from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ValueError(
+        raise BadInputError(
             f"{name} has no trained weights for {missing}: fine-tune it first with hf-lpwd train"
         )
     if model.config.problem_type not in (None, "single_label_classification"):
-        raise ValueError(f"{name} is a model for {model.config.problem_type}, not for one class an image")
+        raise BadInputError(f"{name} is a model for {model.config.problem_type}, not for one class an image")
     return model, processor

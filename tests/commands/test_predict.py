@@ -102,7 +102,10 @@ def test_links_are_followed_and_each_folder_is_read_once(run, images, tmp_path, 
         (["RUN", "IMAGES", "--top_k", "0"], "top_k must be at least 1, not 0"),
         (["EMPTY", "IMAGES"], "EMPTY holds no trained model: name the output_dir of a run of hf-lpwd train"),
         (["no/such/model", "IMAGES"], "the model no/such/model cannot be loaded: "),
-        (["RUN", "IMAGES", "--out", "EMPTY/notes.txt/a.csv"], "[Errno 17] File exists: 'EMPTY/notes.txt'"),
+        (
+            ["RUN", "IMAGES", "--out", "EMPTY/notes.txt/a.csv"],
+            "EMPTY/notes.txt: File exists (FileExistsError)",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, images, tmp_path, capsys, argv, message):

@@ -11,8 +11,11 @@ import numpy as np
 
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
-from hf_lpwd.vision.data.labels import _values
-from hf_lpwd.vision.data.splits import _IMAGE_COLUMNS, _LABEL_COLUMNS, _ROLES, _as_images, _find_column, _load
+from hf_lpwd.vision.data.image_sizes import undecoded
+from hf_lpwd.vision.data.labels import labels_by_name
+from hf_lpwd.vision.data.layout import role_of
+from hf_lpwd.vision.data.sources import load_source
+from hf_lpwd.vision.data.splits import with_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -82,17 +85,11 @@ def load_labelled(
         BadInputError: There is no such dataset, split or column, several splits and none of these names, no
             row has a label, or a label is none of the model's classes.
     """
-    import datasets
-
-    name, loaded = _load(args, cache_dir, token)
+    source = load_source(args, cache_dir=cache_dir, token=token, class_names=class_names)
+    name, loaded = source.name, source.splits
     split = _choose(list(loaded), split, name)
-    rows = loaded[split]
-    image_column = _find_column(rows, args.image_column_name, _IMAGE_COLUMNS, "image")
-    label_column = _find_column(rows, args.label_column_name, _LABEL_COLUMNS, "label")
-    rows = _as_images(rows, image_column)
-    feature = rows.features[label_column]
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    given = [_class_name(value, names) for value in _values(rows, label_column)]
+    parts, (image_column, label_column) = with_columns({split: loaded[split]}, args)
+    given = labels_by_name(parts, {split: split}, label_column)[split]
     where = _where(name, split, list(loaded))
     labels = _by_name(given, class_names, where)
     kept = np.flatnonzero(labels >= 0)
@@ -101,18 +98,12 @@ def load_labelled(
         raise BadInputError(
             f"{where}: {unlabelled} of {len(labels)} images have no label: --skip_unlabelled leaves them out"
         )
-    files = rows.select(kept).select_columns([image_column])
-    files = files.cast_column(image_column, datasets.Image(decode=False))
+    files = undecoded(parts[split].select(kept), image_column)
     return LabelledImages(name, split, list(loaded), files, labels[kept], kept, unlabelled)
 
 
 def _where(name: str, split: str, splits: Sequence[str]) -> str:
     return f"{name} ({split})" if len(splits) > 1 else name
-
-
-def role_of(split: str) -> str | None:
-    """Returns ``"train"``, ``"validation"`` or ``"test"`` for the usual names of such splits, else None."""
-    return next((role for role, names in _ROLES.items() if split.lower() in names), None)
 
 
 def _choose(splits: list[str], split: str | None, name: str) -> str:
@@ -127,13 +118,6 @@ def _choose(splits: list[str], split: str | None, name: str) -> str:
             if role_of(candidate) == role:
                 return candidate
     raise BadInputError(f"{name} has several splits ({', '.join(splits)}): name one with --split")
-
-
-def _class_name(value: Any, names: list[str] | None) -> str | None:
-    """Returns the name of a label; None where it says that there is none."""
-    if value is None or value == -1:
-        return None
-    return str(value) if names is None else names[value]
 
 
 def _by_name(given: Sequence[str | None], class_names: Sequence[str], where: str) -> np.ndarray:
