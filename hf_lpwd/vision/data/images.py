@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -16,11 +17,14 @@ from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.augmentation import Images, uniforms
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import Scale, read_images
+from hf_lpwd.vision.data.facts import list_names
 from hf_lpwd.vision.data.image_sizes import default_augmentation, find_scale, fits_in_memory, undecoded
 from hf_lpwd.vision.data.splits import Splits
 from hf_lpwd.vision.data.transforms import ImageTransform
 
 _CHUNK = 256
+
+logger = logging.getLogger(__name__)
 
 
 class BadImageError(BadInputError):
@@ -98,6 +102,10 @@ class ImageDataset(torch.utils.data.Dataset):
             raise BadImageError(f"{source}: no image can be decoded")
         self._kept = np.array(kept)
         self.labels = labels[self._kept]
+        emptied = np.setdiff1d(labels, self.labels)
+        if len(emptied):
+            names = list_names(dataset.features[label_column].int2str(emptied.tolist()))
+            logger.warning("%s: no image of %d classes can be decoded: %s", source, len(emptied), names)
         if self.in_memory:
             self._files = None
             self._store(pixels, shapes)
@@ -210,7 +218,7 @@ class ImageDataset(torch.utils.data.Dataset):
             if not isinstance(image, ValueError):
                 yield row, image
             elif not skip:
-                path = f" ({cell['path']})" if cell and cell["path"] else ""
+                path = f" ({cell['path'][-120:]})" if cell and cell["path"] else ""
                 raise BadImageError(
                     f"{self._source} row {self._rows[row]}{path}: the image cannot be decoded: {image}"
                 ) from image
