@@ -54,7 +54,8 @@ class ImageDataset(torch.utils.data.Dataset):
         skip_bad_images: Leave out what cannot be decoded; `num_skipped` counts it.
         in_memory: Whether to decode once; by default, whether it fits.
         unfinished: Serve batches that `transform.finish` makes complete, on the device where the model is,
-            instead of complete ones.
+            instead of complete ones; None: if they are not kept in memory, as workers hand on uint8 in a
+            quarter of the time.
 
     Raises:
         BadImageError: If a picture cannot be decoded, with split and row; from the constructor if decoded
@@ -74,10 +75,9 @@ class ImageDataset(torch.utils.data.Dataset):
         scale: Scale | None = None,
         skip_bad_images: bool = False,
         in_memory: bool | None = None,
-        unfinished: bool = False,
+        unfinished: bool | None = False,
     ) -> None:
         self.transform = transform
-        self.unfinished = unfinished
         self.seed = seed
         self._source = source
         self._rows = np.arange(len(dataset)) if rows is None else np.asarray(rows)
@@ -88,6 +88,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self._scale = scale or find_scale([self._files], image_column) or Scale()
         labels = torch.tensor(dataset.select_columns([label_column])[:][label_column], dtype=torch.int64)
         self.in_memory = fits_in_memory(self._files, image_column) if in_memory is None else in_memory
+        self.unfinished = not self.in_memory if unfinished is None else unfinished
 
         kept, shapes, pixels = list(range(len(labels))), [], bytearray()
         if self.in_memory or skip_bad_images:
@@ -121,10 +122,10 @@ class ImageDataset(torch.utils.data.Dataset):
         seed: int = 0,
         unfinished: bool = False,
     ) -> ImageDataset:
-        """Builds the data set of `"train"`, which is augmented, `"validation"` or `"test"`.
+        """Builds the dataset of `"train"`, which is augmented, `"validation"` or `"test"`.
 
-        Its batches are for `transform.finish`: those of pictures that are not kept in memory are always
-        unfinished, as workers hand on uint8 in a quarter of the time.
+        Its batches are for `transform.finish`, as those of images that are not kept in memory are always
+        unfinished.
         """
         transform = ImageTransform(processor)
         if role == "train":
@@ -134,7 +135,7 @@ class ImageDataset(torch.utils.data.Dataset):
                 rand_augment=args.ra_magnitude if args.auto_augment else None,
                 random_erase=args.random_erase,
             )
-        dataset = cls(
+        return cls(
             getattr(splits, role),
             transform,
             image_column=splits.image_column,
@@ -144,9 +145,8 @@ class ImageDataset(torch.utils.data.Dataset):
             seed=seed,
             scale=(splits.facts.images and splits.facts.images.scale) or Scale(),
             skip_bad_images=args.skip_bad_images,
+            unfinished=unfinished or None,
         )
-        dataset.unfinished = unfinished or not dataset.in_memory
-        return dataset
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose augmentations are drawn; in a `Trainer`, `EpochCallback` sees to it."""
