@@ -12,6 +12,8 @@ from typing import Any
 FILE_SIZES = "checkpoint_files.json"
 #: In the folder of a run: the settings that it shares with what it may be resumed as.
 RECORD = "run_settings.json"
+#: In the folder of a finished run: what its card says, as JSON.
+FACTS = "card.json"
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
