@@ -30,13 +30,14 @@ from hf_lpwd import LPWDArguments, LPWDConfig, create_lpwd_optimizer  # LPWD
 from hf_lpwd.files import write_json
 from hf_lpwd.messages import BadInputError, OneLineParser, refuse
 from hf_lpwd.training_args import setting
-from hf_lpwd.vision.arguments import DIGITS_RUN, set_up_launch
+from hf_lpwd.vision.arguments import DIGITS_RUN
 from hf_lpwd.vision.data.batch_augmentation import make_mixer, training_loss
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import ImageDataset, collate, finishes_later
 from hf_lpwd.vision.data.splits import load_splits
 from hf_lpwd.vision.hub.push import PushError
 from hf_lpwd.vision.hub.push_callback import push_run
+from hf_lpwd.vision.launch import set_up_launch
 from hf_lpwd.vision.metrics import compute_metrics
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor

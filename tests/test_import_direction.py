@@ -16,6 +16,7 @@ CORE_CHAIN = [
         "parameters",
         "schedules",
         "messages",
+        "settings_file",
         "files",
     },
     {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -75,7 +75,7 @@ def read_study(path: str) -> list[RunSpec]:
     study = _load(path)
     _check_names(study, _KEYS, "setting", path)
     train, grid = (_mapping(study, key, path) for key in ("train", "grid"))
-    known = {action.dest for action in make_parser()._actions} - {"help", "config"}
+    known = make_parser().flags.keys() - {"config"}
     _check_flags(train, known, f"{path}: train")
     axes = [[dict.fromkeys([name], value) for value in values] for name, values in _plain(grid, path).items()]
     _check_flags(_plain(grid, path), known, f"{path}: grid")
@@ -161,7 +161,7 @@ def _plain(grid: Mapping[str, Any], path: str) -> dict[str, list[Any]]:
     return axes
 
 
-def _group_axis(values: Any, known: set[str], where: str) -> list[dict[str, Any]]:
+def _group_axis(values: Any, known: Set[str], where: str) -> list[dict[str, Any]]:
     if not isinstance(values, list) or not values or not all(isinstance(v, dict) and v for v in values):
         raise BadInputError(f"{where} is {values!r}, but must be a list of mappings of flags")
     for value in values:
@@ -169,7 +169,7 @@ def _group_axis(values: Any, known: set[str], where: str) -> list[dict[str, Any]
     return values
 
 
-def _check_flags(flags: Iterable[str], known: set[str], where: str) -> None:
+def _check_flags(flags: Iterable[str], known: Set[str], where: str) -> None:
     _check_names(flags, known, "flag", where)
     for name in flags:
         if name in _RESERVED or name.startswith(("hub_", "push_to_hub")):

@@ -25,10 +25,11 @@ from hf_lpwd.study.config import RunSpec
 from hf_lpwd.study.methods import method_name
 from hf_lpwd.study.peers import apply_peer, peer_callbacks
 from hf_lpwd.study.records import FORMAT
-from hf_lpwd.vision.arguments import ImageTrainingArguments, parse_args
+from hf_lpwd.vision.arguments import parse_args
 from hf_lpwd.vision.finetune import PREFIXES, make_trainer
 from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.prepare import Run, prepare
+from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 _LIBRARIES = ("hf-lpwd", "torch", "transformers", "accelerate", "datasets", "timm", "numpy")
 _TIMES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")

@@ -16,7 +16,6 @@ from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.optimizer import LayerwiseDecay
-from hf_lpwd.vision.arguments import ImageTrainingArguments
 from hf_lpwd.vision.curves import draw_curves
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import EpochCallback, collate
@@ -30,6 +29,7 @@ from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.prepare import Run, named_checkpoint, prepare
 from hf_lpwd.vision.run_folder import write_record
+from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 #: Split -> what `Trainer` puts before the names of its metrics.
 PREFIXES = {"validation": "eval", "test": "test"}

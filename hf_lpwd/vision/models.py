@@ -167,7 +167,7 @@ def _config_from_scratch(
         raise ValueError(f"no {config.model_type} can be made with these settings: {why}") from error
 
 
-def _apply_overrides(config: transformers.PreTrainedConfig, text: str | None) -> int:
+def _apply_overrides(config: transformers.PreTrainedConfig, text: dict | str | None) -> int:
     """Changes `config`; returns the side of its pictures, which `image_size` may set for any model."""
     overrides = parse_overrides(text) if text else {}
     if not hasattr(config, "image_size"):

@@ -13,14 +13,15 @@ from hf_lpwd.checkpoints.mixin import why_not_resumable
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.factory import optimizer_from_plan
 from hf_lpwd.plan import LayerPlan, plan_layers
-from hf_lpwd.vision.arguments import ImageTrainingArguments
 from hf_lpwd.vision.data.batch_augmentation import Mixer, make_mixer
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import ImageDataset, finishes_later
 from hf_lpwd.vision.data.splits import Splits, load_splits
+from hf_lpwd.vision.launch import check_packages, set_up_launch
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
 from hf_lpwd.vision.run_folder import check_output_dir, data_settings, run_settings
+from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def prepare(
     Raises:
         ValueError: Something in the input is wrong; the message says what, in one line.
     """
+    set_up_launch(training_args, training_args.decay_timing)
+    check_packages(training_args)
     settings = run_settings(model_args, data_args, training_args)
     check_output_dir(str(training_args.output_dir), settings)
     _check_resumable(training_args)

@@ -14,10 +14,10 @@ from transformers.utils import logging
 
 from hf_lpwd.config import SETTINGS
 from hf_lpwd.files import RECORD, write_json
-from hf_lpwd.vision.arguments import ImageTrainingArguments
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.splits import Splits
 from hf_lpwd.vision.model_args import ModelArguments
+from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 _NOT_THE_RUN = {"cache_dir", "token", "trust_remote_code"}
 _ABOVE_ALL = ("dataset_name", "train_dir", "model_name_or_path", "model_type")

@@ -22,7 +22,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from hf_lpwd.checkpoints.corruption import damage
 from hf_lpwd.cli import main
 from hf_lpwd.messages import BadInputError
-from hf_lpwd.vision.arguments import FP16_ON_A_CPU
+from hf_lpwd.vision.launch import FP16_ON_A_CPU
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 TRAINER, LOOP = SCRIPTS / "run_image_classification.py", SCRIPTS / "run_image_classification_no_trainer.py"

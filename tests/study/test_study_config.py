@@ -125,7 +125,7 @@ def test_a_value_that_train_refuses_ends_the_sweep_before_it_begins(read, capsys
         read("grid: {decay_timing: [wd, pwdd]}")
     assert end.value.code == 2
     error = capsys.readouterr().err
-    assert "unknown decay_timing 'pwdd'" in error
+    assert "'pwdd'" in error
     assert error.count("\n") == 1
 
 

@@ -200,7 +200,7 @@ def test_fine_tuning_a_local_model(digits_run, tmp_path, capsys):
             "lr * weight_decay = 2.0 * 0.6 must be in [0, 1)",
         ),
         (["--layer_schedule", "0,0.1"], "layer_schedule lists 2 rates, but the model has 6 layer indices"),
-        (["--no_decay_pattern", "nothing"], "no_decay pattern 'nothing' matches no parameter"),
+        (["--no_decay_pattern", "nothing"], "no_decay_pattern 'nothing' matches no parameter"),
         (["--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint is 'nowhere'"),
     ],
 )

@@ -21,8 +21,8 @@ from hf_lpwd.messages import hide_tokens
 from hf_lpwd.plan_table import TEXT_COLUMNS, layer_table
 
 if TYPE_CHECKING:
-    from hf_lpwd.vision.arguments import ImageTrainingArguments
     from hf_lpwd.vision.prepare import Run
+    from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 CARD = "README.md"
 
