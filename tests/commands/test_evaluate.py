@@ -181,7 +181,7 @@ def test_do_eval_alone_measures_all_of_a_folder_with_the_classes_of_the_model(ru
     [
         (
             ["--do_eval"],
-            "digits has no validation split, it has train, test: hf-lpwd evaluate takes one with",
+            "digits has no validation split, it has train, test: hf-lpwd evaluate takes one",
         ),
         (
             ["--do_predict", "--push_to_hub"],

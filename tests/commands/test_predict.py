@@ -83,6 +83,26 @@ def test_what_cannot_be_read_is_named_and_counted(run, images, tmp_path, capsys)
     ]
 
 
+def test_deep_images_are_scaled_as_in_training(run, tmp_path, capsys):
+    """Alone, an image of values up to 900 would be taken for one of 10 bits."""
+    folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
+    facts = json.loads((folder / "card.json").read_text())
+    facts["data"]["images"]["scale"] = {"integers": 4095, "floats": 1}
+    (folder / "card.json").write_text(json.dumps(facts))
+    values = np.random.default_rng(0).integers(0, 901, (8, 8))
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.rint(values * (255 / 4095)).astype(np.uint8)).save(tmp_path / "flat.png")
+    files = [str(tmp_path / name) for name in ("deep.png", "flat.png")]
+    assert main(["predict", str(folder), *files, "--top_k", "10"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert [(row["class"], row["score"]) for row in rows[:10]] == [
+        (r["class"], r["score"]) for r in rows[10:]
+    ]
+    assert main(["predict", str(run), *files, "--top_k", "10"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert [row["score"] for row in rows[:10]] != [row["score"] for row in rows[10:]]
+
+
 def test_links_are_followed_and_a_cycle_is_refused(run, images, tmp_path, capsys):
     (tmp_path / "outside").mkdir()
     Image.fromarray(noise(8, 8, seed=6)).save(tmp_path / "outside" / "linked.png")

@@ -166,8 +166,8 @@ def _choose(splits: list[str], split: str | None, roles: Sequence[str], name: st
     found = [candidate for role in roles for candidate in splits if role_of(candidate) == role]
     if not found:
         raise BadInputError(
-            f"{name} has no {' or '.join(roles)} split, it has {', '.join(splits)}: hf-lpwd evaluate takes one "
-            "with --split"
+            f"{name} has no {' or '.join(roles)} split, it has {', '.join(splits)}: hf-lpwd evaluate takes "
+            "one with --split"
         )
     return found[0]
 
