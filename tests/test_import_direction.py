@@ -28,6 +28,7 @@ CORE_CHAIN = [
         "base_optimizer",
         "low_precision",
         "stale_gradients",
+        "timings",
     },
     {"optimizer"},
     {"factory", "zero_step", "measure"},

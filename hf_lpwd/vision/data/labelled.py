@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_lpwd.files import RECORD
+from hf_lpwd.checkpoints.run_record import read_record
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import Scale
@@ -135,10 +134,9 @@ def may_be_training_images(run: Path, data: LabelledImages, config_name: str | N
         data: The images.
         config_name: The configuration of their dataset on the Hub.
     """
-    record = next((folder / RECORD for folder in (run, run.parent) if (folder / RECORD).is_file()), None)
-    if record is None:
+    settings = read_record(run) or read_record(run.parent)
+    if settings is None:
         return False
-    settings = json.loads(record.read_text("utf-8"))
     trained, name = settings.get("train_dir") or settings.get("dataset_name") or DIGITS, data.facts.name
     if settings.get("dataset_config_name") != config_name:
         return False
