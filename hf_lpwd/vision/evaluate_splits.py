@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hf_lpwd.checkpoints.run_folder import check_output_dir
+from hf_lpwd.checkpoints.run_record import write_record
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.vision.arguments import ImageTrainingArguments
 from hf_lpwd.vision.classifier import load_trained, saved_scale
@@ -12,10 +14,11 @@ from hf_lpwd.vision.data.images import ImageDataset, collate, finishes_later
 from hf_lpwd.vision.data.labelled import LabelledImages, load_labelled, may_be_training_images
 from hf_lpwd.vision.data.transforms import ImageTransform
 from hf_lpwd.vision.image_trainer import ImageTrainer
+from hf_lpwd.vision.launch import set_up_launch
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import hub_options
-from hf_lpwd.vision.run_folder import check_output_dir, run_settings, write_record
+from hf_lpwd.vision.run_settings import run_settings
 
 
 def evaluate_splits(
@@ -36,10 +39,9 @@ def evaluate_splits(
     for flag in ("config_name", "image_processor_name"):
         if getattr(model_args, flag) is not None:
             raise BadInputError(f"{flag} has no effect without --do_train: a trained model has its own")
-    output_dir, settings = (
-        str(training_args.output_dir),
-        run_settings(model_args, data_args, training_args),
-    )
+    set_up_launch(training_args, training_args.decay_timing)
+    output_dir = str(training_args.output_dir)
+    settings = run_settings(model_args, data_args, training_args)
     check_output_dir(output_dir, settings)
     model, processor = load_trained(name, **hub_options(model_args))
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
