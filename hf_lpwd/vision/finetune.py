@@ -24,6 +24,7 @@ from hf_lpwd.vision.curves import draw_curves
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import EpochCallback, collate
 from hf_lpwd.vision.data.transforms import ImageTransform
+from hf_lpwd.vision.evaluate_splits import evaluate_splits
 from hf_lpwd.vision.failures import MACHINE_ERRORS, StopWhereNotFinite, failure_line
 from hf_lpwd.vision.hub.card import card_facts, write_card
 from hf_lpwd.vision.hub.push_callback import PushCallback
@@ -87,6 +88,11 @@ def _finetune(
 ) -> None:
     push_to_hub, training_args = training_args.push_to_hub, copy(training_args)
     training_args.push_to_hub = False
+    if not training_args.do_train:
+        if push_to_hub:
+            raise BadInputError("push_to_hub uploads what was trained, but --do_train is not given: drop one")
+        evaluate_splits(model_args, data_args, training_args)
+        return
     try:
         push = PushCallback(training_args, model_args.token) if push_to_hub else None
         run = prepare(model_args, data_args, training_args)
