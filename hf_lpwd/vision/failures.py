@@ -53,8 +53,8 @@ def failure_line(error: Exception) -> str | None:
         )
     if _ONE_IMAGE in text:
         return (
-            "the last batch of an epoch has one image, which the model's BatchNorm cannot normalise: leave it "
-            "out with --dataloader_drop_last, or take another --per_device_train_batch_size"
+            "the last batch of an epoch has one image, which the model's BatchNorm cannot normalise: leave "
+            "it out with --dataloader_drop_last, or take another --per_device_train_batch_size"
         )
     number = error.errno if isinstance(error, OSError) else None
     if number in _FULL or _NOT_WRITTEN.search(text):
