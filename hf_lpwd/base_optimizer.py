@@ -51,6 +51,8 @@ def check_base(optimizer_cls: type[Optimizer], kwargs: dict[str, Any]) -> None:
         raise TypeError(
             f"optimizer_cls must be a class derived from torch.optim.Optimizer, not {optimizer_cls!r}"
         )
+    for former in kwargs.keys() & {"timing", "coupling"}:
+        raise TypeError(f"unexpected keyword argument {former!r}: did you mean 'decay_{former}'?")
     name = optimizer_cls.__name__
     if callable(getattr(optimizer_cls, "train", None)):
         raise TypeError(
@@ -78,7 +80,7 @@ def check_step_size(optimizer_cls: type[Optimizer], group: dict[str, Any]) -> No
     if any(group.get(key) for key in _OWN_STEP_SIZE):
         raise ValueError(
             f"{optimizer_cls.__name__} estimates its step size, of which lr is only a factor, so that "
-            "lr * weight_decay would be far from the decay of a step: use coupling 'independent', with "
+            "lr * weight_decay would be far from the decay of a step: use decay_coupling 'independent', with "
             "weight_decay as the fraction of a weight that each step takes away"
         )
 

@@ -81,14 +81,20 @@ def decay_fraction(group: dict[str, Any]) -> float | Tensor:
     return fraction
 
 
-def check_same_run(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
-    """Raises a ValueError unless `saved` are the groups of the same parameters with the same decay.
+def groups_to_load(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Checks that a state dict is of the same parameters with the same decay.
 
     Parameters are compared by name where both sides have names, by position elsewhere.
 
     Args:
         groups: An optimizer's parameter groups.
         saved: The `param_groups` of a state dict.
+
+    Returns:
+        `saved`; without names if `groups` have names, as those of groups that were divided anew are others.
+
+    Raises:
+        ValueError: They are not; the message names what differs.
     """
     if any("decay_timing" not in group for group in saved):
         raise ValueError("the state dict has no decay settings: it was not saved by LayerwiseDecay")
@@ -118,6 +124,9 @@ def check_same_run(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) ->
             raise ValueError(f"the state dict was saved with another {what} for {_listed(changed)}")
     if names != saved_names or _sizes(groups) != _sizes(saved):
         raise ValueError("the state dict has the same parameters in another order or other groups")
+    if _names(groups) is None:
+        return saved
+    return [{key: value for key, value in group.items() if key != "param_names"} for group in saved]
 
 
 def parameter_name(parameter: Tensor, groups: list[dict[str, Any]]) -> str:

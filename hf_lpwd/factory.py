@@ -114,8 +114,8 @@ def optimizer_from_plan(
     optimizer = LayerwiseDecay(
         groups,
         optimizer_cls,
-        timing=plan.config.decay_timing,
-        coupling=plan.config.decay_coupling,
+        decay_timing=plan.config.decay_timing,
+        decay_coupling=plan.config.decay_coupling,
         lr=lr,
         **optimizer_kwargs,
     )

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hf_lpwd import timings
 from hf_lpwd.base_optimizer import (
     allocates_state,
     check_base,
     check_step_size,
-    has_sparse_gradient,
     own_decay,
     step_base,
-    update_ignores_weights,
 )
+from hf_lpwd.config import Coupling, Timing
 from hf_lpwd.decay_groups import (
     check_group,
     check_own_weights,
-    check_same_run,
     completed,
     decay_fraction,
-    parameter_name,
+    groups_to_load,
 )
 from hf_lpwd.low_precision import by_precision, warn_of_vanishing_rates
 from hf_lpwd.plan import LayerPlan
@@ -45,7 +44,7 @@ class LayerwiseDecay(Optimizer):
     | ``rwd`` | theta' = (1 - eta lambda) (theta - eta u(g(theta))) | theta |
     | ``pwd`` | theta^ = (1 - eta lambda) theta, then theta' = theta^ - eta u(g(theta^)) | theta^ |
 
-    eta is the group's `lr`; ``coupling="independent"`` puts lambda in the place of eta * lambda.
+    eta is the group's `lr`; ``decay_coupling="independent"`` puts lambda in the place of eta * lambda.
 
     ``pwd`` decays in `train()`, which must be called before each forward pass; `transformers.Trainer` does
     that. Further calls before `step()` do nothing, so weights decay once under gradient accumulation, and
@@ -56,19 +55,16 @@ class LayerwiseDecay(Optimizer):
 
     If the base optimizer is one of torch's Adams, ``wd`` and ``rwd`` run inside its own (fused) pass:
     ``rwd`` is ``wd`` with learning rate ``eta (1 - eta lambda)`` and rate ``lambda / (1 - eta lambda)``.
-    Otherwise they are one multiplication before or after it; only ``wd`` around an optimizer whose update may
-    depend on the weights (all but torch's own) keeps a copy of the decay during the step.
-
-    In bfloat16 and float16 weights the decay of one step mostly rounds to nothing. There it is added up, and
-    applied when it amounts to about 2^-6 or 2^-9 of the weight, by all timings but ``l2``; see
-    `hf_lpwd.low_precision`. A warning names the rates.
+    Otherwise they are one multiplication before or after it; see `hf_lpwd.timings`. In bfloat16 and float16
+    weights the decay of one step mostly rounds to nothing. There it is added up, and applied when it amounts
+    to about 2^-6 or 2^-9 of the weight, by all timings but ``l2``; see `hf_lpwd.low_precision`.
 
     Args:
         params: Parameters, named parameters or parameter groups, as for any torch optimizer. A group may set
             `weight_decay` and `lr`.
         optimizer_cls: Class of the base optimizer.
-        timing: ``"l2"``, ``"wd"``, ``"rwd"`` or ``"pwd"``.
-        coupling: ``"lr"`` as in `torch.optim.AdamW`, or ``"independent"``.
+        decay_timing: ``"l2"``, ``"wd"``, ``"rwd"`` or ``"pwd"``.
+        decay_coupling: ``"lr"`` as in `torch.optim.AdamW`, or ``"independent"``.
         weight_decay: lambda of groups that do not set their own.
         **optimizer_kwargs: For `optimizer_cls`: `lr`, `betas` and so on.
 
@@ -85,7 +81,7 @@ class LayerwiseDecay(Optimizer):
 
     Examples:
         >>> weight = torch.nn.Parameter(torch.ones(2))
-        >>> optimizer = LayerwiseDecay([weight], torch.optim.SGD, timing="pwd", weight_decay=0.5, lr=0.1)
+        >>> optimizer = LayerwiseDecay([weight], torch.optim.SGD, weight_decay=0.5, lr=0.1)
         >>> optimizer.train()
         >>> weight.sum().backward()
         >>> optimizer.step()
@@ -104,8 +100,8 @@ class LayerwiseDecay(Optimizer):
         params: Iterable[Any],
         optimizer_cls: type[Optimizer] = torch.optim.AdamW,
         *,
-        timing: str = "pwd",
-        coupling: str = "lr",
+        decay_timing: Timing = "pwd",
+        decay_coupling: Coupling = "lr",
         weight_decay: float = 0.0,
         **optimizer_kwargs: Any,
     ) -> None:
@@ -116,7 +112,11 @@ class LayerwiseDecay(Optimizer):
         if not members:
             raise ValueError("the optimizer got an empty parameter list")
         given = members if isinstance(members[0], dict) else [{"params": members}]
-        decay_defaults = {"weight_decay": weight_decay, "decay_timing": timing, "decay_coupling": coupling}
+        decay_defaults = {
+            "weight_decay": weight_decay,
+            "decay_timing": decay_timing,
+            "decay_coupling": decay_coupling,
+        }
         groups = [completed(group, decay_defaults) for group in given]
         if weight_decay and all("weight_decay" in group for group in given):
             own = sorted({group["weight_decay"] for group in groups})
@@ -160,13 +160,10 @@ class LayerwiseDecay(Optimizer):
 
     def __repr__(self) -> str:
         groups = self.param_groups
-        first = groups[0]
         lrs, rates = (_range([group.get(key) for group in groups]) for key in ("lr", "weight_decay"))
-        count = sum(len(group["params"]) for group in groups)
         return (
-            f"{type(self).__name__}({type(self.base).__name__}, timing={first['decay_timing']!r}, "
-            f"coupling={first['decay_coupling']!r}, lr={lrs}, weight_decay={rates}, "
-            f"{len(groups)} groups, {count} parameters)"
+            f"{type(self).__name__}({type(self.base).__name__}, {groups[0]['decay_timing']}, coupling "
+            f"{groups[0]['decay_coupling']}: lr {lrs}, weight_decay {rates}, {len(groups)} groups)"
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -205,7 +202,7 @@ class LayerwiseDecay(Optimizer):
                 continue
             trained = [p for p in group["params"] if p.requires_grad]
             for weights, s in by_precision(trained, group, fraction):
-                torch._foreach_mul_(weights, 1.0 - s)
+                timings.pwd(weights, s)
             self._stale.remember(trained)
 
     def eval(self) -> None:
@@ -256,33 +253,26 @@ class LayerwiseDecay(Optimizer):
 
     def _step_with_decay(self) -> None:
         seen_by_base: list[dict[str, Any]] = []
-        gradients: list[tuple[Tensor, Tensor]] = []
-        after_update: list[Callable[[], Any]] = []
+        after_update: list[timings.AfterUpdate] = []
         groups = self.param_groups
         fractions = [decay_fraction(group) for group in groups]
-        for group, fraction in zip(groups, fractions, strict=True):
-            own = own_decay(self.base, group)
-            seen_by_base.append({"weight_decay": 0.0} if own is None else own)
-            if own is not None:
-                continue
-            trained = [p for p in group["params"] if p.grad is not None]
-            if group["decay_timing"] == "l2":
-                gradients += _add_penalty(trained, group, self.base)
-                continue
-            for weights, s in by_precision(trained, group, fraction):
-                if group["decay_timing"] == "rwd":
-                    after_update.append(partial(torch._foreach_mul_, weights, 1.0 - s))
-                elif update_ignores_weights(self.base):
-                    torch._foreach_mul_(weights, 1.0 - s)
-                else:
-                    after_update.append(partial(torch._foreach_sub_, weights, torch._foreach_mul(weights, s)))
-        try:
+        with ExitStack() as gradients:
+            for group, fraction in zip(groups, fractions, strict=True):
+                own = own_decay(self.base, group)
+                seen_by_base.append({"weight_decay": 0.0} if own is None else own)
+                trained = [] if own is not None else [p for p in group["params"] if p.grad is not None]
+                if not trained:
+                    continue
+                if group["decay_timing"] == "l2":
+                    gradients.callback(timings.l2(trained, group, self.base))
+                    continue
+                decay = timings.rwd if group["decay_timing"] == "rwd" else timings.wd
+                after_update += [
+                    decay(weights, s, self.base) for weights, s in by_precision(trained, group, fraction)
+                ]
             step_base(self.base, seen_by_base)
-        finally:
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-        for decay in after_update:
-            decay()
+        for finish in after_update:
+            finish()
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state dict; decay settings and parameter names stand in its groups."""
@@ -302,38 +292,10 @@ class LayerwiseDecay(Optimizer):
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
-        check_same_run(self.param_groups, state_dict["param_groups"])
-        if all("param_names" in group for group in self.param_groups):
-            # Checked to be the same, if the groups were not divided anew since.
-            state_dict["param_groups"] = [
-                {key: value for key, value in group.items() if key != "param_names"}
-                for group in state_dict["param_groups"]
-            ]
+        state_dict["param_groups"] = groups_to_load(self.param_groups, state_dict["param_groups"])
         self.base.load_state_dict(state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
-
-
-def _add_penalty(params: list[Tensor], group: dict[str, Any], base: Optimizer) -> list[tuple[Tensor, Tensor]]:
-    """Adds lambda * theta to the gradients of parameters; returns the parameters with what they had."""
-    gradients = [p.grad for p in params if p.grad is not None]
-    if not gradients:
-        return []
-    if sparse := [p for p in params if has_sparse_gradient([p])]:
-        raise TypeError(
-            f"{parameter_name(sparse[0], base.param_groups)} has a sparse gradient, which timing 'l2' would "
-            "make dense: use 'wd', 'rwd' or 'pwd', or set its weight_decay to 0"
-        )
-    if any(gradient.requires_grad for gradient in gradients):
-        raise TypeError(
-            f"timing 'l2' adds weight decay to the gradient, but {type(base).__name__} differentiates it "
-            "(create_graph=True): use 'wd', 'rwd' or 'pwd'"
-        )
-    maximize = group.get("maximize", getattr(base, "maximize", False))
-    rate = -group["weight_decay"] if maximize else group["weight_decay"]
-    for parameter, penalized in zip(params, torch._foreach_add(gradients, params, alpha=rate), strict=True):
-        parameter.grad = penalized
-    return list(zip(params, gradients, strict=True))
 
 
 def _range(values: list[Any]) -> str:

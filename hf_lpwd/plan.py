@@ -161,19 +161,17 @@ class LayerPlan:
         Raises:
             KeyError: The plan has no such parameter.
         """
-        planned = self.parameters.get(name) or self._by_plain_name.get(unwrap_name(name))
-        if planned is None:
-            raise KeyError(
-                f"the plan has no parameter {name!r}: names are like {next(iter(self.parameters))!r}"
-            )
-        return planned
+        return self.parameters[self._known_name(name)]
 
     def __contains__(self, name: str) -> bool:
-        return name in self.parameters or unwrap_name(name) in self._by_plain_name
+        return self._known_name(name) in self.parameters
+
+    def _known_name(self, name: str) -> str:
+        return name if name in self.parameters else self._by_plain_name.get(unwrap_name(name), name)
 
     @cached_property
-    def _by_plain_name(self) -> dict[str, PlannedParameter]:
-        return {unwrap_name(name): planned for name, planned in self.parameters.items()}
+    def _by_plain_name(self) -> dict[str, str]:
+        return {unwrap_name(name): name for name in self.parameters}
 
     def param_groups(self, model: nn.Module, *, lr: float | None = None) -> list[dict[str, Any]]:
         """Makes the parameter groups of an optimizer: one for each distinct rate and learning rate.
@@ -270,11 +268,11 @@ class LayerPlan:
                 group.get("layer_lr_scale", 1.0),
             )
             names = group.get("param_names") or [name_of.get(id(p), "unknown") for p in group["params"]]
-            found |= dict.fromkeys(names, settings)
+            found |= dict.fromkeys(map(self._known_name, names), settings)
             for key in ("decay_timing", "decay_coupling"):
                 if key in group and group[key] != getattr(self.config, key):
                     differences.append(f"{key} is {group[key]!r}, planned {getattr(self.config, key)!r}")
-        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        trained = {self._known_name(name) for name, p in model.named_parameters() if p.requires_grad}
         differences += [f"{name} is not in the optimizer" for name in sorted(trained - found.keys())]
         for name, (rate, lr_scale) in found.items():
             if name not in self:

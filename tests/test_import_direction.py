@@ -16,6 +16,7 @@ CORE_CHAIN = [
         "parameters",
         "schedules",
         "messages",
+        "settings_file",
         "files",
     },
     {
@@ -27,6 +28,7 @@ CORE_CHAIN = [
         "base_optimizer",
         "low_precision",
         "stale_gradients",
+        "timings",
     },
     {"optimizer"},
     {"factory", "zero_step", "measure"},

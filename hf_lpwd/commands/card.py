@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_lpwd.messages import OneLineParser, refuse
+from hf_lpwd.messages import BadInputError, OneLineParser
 from hf_lpwd.study.over_seeds import over_seeds, read_run
 from hf_lpwd.vision.hub.card import CARD, model_card, write_card
 
@@ -43,17 +43,14 @@ def main(argv: Sequence[str]) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     folder = Path(args.output_dir)
-    try:
-        run = read_run(folder)
-        real = os.path.realpath(folder)
-        others = [Path(name) for name in args.over_seeds if os.path.realpath(name) != real]
-        summary = over_seeds(run, [read_run(other) for other in others])
-        card = folder / CARD
-        if card.exists() and card.read_bytes() != str(model_card(run.facts)).encode():
-            raise ValueError(f"{card} is not as hf-lpwd wrote it, and your changes would be lost: rename it")
-        write_card(folder, {**run.facts, "over_seeds": summary})
-    except (ValueError, OSError) as error:
-        return refuse(parser.prog, error)
+    run = read_run(folder)
+    real = os.path.realpath(folder)
+    others = [Path(name) for name in args.over_seeds if os.path.realpath(name) != real]
+    summary = over_seeds(run, [read_run(other) for other in others])
+    card = folder / CARD
+    if card.exists() and card.read_bytes() != str(model_card(run.facts)).encode():
+        raise BadInputError(f"{card} is not as hf-lpwd wrote it, and your changes would be lost: rename it")
+    write_card(folder, {**run.facts, "over_seeds": summary})
     for row in summary["rows"]:
         mean, low, high = (f"{row[name]:.4f}" for name in ("mean", "low", "high"))
         print(f"{row['split']} {row['metric']}: {mean}, 95% interval {low} to {high}, n = {1 + len(others)}")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_lpwd.messages import OneLineParser, refuse
+from hf_lpwd.messages import BadInputError, OneLineParser, refuse
 from hf_lpwd.vision.hub.push import PushError, files_to_push, listing, upload
 
 
@@ -50,14 +50,11 @@ def main(argv: Sequence[str]) -> int:
     if not sys.stderr.isatty():
         disable_progress_bars()
     folder = Path(args.output_dir)
-    try:
-        validate_repo_id(args.repo_id)
-        if args.create_pr and args.revision not in (None, "main"):
-            raise ValueError(f"create_pr opens a pull request against main, not {args.revision!r}: drop one")
-        checkpoints = sorted(folder.glob("checkpoint-*")) if args.include_checkpoints else []
-        files = files_to_push(folder, checkpoints)
-    except (ValueError, OSError) as error:
-        return refuse(parser.prog, error)
+    validate_repo_id(args.repo_id)
+    if args.create_pr and args.revision not in (None, "main"):
+        raise BadInputError(f"create_pr opens a pull request against main, not {args.revision!r}: drop one")
+    checkpoints = sorted(folder.glob("checkpoint-*")) if args.include_checkpoints else []
+    files = files_to_push(folder, checkpoints)
     if args.dry_run:
         print(f"would upload to {args.repo_id}, bytes and path:\n{listing(files)}")
         return 0

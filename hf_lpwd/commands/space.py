@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_lpwd.messages import OneLineParser, refuse
+from hf_lpwd.messages import BadInputError, OneLineParser, refuse
 from hf_lpwd.vision.hub.push import PushError, upload
 from hf_lpwd.vision.hub.space import write_space
 
@@ -42,15 +42,12 @@ def main(argv: Sequence[str]) -> int:
     from huggingface_hub.utils import validate_repo_id
 
     output_dir = Path(args.output_dir)
-    try:
-        if args.push:
-            validate_repo_id(args.push)
-        elif args.private or args.token:
-            raise ValueError("private and token are for push: give --push REPO_ID too, or drop them")
-        out = Path(args.out) if args.out else output_dir / "space"
-        files = write_space(output_dir, out)
-    except (ValueError, OSError) as error:
-        return refuse(parser.prog, error)
+    if args.push:
+        validate_repo_id(args.push)
+    elif args.private or args.token:
+        raise BadInputError("private and token are for push: give --push REPO_ID too, or drop them")
+    out = Path(args.out) if args.out else output_dir / "space"
+    files = write_space(output_dir, out)
     folder = shlex.quote(str(out))
     print(f"run it: pip install -r {folder}/requirements.txt && python {folder}/app.py")
     if args.push:

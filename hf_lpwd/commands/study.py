@@ -24,6 +24,8 @@ report that says better, worse, equivalent within a margin, or undecided.
   hf-lpwd study report study.yaml                      writes report/index.html
 """
 
+_INIT = ("dataset_name", "train_dir", "model_name_or_path", "model_type", "test_split")
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs `hf-lpwd study`.
@@ -58,8 +60,9 @@ def _parser() -> ArgumentParser:
 
     init = add("init", _init, "write a study's file, with comments, for a dataset and a model")
     init.add_argument("file", metavar="FILE", help="file to write")
-    for name in ("dataset_name", "train_dir", "model_name_or_path", "model_type", "test_split"):
-        init.add_argument(f"--{name}", help=f"the flag of hf-lpwd train, for train: {name}")
+    for name in _INIT:
+        kind = float if name == "test_split" else str
+        init.add_argument(f"--{name}", type=kind, help="as in hf-lpwd train")
     plan = add("plan", _plan, "check data, model and rates, time a few steps, and say what the study takes")
     _add_study(plan)
     plan.add_argument("--n_jobs", type=int, help="runs side by side; default: one a core, on a GPU one")
@@ -98,8 +101,7 @@ def add_run_flags(parser: ArgumentParser) -> None:
 def _init(args: Namespace) -> int:
     from hf_lpwd.study.planning import write_study
 
-    names = ("dataset_name", "train_dir", "model_name_or_path", "model_type", "test_split")
-    write_study(args.file, {name: value for name in names if (value := getattr(args, name)) is not None})
+    write_study(args.file, {name: value for name in _INIT if (value := getattr(args, name)) is not None})
     print(f"written: {args.file}; next: hf-lpwd study plan {args.file}")
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import product
@@ -17,8 +17,8 @@ from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.study.methods import CELLS, METHOD_FLAGS, ONE_SETTING, PEERS, method_name
 from hf_lpwd.study.plan import PlannedRun, Question
 from hf_lpwd.study.records import record_id
-from hf_lpwd.vision.arguments import make_parser, parse_args
-from hf_lpwd.vision.run_folder import run_settings
+from hf_lpwd.vision.arguments import arguments_from, make_parser
+from hf_lpwd.vision.run_settings import run_settings
 
 #: Axes whose values are mappings of several flags, which change together; `name` names them in the report.
 GROUP_AXES = ("model", "data")
@@ -58,12 +58,12 @@ class RunSpec:
     Attributes:
         settings: What decides its result, resolved: also the defaults that the study leaves out. With them
             `peer`, `paper_metric` and `total_decay`, where they apply.
-        argv: A command line of `hf-lpwd train`.
+        flags: Those of them that the study sets, flags of `hf-lpwd train`.
         task: Names of data and model for the report, where the study gives them.
     """
 
     settings: dict[str, Any]
-    argv: list[str]
+    flags: dict[str, Any]
     task: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -137,7 +137,10 @@ def read_study(path: str) -> StudyFile:
     flags += [(peer, one) for peer in peers for one in _of_peer(peer, train, axes)]
     specs: dict[str, RunSpec] = {}
     for peer, given in flags:
-        spec = _run_spec(given, peer, paper_metric)
+        try:
+            spec = _run_spec(given, peer, paper_metric)
+        except BadInputError as error:
+            raise BadInputError(f"{path}: {error}") from None
         specs.setdefault(spec.id, spec)
     runs = sorted(specs.values(), key=lambda spec: spec.settings["seed"])
     return StudyFile(runs, _questions(study.get("questions"), runs, path))
@@ -188,8 +191,7 @@ def _run_spec(flags: dict[str, Any], peer: str | None, paper_metric: bool) -> Ru
     if flags.get("layer_schedule") == "uniform":
         # It is at its budget as it is.
         flags.pop("match_decay_budget", None)
-    argv = as_argv(flags)
-    parsed = parse_args(argv, "hf-lpwd study")
+    parsed = arguments_from(flags)
     settings = run_settings(*parsed) | {name: getattr(parsed[2], name) for name in _SELECTION}
     for name in flags.keys() - settings.keys():
         part = next(part for part in parsed if hasattr(part, name))
@@ -211,18 +213,7 @@ def _run_spec(flags: dict[str, Any], peer: str | None, paper_metric: bool) -> Ru
         settings["peer"] = peer
     if paper_metric:
         settings["paper_metric"] = True
-    return RunSpec(dict(sorted(settings.items())), argv, task)
-
-
-def as_argv(flags: Mapping[str, Any]) -> list[str]:
-    """Writes flags as a command line of `hf-lpwd train`; those that are None are left out."""
-    argv: list[str] = []
-    for name, value in flags.items():
-        if isinstance(value, list):
-            argv += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            argv += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    return argv
+    return RunSpec(dict(sorted(settings.items())), flags, task)
 
 
 def _load(path: str) -> dict[str, Any]:
@@ -241,9 +232,9 @@ class _Flags:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        actions = make_parser()._actions
-        self.known = {action.dest for action in actions} - {"help", "config"} | {TOTAL_DECAY}
-        self.several = {action.dest for action in actions if action.nargs in ("*", "+")}
+        flags = make_parser().flags
+        self.known = flags.keys() - {"config"} | {TOTAL_DECAY}
+        self.several = {name for name, action in flags.items() if action.nargs in ("*", "+")}
 
     def mapping(self, flags: Any, where: str) -> dict[str, Any]:
         where = f"{self.path}: {where}"

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_lpwd.files import RECORD
-from hf_lpwd.vision.hub.card import FACTS, METRICS
+from hf_lpwd.checkpoints.run_record import differences
+from hf_lpwd.files import FACTS, RECORD
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.vision.hub.card import METRICS
 
 # Of a card's facts, those in which runs that are put together must agree.
 _ALIKE = ("sizes", "validation_chose")
@@ -41,16 +43,16 @@ def read_run(folder: Path) -> FinishedRun:
     """Reads the folder of a run of ``hf-lpwd train``.
 
     Raises:
-        ValueError: It holds none, or one that has not ended.
+        BadInputError: It holds none, or one that has not ended.
     """
     if not (folder / RECORD).exists():
-        raise ValueError(f"{folder} holds no run of hf-lpwd train")
+        raise BadInputError(f"{folder} holds no run of hf-lpwd train")
     if not (folder / FACTS).exists():
-        raise ValueError(f"the run in {folder} has not ended: there is no {FACTS} yet")
+        raise BadInputError(f"the run in {folder} has not ended: there is no {FACTS} yet")
     try:
         facts, settings = (json.loads((folder / name).read_text("utf-8")) for name in (FACTS, RECORD))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{FACTS} or {RECORD} in {folder} cannot be read ({error})") from None
+        raise BadInputError(f"{FACTS} or {RECORD} in {folder} cannot be read ({error})") from None
     return FinishedRun(folder, facts, settings)
 
 
@@ -67,7 +69,7 @@ def over_seeds(run: FinishedRun, others: Sequence[FinishedRun]) -> dict[str, Any
         freedom: ``mean +- t * s / sqrt(n)``.
 
     Raises:
-        ValueError: There are no others, two have the same seed, or one differs in something else.
+        BadInputError: There are no others, two have the same seed, or one differs in something else.
     """
     # Here, as scipy takes its time.
     from hf_lpwd.study.stats import mean_interval
@@ -76,11 +78,11 @@ def over_seeds(run: FinishedRun, others: Sequence[FinishedRun]) -> dict[str, Any
     by_seed: dict[int, FinishedRun] = {}
     for one in runs:
         if one.seed in by_seed:
-            raise ValueError(f"{by_seed[one.seed].folder} and {one.folder} have the same seed, {one.seed}")
+            raise BadInputError(f"{by_seed[one.seed].folder} and {one.folder} have the same seed, {one.seed}")
         by_seed[one.seed] = one
         _check_alike(run, one)
     if not others:
-        raise ValueError(
+        raise BadInputError(
             f"an interval takes two seeds or more, but there is only {run.folder}, with seed {run.seed}: "
             "name the folders of the same command with other seeds"
         )
@@ -98,11 +100,8 @@ def over_seeds(run: FinishedRun, others: Sequence[FinishedRun]) -> dict[str, Any
 
 
 def _check_alike(run: FinishedRun, other: FinishedRun) -> None:
-    ours, theirs = run.alike, other.alike
-    for name in {**ours, **theirs}:
-        here, there = ours.get(name), theirs.get(name)
-        if here != there:
-            raise ValueError(
-                f"runs of several seeds may differ in nothing else, but {name} is {here!r:.200} in "
-                f"{run.folder} and {there!r:.200} in {other.folder}"
-            )
+    for name, (here, there) in differences(run.alike, other.alike).items():
+        raise BadInputError(
+            f"runs of several seeds may differ in nothing else, but {name} is {here!r:.200} in "
+            f"{run.folder} and {there!r:.200} in {other.folder}"
+        )

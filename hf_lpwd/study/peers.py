@@ -15,8 +15,8 @@ from hf_lpwd.factory import optimizer_from_plan
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import plan_layers
 from hf_lpwd.study.decay_callbacks import CautiousDecay, DecayTowardsStart
-from hf_lpwd.vision.arguments import ImageTrainingArguments
 from hf_lpwd.vision.prepare import Run
+from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 _PERTURBATION = 1e-6
 

@@ -55,7 +55,7 @@ class Choice:
     num_runs: int
 
 
-def write_study(path: str, flags: Mapping[str, str]) -> None:
+def write_study(path: str, flags: Mapping[str, Any]) -> None:
     """Writes the commented example of a study with these flags under `train`.
 
     Raises:
@@ -86,7 +86,7 @@ def one_run_a_task(runs: Sequence[RunSpec]) -> list[RunSpec]:
 
 
 def check_run(run: RunSpec) -> None:
-    """Loads data and model of a run, and checks its rates; nothing is trained.
+    """Loads data and model of a run, and checks its rates and that there is a test split; trains nothing.
 
     Raises:
         BadInputError: What is wrong with them.
@@ -94,8 +94,12 @@ def check_run(run: RunSpec) -> None:
     from hf_lpwd.study.run import quiet_run
 
     try:
-        with quiet_run(run.argv, "hf-lpwd study", total_decay=run.settings.get("total_decay")):
-            pass
+        with quiet_run(run.flags, "hf-lpwd study", total_decay=run.settings.get("total_decay")) as (made, _):
+            if "test" not in made.images:
+                raise BadInputError(
+                    f"{made.splits.name} has no test split, without which there is no verdict: set "
+                    "test_split under train, e.g. to 0.15, to cut one from the training images"
+                )
     except (ValueError, OSError) as error:
         raise BadInputError(f"{run.method}: {error}") from None
 
@@ -114,14 +118,14 @@ def timed_trial(run: RunSpec) -> Trial:
     torch.set_num_threads(1)
     started = time.monotonic()
     total = run.settings.get("total_decay")
-    short = ["--max_steps", str(_TRIAL_STEPS), "--save_strategy", "no", "--eval_strategy", "no"]
-    short += ["--load_best_model_at_end", "False", "--warmup_steps", "0"]
+    short = {"max_steps": _TRIAL_STEPS, "save_strategy": "no", "eval_strategy": "no", "warmup_steps": 0}
+    short |= {"load_best_model_at_end": False}
     try:
-        with quiet_run(run.argv, "hf-lpwd study", total_decay=total) as (whole, args):
+        with quiet_run(run.flags, "hf-lpwd study", total_decay=total) as (whole, args):
             steps = num_steps(args, len(whole.images["train"]))
             evaluations = _evaluations(args, steps)
         loaded = time.monotonic() - started
-        with quiet_run([*run.argv, *short], "hf-lpwd study", total_decay=total) as (prepared, args):
+        with quiet_run(run.flags | short, "hf-lpwd study", total_decay=total) as (prepared, args):
             times = StepTimes()
             trainer = quiet_trainer(prepared, args, [times])
             trainer.train()

@@ -29,13 +29,14 @@ from hf_lpwd.study.config import TOTAL_DECAY, RunSpec
 from hf_lpwd.study.environment import environment, versions
 from hf_lpwd.study.peers import apply_peer, peer_callbacks
 from hf_lpwd.study.records import FORMAT
-from hf_lpwd.vision.arguments import ImageTrainingArguments, parse_args
+from hf_lpwd.vision.arguments import arguments_from, parse_args
 from hf_lpwd.vision.data.fingerprint import fingerprints
 from hf_lpwd.vision.data.splits import load_splits
 from hf_lpwd.vision.failures import StopWhereNotFinite
 from hf_lpwd.vision.finetune import PREFIXES, make_trainer
 from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.prepare import Run, prepare
+from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 _TIMES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
@@ -109,7 +110,7 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
 def _train(spec: RunSpec, folder: str, results: dict[str, Any]) -> None:
     """Trains and evaluates; puts parts of the record into `results` as they are known."""
     total = spec.settings.get(TOTAL_DECAY)
-    with quiet_run(spec.argv, "hf-lpwd study", folder, total_decay=total) as (run, args):
+    with quiet_run(spec.flags, "hf-lpwd study", folder, total_decay=total) as (run, args):
         peer = spec.settings.get("peer")
         pairing = {
             "initial_weights": _hash(_bytes(tensor) for tensor in run.model.state_dict().values()),
@@ -150,12 +151,17 @@ def _train(spec: RunSpec, folder: str, results: dict[str, Any]) -> None:
 
 @contextmanager
 def quiet_run(
-    argv: Sequence[str], prog: str, folder: str | None = None, *, total_decay: float | None = None
+    flags: Mapping[str, Any] | Sequence[str],
+    prog: str,
+    folder: str | None = None,
+    *,
+    total_decay: float | None = None,
 ) -> Iterator[tuple[Run, ImageTrainingArguments]]:
     """Prepares a run of `hf-lpwd train` that prints nothing, uploads nothing, and whose folder does not stay.
 
     Args:
-        argv: Flags of `hf-lpwd train`; those about its folder, its output and the Hub are overruled.
+        flags: Of `hf-lpwd train`, by name or as a command line; those about its folder, its output and the
+            Hub are overruled.
         prog: The program's name in errors.
         folder: Where the run may write, removed before and after; default: a temporary folder.
         total_decay: Sum of learning rate times weight decay over the run, in place of `weight_decay`.
@@ -168,12 +174,15 @@ def quiet_run(
     datasets.disable_progress_bars()
     place = Path(folder or tempfile.mkdtemp(prefix="hf-lpwd-"))
     shutil.rmtree(place, ignore_errors=True)
+    quiet = {"output_dir": f"{place}/run", "disable_tqdm": True, "report_to": "none"}
+    quiet |= {"do_train": True, "do_eval": True, "do_predict": True}
     try:
         with redirect_stdout(StringIO()):
-            quiet = ["--output_dir", f"{place}/run", "--disable_tqdm", "True", "--report_to", "none"]
-            for name in ("do_train", "do_eval", "do_predict"):
-                quiet += [f"--{name}", "True"]
-            model_args, data_args, args = parse_args([*argv, *quiet], prog)
+            if isinstance(flags, Mapping):
+                model_args, data_args, args = arguments_from({**flags, **quiet})
+            else:
+                line = [text for name, value in quiet.items() for text in (f"--{name}", str(value))]
+                model_args, data_args, args = parse_args([*flags, *line], prog)
             # Also where a configuration file asks for it: nothing but `push` and `train` uploads.
             args.push_to_hub = False
             if total_decay is not None:

@@ -25,7 +25,7 @@ def optimizer_of(
         }
         for i, size in enumerate(sizes)
     ]
-    return LayerwiseDecay(groups, optimizer_cls, **{"lr": 0.1, "timing": "pwd", **kwargs})
+    return LayerwiseDecay(groups, optimizer_cls, **{"lr": 0.1, "decay_timing": "pwd", **kwargs})
 
 
 def step(optimizer: LayerwiseDecay) -> None:
@@ -63,7 +63,7 @@ def test_only_neighbours_of_one_setting_are_joined(passes):
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"timing": "rwd"}, {"lr": torch.tensor(0.1)}], ids=["rates of their own", "tensor lr"]
+    "kwargs", [{"decay_timing": "rwd"}, {"lr": torch.tensor(0.1)}], ids=["rates of their own", "tensor lr"]
 )
 def test_groups_are_passes_of_their_own_elsewhere(passes, kwargs):
     step(optimizer_of([3, 4], fused=True, **kwargs))
@@ -74,7 +74,7 @@ def test_groups_are_passes_of_their_own_elsewhere(passes, kwargs):
 @pytest.mark.parametrize("optimizer_cls", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
 @pytest.mark.parametrize("fails", [False, True])
 def test_groups_are_the_same_after_a_step(optimizer_cls, timing, fails, monkeypatch):
-    optimizer = optimizer_of([3, 4], optimizer_cls, timing=timing)
+    optimizer = optimizer_of([3, 4], optimizer_cls, decay_timing=timing)
     before = list(optimizer.param_groups)
     settings = [dict(group) for group in before]
 
@@ -94,7 +94,7 @@ def test_groups_are_the_same_after_a_step(optimizer_cls, timing, fails, monkeypa
 @pytest.mark.parametrize("timing", ["l2", "wd", "rwd", "pwd"])
 @pytest.mark.parametrize("optimizer_cls", [torch.optim.AdamW, torch.optim.SGD], ids=["AdamW", "SGD"])
 def test_a_step_allocates_nothing_of_the_size_of_the_weights(optimizer_cls, timing):
-    optimizer = optimizer_of([100_000, 100_000], optimizer_cls, timing=timing, fused=True)
+    optimizer = optimizer_of([100_000, 100_000], optimizer_cls, decay_timing=timing, fused=True)
     gradients = [torch.ones(100_000) for _ in range(4)]
 
     def step() -> None:
@@ -139,9 +139,11 @@ class Estimating(torch.optim.SGD):
 
 @pytest.mark.parametrize("timing", ["wd", "rwd", "pwd"])
 def test_decay_is_not_coupled_to_a_learning_rate_that_is_no_step_size(timing):
-    with pytest.raises(ValueError, match=r"Estimating estimates its step size.*use coupling 'independent'"):
-        optimizer_of([3, 4], Estimating, timing=timing, lr=1.0)
-    optimizer = optimizer_of([3, 4], Estimating, timing=timing, coupling="independent", lr=1.0)
+    with pytest.raises(
+        ValueError, match=r"Estimating estimates its step size.*use decay_coupling 'independent'"
+    ):
+        optimizer_of([3, 4], Estimating, decay_timing=timing, lr=1.0)
+    optimizer = optimizer_of([3, 4], Estimating, decay_timing=timing, decay_coupling="independent", lr=1.0)
     start, update = torch.linspace(0.1, 1.0, 4), 1e-3 * 0.01
     step(optimizer)
     expected = 0.9 * (start - update) if timing == "rwd" else 0.9 * start - update
@@ -150,7 +152,7 @@ def test_decay_is_not_coupled_to_a_learning_rate_that_is_no_step_size(timing):
 
 def test_without_decay_or_under_l2_an_estimated_step_size_does_not_matter():
     optimizer_of([3], Estimating, lr=1.0)
-    optimizer_of([3, 4], Estimating, timing="l2", lr=1.0)
+    optimizer_of([3, 4], Estimating, decay_timing="l2", lr=1.0)
     optimizer = optimizer_of([3], Estimating, lr=1.0)
     with pytest.raises(ValueError, match="estimates its step size"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "weight_decay": 0.1, "d": 1.0})
@@ -171,7 +173,7 @@ class Hessian(torch.optim.SGD):
 @pytest.mark.parametrize("timing", ["l2", "wd", "rwd", "pwd"])
 def test_a_base_that_differentiates_gradients(timing):
     weight = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
-    optimizer = LayerwiseDecay([weight], Hessian, timing=timing, weight_decay=0.5, lr=0.1)
+    optimizer = LayerwiseDecay([weight], Hessian, decay_timing=timing, weight_decay=0.5, lr=0.1)
     optimizer.train()
     (weight.grad,) = torch.autograd.grad(weight.square().sum(), weight, create_graph=True)
     if timing == "l2":
@@ -224,7 +226,9 @@ def test_l2_around_a_base_that_maximizes_as_a_whole(maximize):
                     p.add_(p.grad, alpha=group["lr"] * (1 if self.maximize else -1))
 
     weight = nn.Parameter(torch.ones(2))
-    optimizer = LayerwiseDecay([weight], Maximizing, timing="l2", weight_decay=0.5, lr=0.1, maximize=maximize)
+    optimizer = LayerwiseDecay(
+        [weight], Maximizing, decay_timing="l2", weight_decay=0.5, lr=0.1, maximize=maximize
+    )
     weight.grad = torch.zeros(2)
     optimizer.step()
     assert weight.tolist() == pytest.approx([0.95, 0.95])

@@ -171,7 +171,8 @@ def test_the_trainer_trains_lora(tmp_path):
     before = weights(model)
     trainer = LPWDTrainer(model, lpwd_args(tmp_path, max_steps=3), train_dataset=Images())
     trainer.train()
-    assert trainer.layer_map.num_layers_by_stack == {"": 3}
+    assert list(trainer.layer_plan.rates) == [""]
+    assert len(trainer.layer_plan.rates[""]) == 4
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for g in trainer.optimizer.param_groups for name in g["param_names"]} == trainable
     changed = {

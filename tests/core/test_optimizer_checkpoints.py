@@ -105,7 +105,7 @@ def test_a_state_dict_of_another_run_is_refused(change, message):
         if name is not None
     ]
     other = LayerwiseDecay(
-        groups, timing=change.get("timing", "pwd"), coupling=change.get("coupling", "lr"), lr=0.05
+        groups, decay_timing=change.get("timing", "pwd"), decay_coupling=change.get("coupling", "lr"), lr=0.05
     )
     before = other.state_dict()
     with pytest.raises(ValueError, match=message):

@@ -26,7 +26,7 @@ def make(optimizer_cls, timing, rates=(0.5, 0.3), sparse=True, **kwargs):
         {"params": [(name, model.get_parameter(name)) for name in part], "weight_decay": rate}
         for part, rate in zip((names[:2], names[2:]), rates, strict=True)
     ]
-    return model, LayerwiseDecay(groups, optimizer_cls, timing=timing, lr=0.1, **kwargs)
+    return model, LayerwiseDecay(groups, optimizer_cls, decay_timing=timing, lr=0.1, **kwargs)
 
 
 def backward(model, step=0):
@@ -67,7 +67,7 @@ def assert_close(one, other):
 def test_they_do_what_dense_ones_do(optimizer_cls, kwargs, timing, coupling):
     """`fused` too, for which torch has no kernel that knows them."""
     ways = [
-        train(*make(optimizer_cls, timing, sparse=sparse, coupling=coupling, **kwargs))
+        train(*make(optimizer_cls, timing, sparse=sparse, decay_coupling=coupling, **kwargs))
         for sparse in (False, True)
     ]
     assert_close(*ways)
@@ -99,7 +99,9 @@ def test_under_the_factory_s_default_kernel(timing):
 @pytest.mark.parametrize("timing", DECAYS)
 def test_sparse_adam_decays_all_rows_and_moves_those_with_a_gradient(timing):
     embedding = make_model()["embedding"]
-    optimizer = LayerwiseDecay(embedding.parameters(), SparseAdam, timing=timing, weight_decay=0.5, lr=0.1)
+    optimizer = LayerwiseDecay(
+        embedding.parameters(), SparseAdam, decay_timing=timing, weight_decay=0.5, lr=0.1
+    )
     before = embedding.weight.detach().clone()
     optimizer.train()
     embedding(torch.tensor([1, 4])).sum().backward()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from functools import partial
 
 import pytest
 import torch
-from small_optimizers import TIMINGS, assert_same
+from small_optimizers import TIMINGS, assert_same, step_by_hand
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -85,7 +86,7 @@ def split(kwargs):
 
 def make(info, timing, kwargs, params):
     rates, others = split(kwargs)
-    return LayerwiseDecay(make_groups(params, rates), info.optim_cls, timing=timing, **others)
+    return LayerwiseDecay(make_groups(params, rates), info.optim_cls, decay_timing=timing, **others)
 
 
 def loss_of(params, step):
@@ -102,29 +103,16 @@ def train(params, optimizer, steps):
 
 
 def train_by_hand(params, info, timing, kwargs, steps):
-    """The base optimizer without a decay of its own, one tensor after another, decayed as METHOD says."""
+    """The base optimizer without a decay of its own, one tensor after another, decayed by hand."""
     rates, others = split(kwargs)
-    l2 = timing == "l2"
-    optimizer_cls = Adam if l2 and info.optim_cls is AdamW else info.optim_cls
-    groups = make_groups(params, rates if l2 else (0.0, 0.0))
-    base = optimizer_cls(groups, **{"weight_decay": 0.0, **others, **SINGLE_TENSOR})
+    base = info.optim_cls(make_groups(params, (0.0, 0.0)), **{**others, **SINGLE_TENSOR})
 
-    @torch.no_grad()
-    def shrink():
-        for group, rate in zip(base.param_groups, rates, strict=True):
-            for parameter in group["params"]:
-                parameter.mul_(1 - float(group["lr"]) * rate)
-
-    for step in steps:
-        if timing == "pwd":
-            shrink()
+    def set_gradients(step):
         base.zero_grad()
         loss_of(params, step).backward()
-        if timing == "wd":
-            shrink()
-        base.step()
-        if timing == "rwd":
-            shrink()
+
+    for step in steps:
+        step_by_hand(base, rates, timing, "lr", partial(set_gradients, step))
     return base
 
 
@@ -228,10 +216,10 @@ def test_groups_are_separate_optimizers(info, kwargs, device, timing):
     rates, others = split(kwargs)
     groups = make_groups(together, rates)
     groups[1]["lr"] = 0.02
-    optimizer = LayerwiseDecay(groups, info.optim_cls, timing=timing, **others)
+    optimizer = LayerwiseDecay(groups, info.optim_cls, decay_timing=timing, **others)
     train(together, optimizer, range(4))
     for group, changes in zip(make_groups(apart, rates), ({}, {"lr": 0.02}), strict=True):
-        alone = LayerwiseDecay([group], info.optim_cls, timing=timing, **{**others, **changes})
+        alone = LayerwiseDecay([group], info.optim_cls, decay_timing=timing, **{**others, **changes})
         train(group["params"], alone, range(4))
     assert_same(together, apart)
 
@@ -346,7 +334,7 @@ def test_what_torch_refuses_is_refused(info, wrong, timing):
     assert wrong.error_on is OptimizerErrorEnum.CONSTRUCTION_ERROR
     expect = pytest.warns if issubclass(wrong.error_type, Warning) else pytest.raises
     with expect(wrong.error_type, match=_OTHER_WORDS.get(wrong.error_regex, wrong.error_regex)):
-        LayerwiseDecay(params, info.optim_cls, timing=timing, **given.kwargs)
+        LayerwiseDecay(params, info.optim_cls, decay_timing=timing, **given.kwargs)
 
 
 @each_timing
@@ -381,9 +369,3 @@ def test_a_state_dict_of_an_older_torch_is_read(info, timing):
     train(params, optimizer, range(3, 6))
     train(others, resumed, range(3, 6))
     assert_same(params, others)
-
-
-def test_all_that_torch_registers_is_run():
-    assert [info.name for info in INFOS] == ["Adam", "AdamW", "SGD"]
-    flags = {flag for info in INFOS for flag in info.supported_impls}
-    assert flags == {"foreach", "fused", "differentiable"}

@@ -92,7 +92,9 @@ def make_optimizer(name, parameters):
     if library == "optimi":
         return getattr(optimi, kind)(parameters, lr=LR, weight_decay=RATE)
     timing, _, base = kind.partition(".")
-    return LayerwiseDecay(parameters, getattr(torch.optim, base), lr=LR, weight_decay=RATE, timing=timing)
+    return LayerwiseDecay(
+        parameters, getattr(torch.optim, base), lr=LR, weight_decay=RATE, decay_timing=timing
+    )
 
 
 def train(model, optimizer, steps):
@@ -170,7 +172,12 @@ def test_the_factor_is_right_and_nothing_stays_changed(name):
 def test_independent_rates_do_not_depend_on_the_learning_rate(timing, base):
     model = make_model()
     optimizer = LayerwiseDecay(
-        model.parameters(), base, lr=1e-3, weight_decay=0.02, timing=timing, coupling="independent"
+        model.parameters(),
+        base,
+        lr=1e-3,
+        weight_decay=0.02,
+        decay_timing=timing,
+        decay_coupling="independent",
     )
     for decay in measure_parameters(optimizer, model).values():
         assert decay.promised == 0.98
@@ -184,7 +191,7 @@ def test_rates_that_bfloat16_rounds_away_are_seen():
     assert {name: decay.measured for name, decay in plain.items()} == dict.fromkeys(plain, 1.0)
     assert not any(decay.decays for decay in plain.values())
     with pytest.warns(UserWarning, match="rounds to 1"):
-        ours = LayerwiseDecay(model.parameters(), lr=1e-3, weight_decay=RATE, timing="wd")
+        ours = LayerwiseDecay(model.parameters(), lr=1e-3, weight_decay=RATE, decay_timing="wd")
     for decay in measure_parameters(ours, model).values():
         assert decay.measured == pytest.approx(1 - 1e-3 * RATE, abs=1e-12)
     assert all(group["decay_debt"] == 0.0 for group in ours.param_groups)
@@ -280,3 +287,33 @@ def test_a_group_is_measured_in_chunks(monkeypatch):
     measured = measure_parameters(optimizer, model)
     assert held == [[128], [16, 16, 16], [64, 4]]
     assert all(decay.agrees for decay in measured.values())
+
+
+@pytest.mark.parametrize("after_the_decay", ["forward", "backward"])
+def test_the_decay_that_waits_for_its_step_goes_on(after_the_decay):
+    def run(measure):
+        model = make_model()
+        optimizer = LayerwiseDecay(model.parameters(), torch.optim.SGD, lr=LR, weight_decay=RATE)
+        train(model, optimizer, 1)
+        optimizer.zero_grad()
+        optimizer.train()
+        if measure and after_the_decay == "forward":
+            measure_parameters(optimizer, model)
+        model(torch.ones(5, 8)).square().sum().backward()
+        if measure and after_the_decay == "backward":
+            measure_parameters(optimizer, model)
+        optimizer.train()
+        optimizer.step()
+        return list(model.parameters())
+
+    assert same(run(measure=True), run(measure=False))
+
+
+def test_gradients_from_before_the_decay_are_refused_as_without_a_measurement():
+    model = make_model()
+    optimizer = LayerwiseDecay(model.parameters(), torch.optim.SGD, lr=LR, weight_decay=RATE)
+    model(torch.ones(5, 8)).square().sum().backward()
+    optimizer.train()
+    measure_parameters(optimizer, model)
+    with pytest.raises(RuntimeError, match="gradient"):
+        optimizer.step()

@@ -169,7 +169,8 @@ def test_what_the_file_system_refuses_is_one_line(runs, tmp_path, capsys, monkey
     assert message == f"{tmp_path / 'loop'} holds no run of hf-lpwd train"
     long = tmp_path / ("long" * 100)
     assert (
-        refusal(capsys, runs[1], "--over_seeds", long) == f"{long / 'run_settings.json'}: File name too long"
+        refusal(capsys, runs[1], "--over_seeds", long)
+        == f"{long / 'run_settings.json'}: File name too long (OSError)"
     )
 
     def refuse(path, content):
@@ -177,7 +178,7 @@ def test_what_the_file_system_refuses_is_one_line(runs, tmp_path, capsys, monkey
 
     monkeypatch.setattr("hf_lpwd.vision.hub.card.write_bytes", refuse)
     message = refusal(capsys, runs[1], "--over_seeds", runs[2])
-    assert message == f"{runs[1] / 'README.md'}: Permission denied"
+    assert message == f"{runs[1] / 'README.md'}: Permission denied (PermissionError)"
 
 
 def test_a_card_that_was_edited_by_hand_is_kept(runs, capsys):

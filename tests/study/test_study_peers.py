@@ -18,7 +18,7 @@ def one_step(callback, gradient):
     layer = nn.Linear(4, 1, bias=False)
     nn.init.constant_(layer.weight, 2.0)
     optimizer = LayerwiseDecay(
-        layer.named_parameters(), torch.optim.SGD, timing="wd", lr=0.5, weight_decay=0.4
+        layer.named_parameters(), torch.optim.SGD, decay_timing="wd", lr=0.5, weight_decay=0.4
     )
     callback.on_train_begin(None, None, None, model=layer)
     with torch.no_grad():

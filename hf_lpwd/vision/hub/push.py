@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_lpwd.files import FILE_SIZES
-from hf_lpwd.messages import printable
+from hf_lpwd.files import FILE_SIZES, RECORD
+from hf_lpwd.messages import BadInputError, printable
 from hf_lpwd.vision.hub.patience import GaveUpError, patience
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ PUBLISHED = (
 )
 #: Of a model with code of its own. Without one, such files are the user's, and no part of the run.
 _CODE = "*.py"
-#: A pickle, which nobody should have to load, and the list of a checkpoint's files, which names it.
-_NEVER = ("training_args.bin", FILE_SIZES)
+#: A pickle, which nobody should have to load, the list of a checkpoint's files, which names it, and settings,
+#: which hold paths of this machine.
+_NEVER = ("training_args.bin", FILE_SIZES, RECORD)
 
 
 class PushError(RuntimeError):
@@ -47,12 +48,12 @@ def files_to_push(folder: Path, checkpoints: Iterable[Path] = ()) -> dict[str, P
         checkpoints: Checkpoints inside `folder` that go up whole, with their optimizer states.
 
     Raises:
-        ValueError: There is no trained model, or a file is a link or otherwise not in `folder` itself.
+        BadInputError: There is no trained model, or a file is a link or otherwise not in `folder` itself.
     """
     found = sorted({path for pattern in PUBLISHED for path in folder.glob(pattern)})
     config = folder / "config.json"
     if config not in found or not any(path.suffix == ".safetensors" for path in found):
-        raise ValueError(f"{folder} holds no trained model: name the output_dir of a run of hf-lpwd train")
+        raise BadInputError(f"{folder} holds no trained model: name the output_dir of a run of hf-lpwd train")
     _refuse_link(config, folder)
     if '"auto_map"' in config.read_text("utf-8"):
         found += sorted(folder.glob(_CODE))
@@ -68,7 +69,7 @@ def _refuse_link(path: Path, folder: Path) -> None:
     mode = path.lstat().st_mode
     inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
     if not inside or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise ValueError(
+        raise BadInputError(
             f"{path} is a link or no regular file, and could bring up what lies outside of {folder}: "
             "put a copy in its place"
         )

@@ -8,6 +8,7 @@ from importlib import metadata, resources
 from pathlib import Path
 
 from hf_lpwd.files import write_bytes
+from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.hub.card import plain
 from hf_lpwd.vision.hub.push import files_to_push
 
@@ -39,15 +40,15 @@ def write_space(output_dir: Path, out: Path) -> dict[str, Path]:
         The files by their path in `out`.
 
     Raises:
-        ValueError: There is no trained model with its layer rates, or `out` holds something else.
+        BadInputError: There is no trained model with its layer rates, or `out` holds something else.
     """
     from huggingface_hub import ModelCard, SpaceCard, SpaceCardData
 
     published = files_to_push(output_dir)
     if not {"layer_rates.json", "README.md"} <= published.keys():
-        raise ValueError(f"{output_dir} has no layer_rates.json or README.md: the run has not ended")
+        raise BadInputError(f"{output_dir} has no layer_rates.json or README.md: the run has not ended")
     if out.exists() and not (out / "app.py").exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty and holds no app: name another folder with --out")
+        raise BadInputError(f"{out} is not empty and holds no app: name another folder with --out")
     card = ModelCard.load(published["README.md"]).data
     title = str(card.model_name or output_dir.absolute().name)
     data = SpaceCardData(
