@@ -224,7 +224,9 @@ def test_a_mistyped_dataset_is_said_once_before_the_runs(tmp_path, capsys):
 
 def test_a_run_that_diverges_leaves_a_record_with_its_last_evaluation(tmp_path):
     (tmp_path / "study.yaml").write_text(
-        SHORT + "decay_timing: wd, weight_decay: 0}\ngrid: {learning_rate: [1e30]}\n"
+        SHORT
+        + "weight_decay: 0, optim: sgd, max_grad_norm: 0, lr_scheduler_type: constant, warmup_steps: 0}\n"
+        "grid: {learning_rate: [10000]}\n"
     )
     (spec,) = read_study(str(tmp_path / "study.yaml")).runs
     do_run(spec, str(tmp_path))
