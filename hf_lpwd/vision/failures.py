@@ -15,17 +15,18 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_lpwd.messages import BadInputError
 
 #: The types of the errors that `failure_line` knows some of.
-MACHINE_ERRORS = (RuntimeError, MemoryError, OSError, SafetensorError)
+MACHINE_ERRORS = (RuntimeError, MemoryError, OSError, SafetensorError, ValueError)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # torch and safetensors say so in their own words.
 _NOT_WRITTEN = re.compile(
-    r"inline_container\.cc.*(unexpected pos|file write failed)"
+    r"inline_container\.cc.*(unexpected pos|file write failed)|iostream error"
     rf"|\(os error ({'|'.join(map(str, _FULL))})\)|No space left on device"
 )
 _WORKER_ENDED = re.compile("DataLoader worker .* killed by signal|unable to write to file </torch_")
+_ONE_IMAGE = "Expected more than 1 value per channel when training"
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
-_GO_ON = "the same command with --resume_from_checkpoint True goes on from the last whole checkpoint"
+_GO_ON = "the same command with --resume_from_checkpoint True goes on from the last complete checkpoint"
 
 
 def failure_line(error: Exception) -> str | None:
@@ -38,7 +39,7 @@ def failure_line(error: Exception) -> str | None:
     # torch's last error only says "exited unexpectedly", which may be a bug.
     if _WORKER_ENDED.search(f"{text} {error.__cause__}"):
         return (
-            "a process that loads pictures ended, most likely for want of memory or shared memory: use fewer "
+            "a process that loads images ended, most likely for want of memory or shared memory: use fewer "
             f"--dataloader_num_workers; {_GO_ON}"
         )
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error):
@@ -48,7 +49,12 @@ def failure_line(error: Exception) -> str | None:
             f"out of memory{wanted}: divide --per_device_train_batch_size and multiply "
             "--gradient_accumulation_steps by the same number, which leaves each step its samples, or lower "
             "--per_device_eval_batch_size if it evaluated; with --resume_from_checkpoint True the run then "
-            "goes on from its last whole checkpoint"
+            "goes on from its last complete checkpoint"
+        )
+    if _ONE_IMAGE in text:
+        return (
+            "the last batch of an epoch has one image, which the model's BatchNorm cannot normalise: leave "
+            "it out with --dataloader_drop_last, or take another --per_device_train_batch_size"
         )
     number = error.errno if isinstance(error, OSError) else None
     if number in _FULL or _NOT_WRITTEN.search(text):
@@ -58,8 +64,15 @@ def failure_line(error: Exception) -> str | None:
     return None
 
 
+#: What to do about weights or losses that are NaN or infinite.
+DIVERGED = (
+    "training diverged; start again with a lower --learning_rate, more warmup steps, and rather in bf16 than "
+    "in fp16"
+)
+
+
 class StopWhereNotFinite(TrainerCallback):
-    """Ends a run whose weights or losses are infinite or no numbers: from there nothing can be learned.
+    """Stops training when weights or losses become NaN or infinite: from there nothing can be learned.
 
     `Trainer` alone leaves such losses out of its logs and goes on to the end.
     """
@@ -77,7 +90,6 @@ class StopWhereNotFinite(TrainerCallback):
             told = name.startswith("weight_norm/") or name in ("eval_loss", "test_loss")
             if told and not math.isfinite(value):
                 raise BadInputError(
-                    f"{name} is {value} at step {state.global_step}: training diverged; start anew in "
-                    f"another folder with a lower --learning_rate (it is {args.learning_rate:g}), more "
-                    "--warmup_steps or a lower --max_grad_norm, and rather with --bf16 than with --fp16"
+                    f"{name} is {value} at step {state.global_step} with --learning_rate "
+                    f"{args.learning_rate:g}: {DIVERGED}"
                 )
