@@ -265,6 +265,8 @@ def test_layers_of_the_user():
     found = layer_index_map(HandWritten())
     given = plan(HandWritten(), layer_map=found)
     assert given.to_dict() == plan(HandWritten()).to_dict()
+    compiled = torch.compile(HandWritten(), backend="eager")
+    assert plan(compiled, layer_map=found).parameters == plan(compiled).parameters
     moved = LayerMap({**found.places, "out.weight": Place("", 2, "mine")}, {"": 4})
     assert plan(HandWritten(), layer_map=moved)["out.weight"].rate == 0.15
 
