@@ -1,6 +1,6 @@
 """Finds a model's repeated blocks in its module tree: no forward pass, no module paths, no library.
 
-A *list* is a `ModuleList`, `Sequential` or `ModuleDict`, or attributes that are numbered (layer1, layer2). Its
+A *list* is a `ModuleList`, `Sequential` or `ModuleDict`, or numbered attributes (layer1, layer2). Its
 elements are *units*. A *block* is the innermost unit that repeats: what stands around blocks is a stage, what
 repeats inside of one (experts, branches) is its part. The steps:
 
@@ -127,7 +127,9 @@ class _Search:
         )
         alone_often = {kind for kind, times in alone.items() if times >= min_repeats}
         self.sure = {
-            kind for kind in twins | alone_often if isinstance(kind, str) and not _STAGE_NAME.search(kind.rsplit(".")[-1])
+            kind
+            for kind in twins | alone_often
+            if isinstance(kind, str) and not _STAGE_NAME.search(kind.rsplit(".")[-1])
         }
         counts = [Counter(map(_kind, units.values())) for units in lists]
         self.repeated = {kind for count in counts for kind, times in count.items() if times >= 2}
@@ -193,7 +195,8 @@ class _Search:
 
     def _last_alone(self, children: dict[str, nn.Module]) -> set[str]:
         """Names of blocks that stand behind a list of their kind, as the last of InceptionResNetV2 does."""
-        names, kinds = set(), set()
+        names: set[str] = set()
+        kinds: set[str | tuple[Any, ...]] = set()
         for name, child in children.items():
             if _kind(child) in kinds & self.sure:
                 names.add(name)
@@ -239,9 +242,7 @@ def _split(module: nn.Module, path: str, blocks: list[str]) -> list[Stack]:
     models = [name for name, (child, inner) in children.items() if _is_model(child, join(path, name), inner)]
     # A tower embeds its own input; the stages of a list do not, or do it each.
     listed = {name for elements in lists_in(module) for name in elements}
-    towers = [
-        name for name in stacks if name not in listed and _embeds(children[name][0])
-    ]
+    towers = [name for name in stacks if name not in listed and _embeds(children[name][0])]
     if (
         (models and len(children) >= 2)
         or len(towers) >= 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,17 +18,60 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hf_lpwd.layer_widths import has_matrices
 from hf_lpwd.parameters import is_partitioned
 
 _TOKENS, _SAMPLES, _FRAMES = 16, 16_000, 3_000
+
+
+class Order:
+    """The order in which a model's modules run: one forward pass, made when it is first asked."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        #: Modules that were asked for in vain -> what they were taken for.
+        self.unknown: dict[str, str] = {}
+
+    @cached_property
+    def _rank(self) -> dict[int, int]:
+        return running_order(self.model)
+
+    def first_use(self, path: str) -> int | None:
+        """Rank of the first use of a module's parameters."""
+        parameters = self.model.get_submodule(path).parameters()
+        return min((self._rank[id(p)] for p in parameters if id(p) in self._rank), default=None)
+
+    def blocks_before(self, path: str, blocks: list[str]) -> int | None:
+        """Number of blocks that begin before a module does; None if that is not known."""
+        start = self.first_use(path)
+        starts = [self.first_use(block) for block in blocks]
+        if start is None or None in starts:
+            return None
+        return sum(rank < start for rank in starts if rank is not None)
+
+    def taken_for(self, path: str, what: str) -> None:
+        """Notes that a module's place could not be found."""
+        module = self.model.get_submodule(path)
+        if has_matrices(module) and any(p.requires_grad for p in module.parameters()):
+            self.unknown[path] = what
+
+    def warn(self) -> None:
+        """Names the modules whose place could not be found."""
+        for path, what in self.unknown.items():
+            name = next(iter(dict(self.model.get_submodule(path).named_parameters(prefix=path))))
+            warnings.warn(
+                f"the model's structure does not tell when {name!r} is used, so it is taken for the {what}; "
+                "rules given as layer_map decide otherwise",
+                stacklevel=2,
+            )
 
 
 def running_order(model: nn.Module) -> dict[int, int]:
     """Ranks a model's parameters by their first use.
 
     The inputs are made up from what transformers' and timm's models say of themselves (`config`,
-    `main_input_name`, `pretrained_cfg`); a model around one of these has to call its own by the same names, or
-    take only one.
+    `main_input_name`, `pretrained_cfg`); a model around one of these has to give its own inputs the same
+    names, or to take only one.
 
     Returns:
         ``id(parameter)`` -> rank of its first use; empty if the inputs are not known, the forward pass looks
@@ -47,9 +91,15 @@ def running_order(model: nn.Module) -> dict[int, int]:
         for inputs in _made_up_inputs(model):
             mode = _FirstUse()
             try:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("meta"), mode:
-                    with warnings.catch_warnings(action="ignore"), torch.compiler.set_stance("force_eager"):
-                        functional_call(model, state, (), inputs, strict=False)
+                with (
+                    warnings.catch_warnings(action="ignore"),
+                    torch.compiler.set_stance("force_eager"),
+                    torch.random.fork_rng(devices=[]),
+                    torch.device("meta"),
+                    torch.no_grad(),
+                    mode,
+                ):
+                    functional_call(model, state, (), inputs, strict=False)
             except Exception:  # what made-up inputs lead to
                 continue
             return {key: mode.rank[id(copy)] for key, copy in copies.items() if id(copy) in mode.rank}
@@ -70,6 +120,9 @@ class _FirstUse(TorchDispatchMode):
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
                 self.rank.setdefault(id(leaf), len(self.rank))
+        if func is torch.ops.aten._local_scalar_dense.default:
+            # Whoever asks for a value, often in an assertion, is told 1.
+            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
         return func(*args, **(kwargs or {}))
 
 
