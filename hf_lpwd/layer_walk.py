@@ -198,16 +198,14 @@ class Walk:
         Such are SegFormer's patch embeddings before and norms behind each stage. What stands between two
         such lists feeds the second.
         """
-        numbered = [list(elements) for elements in numbered_attributes(module).values() if len(elements) >= 2]
+        names = [name for name, _ in module.named_modules()]
         lists = {
+            next(iter(elements)): list(elements) for elements in numbered_attributes(module).values()
+        } | {
             name: [join(name, key) for key, _ in child.named_children()]
             for name, child in module.named_children()
-            if isinstance(child, CONTAINERS)
-            and type(child) is not nn.Sequential
-            and not any(name in elements for elements in numbered)
+            if isinstance(child, CONTAINERS) and type(child) is not nn.Sequential
         }
-        lists |= {elements[0]: elements for elements in numbered}
-        names = [name for name, _ in module.named_modules()]
         paths = {
             name: [join(path, element) for element in elements]
             for name, elements in sorted(lists.items(), key=lambda item: names.index((item[1] or [""])[0]))
@@ -216,7 +214,9 @@ class Walk:
         held = self.scopes | self.index_of.keys()
         holding = {name: elements for name, elements in paths.items() if held.issuperset(elements)}
         for name, elements in paths.items():
-            if not held.isdisjoint(elements) or HEAD_NAME.fullmatch(name):
+            # Of lists that are numbered themselves, the numbers count.
+            within = {join(path, name), *elements} & self.beside.keys()
+            if within or not held.isdisjoint(elements) or HEAD_NAME.fullmatch(name):
                 continue
             earlier = list(paths)[: list(paths).index(name)]
             preceding = [stages for other, stages in reversed(holding.items()) if other in earlier]
