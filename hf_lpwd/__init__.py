@@ -6,38 +6,65 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_lpwd.factory import create_lpwd_optimizer, lpwd_optimizer_factory
+    from hf_lpwd.config import LPWDConfig
+    from hf_lpwd.decay_report import DecayReport
+    from hf_lpwd.factory import create_lpwd_optimizer, layer_param_groups, optimizer_from_plan
     from hf_lpwd.layers import LayerMap, layer_index_map
+    from hf_lpwd.measure import DecayMeasurement, assert_decays, measure_decay
     from hf_lpwd.optimizer import LayerwiseDecay
+    from hf_lpwd.plan import LayerPlan, explain, plan_layers
     from hf_lpwd.schedules import layer_rates
     from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin
-    from hf_lpwd.training_args import LPWDTrainingArguments
+    from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
+    from hf_lpwd.training_args import LPWDArguments, LPWDTrainingArguments
 
 __version__ = "0.1.0"
 
 # Modules load when one of their names is first used: torch, timm and the Trainer take seconds each.
 _MODULE_OF = {
+    "DecayMeasurement": "measure",
+    "DecayReport": "decay_report",
+    "LPWDArguments": "training_args",
+    "LPWDConfig": "config",
     "LPWDTrainer": "trainer",
     "LPWDTrainerMixin": "trainer",
     "LPWDTrainingArguments": "training_args",
     "LayerMap": "layers",
+    "LayerPlan": "plan",
     "LayerwiseDecay": "optimizer",
+    "assert_decays": "measure",
     "create_lpwd_optimizer": "factory",
+    "explain": "plan",
     "layer_index_map": "layers",
+    "layer_param_groups": "factory",
     "layer_rates": "schedules",
-    "lpwd_optimizer_factory": "factory",
+    "lpwd_optimizer_factory": "trainer_optimizer",
+    "measure_decay": "measure",
+    "optimizer_from_plan": "factory",
+    "plan_layers": "plan",
 }
 
 __all__ = [
+    "DecayMeasurement",
+    "DecayReport",
+    "LPWDArguments",
+    "LPWDConfig",
     "LPWDTrainer",
     "LPWDTrainerMixin",
     "LPWDTrainingArguments",
     "LayerMap",
+    "LayerPlan",
     "LayerwiseDecay",
+    "assert_decays",
     "create_lpwd_optimizer",
+    "explain",
     "layer_index_map",
+    "layer_param_groups",
     "layer_rates",
     "lpwd_optimizer_factory",
+    "measure_decay",
+    "optimizer_from_plan",
+    "plan_layers",
 ]
 
 

@@ -1,37 +1,48 @@
-"""What is known of base optimizers: which can be wrapped, how they decay themselves, which are fused."""
+"""What is known of base optimizers, as data, and what follows from it: how they decay, how they step."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hf_lpwd.decay_groups import param_names
+from hf_lpwd.decay_groups import decay_fraction
 from hf_lpwd.diagnostics import layer_norms
 from hf_lpwd.low_precision import is_low_precision
 
-# Exact classes only: a subclass may decay otherwise. Of these only Adafactor's update depends on the weights.
-# Adam's family decays in its own pass, coupled or decoupled, and its update is free of lr, on which the
-# identity behind `rwd` rests.
+# Exact classes only: a subclass may decay in another way.
+# Their own `weight_decay` is coupled or decoupled, as a setting says. Their update u does not depend on the
+# learning rate, on which the identity behind `rwd` rests.
 _ADAM_FAMILY = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam)
-_L2_FAMILY = (
+# Their own `weight_decay` is coupled: lambda * theta is added to the gradient.
+_COUPLED = (
     torch.optim.SGD,
     torch.optim.Adagrad,
     torch.optim.RMSprop,
     torch.optim.Adadelta,
     torch.optim.Adamax,
 )
+# Their own `weight_decay` is decoupled, and their update depends on the weights.
 _DECOUPLED = (torch.optim.Adafactor,)
+# Have a fused kernel here, and no setting that concerns more than one parameter.
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-# Keys that a step of theirs does not read, beside those of the decay.
-_UNREAD = ("params", "param_names", "initial_lr", "initial_weight_decay")
 _FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
-# Of torch's own: those that take sparse gradients. `SparseAdam` takes no others.
-_TAKE_SPARSE = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam)
+# Take sparse gradients, though their fused kernels do not.
+_TAKE_SPARSE = (torch.optim.SGD, torch.optim.Adagrad)
+# Their fused kernel knows no sharded tensors (`DTensor`).
+_FUSED_UNSHARDED = (torch.optim.SGD,)
+# Keys of a group that no step of a fused class reads.
+_UNREAD = ("params", "param_names", "initial_lr", "initial_weight_decay", "layer_lr_scale")
+# Keys in groups of optimizers that estimate their step size: D-Adaptation and Prodigy, DoG, Adafactor with
+# `relative_step`. (The `d` of torch's Adafactor is another one.)
+_OWN_STEP_SIZE = ("d", "reps_rel", "relative_step")
+
+_NO_DECAY: dict[str, Any] = {"weight_decay": 0.0}
 
 
 def check_base(optimizer_cls: type[Optimizer], kwargs: dict[str, Any]) -> None:
@@ -40,11 +51,17 @@ def check_base(optimizer_cls: type[Optimizer], kwargs: dict[str, Any]) -> None:
         raise TypeError(
             f"optimizer_cls must be a class derived from torch.optim.Optimizer, not {optimizer_cls!r}"
         )
+    for former in kwargs.keys() & {"timing", "coupling"}:
+        raise TypeError(f"unexpected keyword argument {former!r}: did you mean 'decay_{former}'?")
     name = optimizer_cls.__name__
     if callable(getattr(optimizer_cls, "train", None)):
         raise TypeError(
             f"{name} cannot be wrapped: it changes the weights itself in train() and eval(); use its own "
             "weight_decay"
+        )
+    if isinstance(getattr(optimizer_cls, "param_groups", None), property):
+        raise TypeError(
+            f"{name} cannot be wrapped: it wraps another optimizer; put LayerwiseDecay inside of it"
         )
     closure = inspect.signature(optimizer_cls.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
@@ -55,102 +72,102 @@ def check_base(optimizer_cls: type[Optimizer], kwargs: dict[str, Any]) -> None:
         )
 
 
-def division_of_work(base: Optimizer, group: dict[str, Any], share: Any) -> tuple[str | None, dict[str, Any]]:
-    """Divides a group's decay between the base optimizer's step and what surrounds it.
+def check_step_size(optimizer_cls: type[Optimizer], group: dict[str, Any]) -> None:
+    """Raises a ValueError if a group's decay is coupled to an `lr` that is not the optimizer's step size."""
+    coupled = group["decay_coupling"] == "lr" and group["decay_timing"] != "l2"
+    if optimizer_cls.__module__.startswith("torch.optim") or not coupled or group["weight_decay"] == 0.0:
+        return
+    if any(group.get(key) for key in _OWN_STEP_SIZE):
+        raise ValueError(
+            f"{optimizer_cls.__name__} estimates its step size, of which lr is only a factor, so that "
+            "lr * weight_decay would be far from the decay of a step: use decay_coupling 'independent', with "
+            "weight_decay as the fraction of a weight that each step takes away"
+        )
+
+
+def own_decay(base: Optimizer, group: dict[str, Any]) -> dict[str, Any] | None:
+    """Finds settings with which the base optimizer's own pass decays as the group's timing says.
 
     Args:
         base: The base optimizer.
         group: One of its groups.
-        share: `shrinkage(group)`.
 
     Returns:
-        How to decay outside the step, and the values that the group has to have during it. Outside is one of
-        ``"gradient"`` (add lambda * theta to it), ``"before"`` and ``"after"`` (shrink the weights then),
-        ``"around"`` (after the step, subtract the share of the weights before it) and None.
+        What the group has to hold during the step, or None if the decay has to be applied outside of it.
     """
-    moment, seen = _division_of_decay(base, group, share)
-    if group.get("fused") and type(base) in _TAKE_SPARSE:
-        # torch's fused SGD knows no sharded tensors, which FSDP2 may have put into the group since it was
-        # made, and no fused kernel knows sparse gradients.
-        sharded = any(hasattr(parameter, "full_tensor") for parameter in group["params"][:1])
-        if (sharded and type(base) is torch.optim.SGD) or _with_sparse_gradients(group["params"]):
-            seen = {**seen, "fused": False}
-    return moment, seen
-
-
-def _division_of_decay(
-    base: Optimizer, group: dict[str, Any], share: Any
-) -> tuple[str | None, dict[str, Any]]:
-    timing, lr = group["decay_timing"], group.get("lr")
-    adam, l2 = type(base) in _ADAM_FAMILY, type(base) in _L2_FAMILY
-    if timing == "l2" and group["weight_decay"] > 0.0:
+    cls, timing = type(base), group["decay_timing"]
+    if timing == "pwd" or group["weight_decay"] == 0.0:
+        return _NO_DECAY
+    adam = cls in _ADAM_FAMILY
+    if timing == "l2":
         if adam:
-            return None, {"decoupled_weight_decay": False}
-        return (None, {}) if l2 else ("gradient", {"weight_decay": 0.0})
-    if timing in ("l2", "pwd") or (isinstance(share, float) and share == 0.0):
-        return None, {"weight_decay": 0.0}
-    # Its own pass would round the decay of low-precision weights to nothing.
-    own_pass = not any(map(is_low_precision, {p.dtype for p in group["params"]}))
-    if timing == "wd" and group["decay_coupling"] == "lr" and own_pass and (adam or type(base) in _DECOUPLED):
-        return None, {"decoupled_weight_decay": True} if adam else {}
-    # Reading a tensor would stall the device; independent decay goes on where a warm-up starts from lr = 0.
-    if not (adam and own_pass) or isinstance(lr, Tensor) or lr == 0.0:
-        return "after" if timing == "rwd" else "before" if adam or l2 else "around", {"weight_decay": 0.0}
-    lr_seen = lr * (1.0 - share) if timing == "rwd" else lr
-    return None, {"lr": lr_seen, "weight_decay": share / lr_seen, "decoupled_weight_decay": True}
+            return {"decoupled_weight_decay": False}
+        return {} if cls in _COUPLED and not has_sparse_gradient(group["params"]) else None
+    # A single step rounds the decay of low-precision weights to nothing.
+    if not (adam or cls in _DECOUPLED) or any(map(is_low_precision, {p.dtype for p in group["params"]})):
+        return None
+    if timing == "wd" and group["decay_coupling"] == "lr":
+        return {"decoupled_weight_decay": True} if adam else {}
+    # To read a tensor would stall the device; independent decay also applies while lr is 0.
+    if not adam or isinstance(group["lr"], Tensor) or group["lr"] == 0.0:
+        return None
+    s = decay_fraction(group)
+    lr_seen = group["lr"] * (1.0 - s) if timing == "rwd" else group["lr"]
+    return {"lr": lr_seen, "weight_decay": s / lr_seen, "decoupled_weight_decay": True}
 
 
-def check_sparse_gradients(base: Optimizer) -> None:
-    """Raises a TypeError that names a parameter whose gradient is sparse where it cannot be, or dense.
-
-    torch's own errors name none, and come when other parameters have been changed already. Optimizers that
-    are not torch's are left to say what they take.
-    """
-    if type(base) in _ADAM_FAMILY and len(base.state) == sum(len(g["params"]) for g in base.param_groups):
-        return  # each has had a dense gradient; asking all of them anew would take a percent of the step
-    name, takes_dense = type(base).__name__, type(base) is not torch.optim.SparseAdam
-    takes_sparse = type(base) in _TAKE_SPARSE or not type(base).__module__.startswith("torch.optim")
-    for number, group in enumerate(base.param_groups):
-        sparse = _with_sparse_gradients(group["params"])
-        if takes_dense and not sparse:
-            continue
-        for parameter, which in zip(group["params"], param_names(group, number), strict=False):
-            if parameter.grad is None:
-                continue
-            if not parameter.grad.is_sparse:
-                if not takes_dense:
-                    raise TypeError(
-                        f"{which} has a dense gradient, but {name} takes sparse ones only: use SGD or Adagrad"
-                    )
-            elif not takes_sparse:
-                raise TypeError(
-                    f"{which} has a sparse gradient, which {name} does not take: use SGD or Adagrad, or "
-                    "sparse=False where the model makes it"
-                )
-            elif group["decay_timing"] == "l2" and group["weight_decay"] > 0.0:
-                raise TypeError(
-                    f"{which} has a sparse gradient, which timing 'l2' would make dense: use 'wd', 'rwd' or "
-                    "'pwd', or set its weight_decay to 0"
-                )
+def update_ignores_weights(base: Optimizer) -> bool:
+    """Tells whether u is known to depend on gradients alone, so that decay before the update is ``wd``."""
+    return type(base) in _ADAM_FAMILY or type(base) in _COUPLED
 
 
-def _with_sparse_gradients(params: list[Tensor]) -> list[Tensor]:
-    return [p for p in params if (gradient := p.grad) is not None and gradient.is_sparse]
+def step_base(base: Optimizer, seen: list[dict[str, Any]]) -> None:
+    """Makes the base optimizer's step; hooks of all optimizers run for the `LayerwiseDecay` only.
 
-
-def joined_groups(base: Optimizer) -> list[dict[str, Any]]:
-    """Joins neighbouring groups between which a step of the base optimizer makes no difference.
-
-    Under ``pwd`` the groups of all layers are alike to it, and each would cost it the start of a pass: some
-    percent of the step.
-
-    Returns:
-        `base.param_groups`, if its class is not known to treat each parameter by itself.
+    Args:
+        base: The base optimizer.
+        seen: For each of its groups, what the group holds during the step in place of its own values.
     """
     groups = base.param_groups
-    all_differ = len({group["weight_decay"] for group in groups}) == len(groups)
-    if all_differ or type(base) not in _FUSED or any(isinstance(group["lr"], Tensor) for group in groups):
-        return groups
+    if type(base) in _TAKE_SPARSE:
+        seen = [
+            {**values, "fused": False} if group.get("fused") and not _kernel_takes(base, group) else values
+            for group, values in zip(groups, seen, strict=True)
+        ]
+    originals = [{key: group[key] for key in values} for group, values in zip(groups, seen, strict=True)]
+    try:
+        for group, values in zip(groups, seen, strict=True):
+            group.update(values)
+        _unhooked_step(_joined(base) if type(base) in _FUSED else base)()
+    finally:
+        for group, values in zip(groups, originals, strict=True):
+            group.update(values)
+
+
+def _kernel_takes(base: Optimizer, group: dict[str, Any]) -> bool:
+    params = group["params"]
+    # FSDP2 may have put sharded tensors into the group since it was made.
+    if type(base) in _FUSED_UNSHARDED and any(hasattr(parameter, "full_tensor") for parameter in params[:1]):
+        return False
+    return not has_sparse_gradient(params)
+
+
+def has_sparse_gradient(params: list[Tensor]) -> bool:
+    """Tells whether any of the parameters has a sparse gradient."""
+    return any((gradient := p.grad) is not None and gradient.is_sparse for p in params)
+
+
+def _joined(base: Optimizer) -> Optimizer:
+    """Returns the base optimizer with neighbouring groups joined between which a step makes no difference.
+
+    Under ``pwd`` the groups of all layers are alike to it, and each would cost it the start of a pass: some
+    percent of the step. State and hooks are the base optimizer's own.
+    """
+    groups = base.param_groups
+    if len({group["weight_decay"] for group in groups}) == len(groups) or any(
+        isinstance(group["lr"], Tensor) for group in groups
+    ):
+        return base
     joined: list[dict[str, Any]] = []
     previous: dict[str, Any] | None = None
     for group in groups:
@@ -160,7 +177,17 @@ def joined_groups(base: Optimizer) -> list[dict[str, Any]]:
         else:
             joined.append({**read, "params": [*group["params"]]})
         previous = read
-    return joined
+    view = object.__new__(type(base))
+    view.__dict__.update(base.__dict__, param_groups=joined)
+    return view
+
+
+def _unhooked_step(optimizer: Optimizer) -> Callable[[], Any]:
+    step = optimizer.step
+    own_hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    if own_hooks or not getattr(step, "hooked", False):
+        return step
+    return partial(step.__wrapped__, optimizer)  # type: ignore[attr-defined]
 
 
 def allocates_state(groups: list[dict[str, Any]]) -> bool:

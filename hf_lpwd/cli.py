@@ -2,91 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 
-from hf_lpwd.messages import BadInputError, refuse, unknown
+from hf_lpwd.messages import error_words, refuse, unknown
 
-
-def train(argv: Sequence[str], prog: str = "hf-lpwd train") -> int:
-    """Runs `hf-lpwd train`.
-
-    Args:
-        argv: Command line without the program's name.
-        prog: The program's name in errors and help.
-
-    Returns:
-        The exit code: 0; 1 where the run is done and saved but not pushed as `--push_to_hub` wants it; 2
-        where the input or the machine is at fault. One line on standard error then says what to do.
-    """
-    from hf_lpwd.vision.arguments import parse_args
-
-    arguments = parse_args(argv, prog)
-    # What trains takes ten seconds to import; a mistake in the flags is known by now.
-    from hf_lpwd.vision.finetune import finetune
-    from hf_lpwd.vision.hub.push import PushError
-
-    try:
-        finetune(*arguments, argv)
-    except BadInputError as error:
-        return refuse(prog, error)
-    except PushError as error:
-        refuse(prog, error)
-        return 1
-    return 0
-
-
-def _explain(argv: list[str]) -> int:
-    from hf_lpwd.vision.explain_model import main
-
-    return main(argv)
-
-
-def _push(argv: list[str]) -> int:
-    from hf_lpwd.vision.hub.push import main
-
-    return main(argv)
-
-
-def _card(argv: list[str]) -> int:
-    from hf_lpwd.study.over_seeds import main
-
-    return main(argv)
-
-
-def _space(argv: list[str]) -> int:
-    from hf_lpwd.vision.hub.space import main
-
-    return main(argv)
-
-
-def _sweep(argv: list[str]) -> int:
-    from hf_lpwd.study.sweep import main
-
-    return main(argv)
-
-
-def _report(argv: list[str]) -> int:
-    from hf_lpwd.study.report import main
-
-    return main(argv)
-
-
-def _diagnose(argv: list[str]) -> int:
-    from hf_lpwd.study.diagnose import main
-
-    return main(argv)
-
-
-_COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
-    "train": (train, "fine-tune an image classifier, or train one from scratch"),
-    "explain": (_explain, "show a model's layers, their decay rates, and what does not decay"),
-    "sweep": (_sweep, "do the runs of a study: decay methods, compared on your task"),
-    "report": (_report, "write the report of a study: a page, tables and figures"),
-    "diagnose": (_diagnose, "measure what decay does: opposing-penalty, shrink, equivalence"),
-    "card": (_card, "write a run's card with means and intervals over several seeds"),
-    "push": (_push, "upload a run to the Hub"),
-    "space": (_space, "write a Gradio app of a run, to try it in the browser or as a Space"),
+#: Command -> the module whose `main(argv)` runs it, and what it does.
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("commands.train", "fine-tune an image classifier, or train one from scratch"),
+    "predict": ("commands.predict", "classify images with a trained run, as CSV"),
+    "evaluate": ("commands.evaluate", "measure a trained run on a labelled dataset, class by class"),
+    "explain": ("commands.explain", "show a model's layers, their decay rates, and what does not decay"),
+    "audit": ("commands.audit", "show what the Trainer, timm and this package decay of a model, measured"),
+    "sweep": ("commands.sweep", "do the runs of a study: decay methods, compared on your task"),
+    "study": ("commands.study", "pack the records of a study into one file"),
+    "report": ("commands.report", "write the report of a study: a page, tables and figures"),
+    "diagnose": ("study.diagnose", "measure what decay does: opposing-penalty, shrink, equivalence"),
+    "card": ("commands.card", "write a run's card with means and intervals over several seeds"),
+    "push": ("commands.push", "upload a run to the Hub"),
+    "space": ("commands.space", "write a Gradio app of a run, to try it in the browser or as a Space"),
 }
 
 
@@ -98,8 +34,9 @@ def _usage() -> str:
         "Layer-wise pre-weight decay for transformers and timm models.\n\n"
         f"commands:\n{commands}\n\n"
         "options:\n"
-        "  -h, --help  this text; 'hf-lpwd COMMAND --help' for a command's flags\n"
-        "  --version   the version\n"
+        "  -h, --help   this text; 'hf-lpwd COMMAND --help' for a command's flags\n"
+        "  --traceback  with a command: where an error comes from, instead of one line\n"
+        "  --version    the version\n"
     )
 
 
@@ -110,9 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Without the program's name; default `sys.argv[1:]`.
 
     Returns:
-        The exit code; 2 for bad input, 130 after Ctrl-C.
+        The exit code of `run_command`; 141 where the reader of a pipe has gone.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _main(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads the rest; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage(), end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -124,8 +72,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if command not in _COMMANDS:
         return refuse("hf-lpwd", unknown("command", command, _COMMANDS))
+    return run_command(command, rest)
+
+
+def run_command(command: str, argv: Sequence[str], prog: str | None = None) -> int:
+    """Runs one command; whatever goes wrong ends in one line on standard error.
+
+    Args:
+        command: One of the commands of the usage.
+        argv: Its command line; `--traceback` lets an error through, for whoever wants to see where it is.
+        prog: The program's name in errors; default ``hf-lpwd COMMAND``.
+
+    Returns:
+        The exit code: that of the command, 2 after an error, 130 after Ctrl-C or SIGTERM.
+    """
+    named = {} if prog is None else {"prog": prog}
+    prog = prog or f"hf-lpwd {command}"
+    rest = [argument for argument in argv if argument != "--traceback"]
     try:
-        return _COMMANDS[command][0](rest)
+        return import_module(f"hf_lpwd.{_COMMANDS[command][0]}").main(rest, **named)
     except KeyboardInterrupt:
-        print(f"hf-lpwd {command}: stopped by SIGINT", file=sys.stderr)
+        print(f"{prog}: stopped by SIGINT", file=sys.stderr)
         return 130
+    except Exception as error:
+        if len(rest) < len(argv) or isinstance(error, BrokenPipeError):
+            raise
+        return refuse(prog, error_words(error))

@@ -18,27 +18,13 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_lpwd.config import check_timing
 from hf_lpwd.schedules import check_rate
-
-TIMINGS: tuple[str, ...] = ("l2", "wd", "rwd", "pwd")
-COUPLINGS: tuple[str, ...] = ("lr", "independent")
 
 PWD_UNDER_DEEPSPEED = (
     "timing 'pwd' changes the weights before the forward pass, but DeepSpeed uses its own copy of them "
     "there: use 'rwd', the same walk over the weights shifted by one decay"
 )
-
-
-def check_timing(timing: str, coupling: str = "lr") -> None:
-    """Raises a ValueError unless `timing` and `coupling` exist and go together."""
-    if timing not in TIMINGS:
-        raise ValueError(f"unknown timing {timing!r}: choose one of {', '.join(TIMINGS)}")
-    if coupling not in COUPLINGS:
-        raise ValueError(f"unknown coupling {coupling!r}: choose one of {', '.join(COUPLINGS)}")
-    if timing == "l2" and coupling == "independent":
-        raise ValueError(
-            "timing 'l2' adds decay to the gradient, so coupling 'independent' means nothing there"
-        )
 
 
 def completed(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +48,7 @@ def completed(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
 def check_group(group: dict[str, Any]) -> None:
     """Raises a ValueError that names what is wrong with the settings of a `completed` group."""
     check_timing(group["decay_timing"], group["decay_coupling"])
-    shrinkage(group)
+    decay_fraction(group)
 
 
 def check_own_weights(group: dict[str, Any]) -> None:
@@ -71,41 +57,44 @@ def check_own_weights(group: dict[str, Any]) -> None:
         raise RuntimeError(PWD_UNDER_DEEPSPEED)
 
 
-def shrinkage(group: dict[str, Any]) -> Any:
-    """Returns the share of a weight that one step takes away: eta * lambda, or lambda if independent.
+def decay_fraction(group: dict[str, Any]) -> float | Tensor:
+    """Returns the fraction of a weight that one step takes away: eta * lambda, or lambda if independent.
 
     Returns:
-        A float; a tensor where `lr` is one on a device, which is not looked at, as that would stall the
-        device. 0.0 under ``l2``, which does not shrink weights.
+        A float; a tensor where `lr` is one on a device, which is not read, as that would stall the device.
 
     Raises:
         ValueError: It is not in [0, 1), or the group has no learning rate to couple the decay to.
     """
-    rate, lr, timing = group["weight_decay"], group.get("lr"), group["decay_timing"]
-    if group["decay_coupling"] == "independent":
-        share = rate
-    elif lr is None:
-        if timing == "l2":
+    rate, lr = group["weight_decay"], group.get("lr")
+    coupled = group["decay_coupling"] == "lr"
+    if coupled and isinstance(lr, Tensor) and lr.device.type != "cpu":
+        return lr * rate
+    if coupled and lr is None:
+        if group["decay_timing"] == "l2":
             return 0.0
         raise ValueError("decay is coupled to the learning rate, but lr is None: give the optimizer a number")
-    elif isinstance(lr, Tensor) and lr.device.type != "cpu":
-        return 0.0 if timing == "l2" else lr * rate
-    else:
-        share = float(lr) * rate
-    if not 0.0 <= share < 1.0:
-        formula = f"weight_decay = {rate}"
-        if group["decay_coupling"] == "lr":
-            formula = f"lr * weight_decay = {float(group['lr'])} * {rate}"
+    fraction = float(lr) * rate if coupled else rate  # type: ignore[arg-type]
+    if not 0.0 <= fraction < 1.0:
+        formula = f"lr * weight_decay = {float(lr)} * {rate}" if coupled else f"weight_decay = {rate}"  # type: ignore[arg-type]
         raise ValueError(f"{formula} must be in [0, 1): at 1 a single step would take away the whole weight")
-    return 0.0 if timing == "l2" else share
+    return fraction
 
 
-def check_same_run(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
-    """Raises a ValueError unless `saved` are the groups of the same parameters with the same decay.
+def groups_to_load(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Checks that a state dict is of the same parameters with the same decay.
+
+    Parameters are compared by name where both sides have names, by position elsewhere.
 
     Args:
         groups: An optimizer's parameter groups.
         saved: The `param_groups` of a state dict.
+
+    Returns:
+        `saved`; without names if `groups` have names, as those of groups that were divided anew are others.
+
+    Raises:
+        ValueError: They are not; the message names what differs.
     """
     if any("decay_timing" not in group for group in saved):
         raise ValueError("the state dict has no decay settings: it was not saved by LayerwiseDecay")
@@ -115,40 +104,67 @@ def check_same_run(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) ->
             raise ValueError(
                 f"the state dict was saved with {key} {'/'.join(then)}, but this run has {'/'.join(now)}"
             )
-    then_rates, now_rates = _rate_by_name(saved), _rate_by_name(groups)
-    for what, names in (
-        ("has parameters that this model lacks", then_rates.keys() - now_rates.keys()),
-        ("lacks parameters of this model", now_rates.keys() - then_rates.keys()),
+    names, saved_names = _names(groups), _saved_names(groups, saved)
+    if names is None or saved_names is None:
+        names, saved_names = _positions(groups), _positions(saved)
+    for what, missing in (
+        ("has parameters that this model lacks", set(saved_names) - set(names)),
+        ("lacks parameters of this model", set(names) - set(saved_names)),
     ):
-        if names:
-            raise ValueError(f"the state dict {what}: {_listed(sorted(names))}")
-    changed = [
-        f"{name} (saved {then_rates[name]:g}, now {rate:g})"
-        for name, rate in now_rates.items()
-        if then_rates[name] != rate
-    ]
-    if changed:
-        raise ValueError(f"the state dict was saved with another weight_decay for {_listed(changed)}")
-    if list(then_rates) != list(now_rates) or [len(g["params"]) for g in saved] != [
-        len(g["params"]) for g in groups
-    ]:
+        if missing:
+            raise ValueError(f"the state dict {what}: {_listed(sorted(missing))}")
+    for key, what in _COMPARED.items():
+        then_values, now_values = _by_name(saved_names, saved, key), _by_name(names, groups, key)
+        changed = [
+            f"{name} (saved {then_values[name]:g}, now {value:g})"
+            for name, value in now_values.items()
+            if then_values[name] != value
+        ]
+        if changed:
+            raise ValueError(f"the state dict was saved with another {what} for {_listed(changed)}")
+    if names != saved_names or _sizes(groups) != _sizes(saved):
         raise ValueError("the state dict has the same parameters in another order or other groups")
+    if _names(groups) is None:
+        return saved
+    return [{key: value for key, value in group.items() if key != "param_names"} for group in saved]
 
 
-def param_names(group: dict[str, Any], number: int) -> list[str]:
-    """Returns the names of a group's parameters; their places, if it has none and is the one of `number`."""
-    return group.get("param_names") or [
-        f"group {number} parameter {place}" for place in range(len(group["params"]))
-    ]
+def parameter_name(parameter: Tensor, groups: list[dict[str, Any]]) -> str:
+    """Returns the name of a parameter of `groups`; its position where not all have names."""
+    params = [p for group in groups for p in group["params"]]
+    names = _names(groups) or _positions(groups)
+    return next(name for name, p in zip(names, params, strict=True) if p is parameter)
 
 
-def _rate_by_name(groups: list[dict[str, Any]]) -> dict[str, float]:
-    """Rates by parameter name; by position where the groups are unnamed."""
-    return {
-        name: group["initial_weight_decay"]
-        for i, group in enumerate(groups)
-        for name in param_names(group, i)
-    }
+# What must not change between two runs -> its name in messages.
+_COMPARED = {"initial_weight_decay": "weight_decay", "layer_lr_scale": "layer_lr_decay"}
+
+
+def _names(groups: list[dict[str, Any]]) -> list[str] | None:
+    """The parameters' names, or None where there is not one for each."""
+    names = [group.get("param_names", ()) for group in groups]
+    if any(len(of) != len(group["params"]) for of, group in zip(names, groups, strict=True)):
+        return None
+    return [name for of in names for name in of]
+
+
+def _saved_names(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[str] | None:
+    """As `_names`; torch.distributed.checkpoint, which may divide groups anew, has names for positions."""
+    positions = [position for group in saved for position in group["params"]]
+    return positions if positions == _names(groups) else _names(saved)
+
+
+def _positions(groups: list[dict[str, Any]]) -> list[str]:
+    return [f"group {i} parameter {k}" for i, group in enumerate(groups) for k in range(len(group["params"]))]
+
+
+def _sizes(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
+
+
+def _by_name(names: list[str], groups: list[dict[str, Any]], key: str) -> dict[str, float]:
+    values = [group.get(key, 1.0) for group in groups for _ in group["params"]]
+    return dict(zip(names, values, strict=True))
 
 
 def _listed(names: list[str], most: int = 3) -> str:

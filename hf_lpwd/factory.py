@@ -1,19 +1,24 @@
-"""`create_lpwd_optimizer`: a model in, its optimizer with layer-wise weight decay out."""
+"""A model in, its optimizer with layer-wise weight decay out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_lpwd.base_optimizer import has_fused_kernel
-from hf_lpwd.decay_groups import check_timing
-from hf_lpwd.layers import Layers, layer_index_map
+from hf_lpwd.config import SETTINGS, Coupling, LPWDConfig, Timing
+from hf_lpwd.layers import Layers
+from hf_lpwd.messages import unknown
 from hf_lpwd.optimizer import LayerwiseDecay
-from hf_lpwd.param_groups import NoDecay, layer_param_groups, no_decay_reasons, stack_rates
-from hf_lpwd.schedules import Schedule
+from hf_lpwd.plan import LayerPlan, plan_layers
+from hf_lpwd.schedules import Schedule, check_rate
+
+# What some settings were called before; an optimizer that takes any keyword would ignore them.
+_FORMER_NAMES = {"timing", "schedule", "coupling", "match_budget", "no_decay"}
 
 
 def create_lpwd_optimizer(
@@ -22,63 +27,142 @@ def create_lpwd_optimizer(
     *,
     lr: float,
     weight_decay: float,
-    timing: str = "pwd",
-    schedule: Schedule = "linear",
-    coupling: str = "lr",
-    match_budget: bool = False,
-    decay_all: bool = False,
-    no_decay: NoDecay | None = None,
-    layer_map: Layers | None = None,
+    decay_timing: Timing = LPWDConfig.decay_timing,
+    layer_schedule: Schedule = LPWDConfig.layer_schedule,
+    decay_coupling: Coupling = LPWDConfig.decay_coupling,
+    match_decay_budget: bool = LPWDConfig.match_decay_budget,
+    decay_all: bool = LPWDConfig.decay_all,
+    no_decay_pattern: str | Sequence[str] | None = LPWDConfig.no_decay_pattern,
+    decay_by_pattern: Mapping[str, float] | None = LPWDConfig.decay_by_pattern,
+    layer_lr_decay: float = LPWDConfig.layer_lr_decay,
+    layer_map: Layers | None = LPWDConfig.layer_map,
     **optimizer_kwargs: Any,
 ) -> LayerwiseDecay:
     """Creates an optimizer whose weight decay depends on the layer and on the moment of the step.
 
     The defaults are the paper's method, *layer-wise pre-weight decay*: the rate rises linearly from 0 in the
-    stem to `weight_decay` in the head, and is applied before the gradient is taken. In a training loop of
-    your own, call ``optimizer.train()`` before each forward pass; `transformers.Trainer` does.
+    stem to `weight_decay` in the head, and is applied before the gradient is taken. In a custom training
+    loop, call ``optimizer.train()`` before each forward pass; `transformers.Trainer` does.
 
     Args:
         model: Any timm or transformers model, or any module with a repeated stack of blocks. Parameters with
-            `requires_grad=False` are left out.
+            `requires_grad=False` are left out; `add_param_group` gives them their layer's rate later.
         optimizer_cls: Class of the base optimizer; must take `lr`.
-        lr: Learning rate.
-        weight_decay: lambda, the rate that `schedule` distributes over the layers.
-        timing: ``"l2"``, ``"wd"``, ``"rwd"`` or ``"pwd"``; see `LayerwiseDecay`.
-        schedule: See `layer_rates`.
-        coupling: ``"lr"``, or ``"independent"`` of the learning rate.
-        match_budget: Scale the rates so that their mean over all decayed scalars is `weight_decay`.
+        lr: Learning rate; of the head, if `layer_lr_decay` is below 1. Then the groups carry their own `lr`,
+            which every scheduler scales that starts from it; give `OneCycleLR` and `CyclicLR` a list.
+        weight_decay: The highest rate, which `layer_schedule` distributes over the layers; under a schedule
+            the mean rate is lower, see `LayerPlan.mean_rate`.
+        decay_timing: ``"l2"``, ``"wd"``, ``"rwd"`` or ``"pwd"``; see `LayerwiseDecay`.
+        layer_schedule: See `layer_rates`.
+        decay_coupling: ``"lr"``, or ``"independent"`` of the learning rate.
+        match_decay_budget: Scale the rates so that their mean over all decayed elements is `weight_decay`.
         decay_all: Decay biases, norms and embeddings too.
-        no_decay: Regular expressions that take the place of the rule of `no_decay_reasons`.
-        layer_map: In place of `layer_index_map(model)`: a map, or rules as that function's `layers` takes.
+        no_decay_pattern: One regular expression or several: only what they match does not decay.
+        decay_by_pattern: Regular expression -> weight decay of the parameters that it matches.
+        layer_lr_decay: Layer i of n has the learning rate ``lr * layer_lr_decay ** (n - i)``.
+        layer_map: Replaces `layer_index_map(model)`: a map, or rules as that function's `layers` takes.
         **optimizer_kwargs: Passed to `optimizer_cls`. `fused=True` is the default for torch's Adam, AdamW and
             SGD on devices that have the kernel.
 
     Returns:
-        The optimizer, with one parameter group for each distinct rate.
+        The optimizer, with one parameter group for each distinct rate and learning rate. `optimizer.plan` is
+        the `LayerPlan` that it was made from.
 
     Raises:
         ValueError: A value is out of its range, or a parameter has no layer; the message names it.
         TypeError: `optimizer_cls` does not take one of `optimizer_kwargs`, or cannot be wrapped.
 
+    Examples:
+        >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
+        >>> optimizer = create_lpwd_optimizer(model, torch.optim.AdamW, lr=1e-3, weight_decay=0.05)
+        >>> [round(group["weight_decay"], 3) for group in optimizer.param_groups]
+        [0.0, 0.017, 0.033, 0.05]
+
     Source: *Layer-wise Pre-weight Decay*, OpenReview 0GZ1Bq4Tfr.
     """
-    check_timing(timing, coupling)
-    layers = layer_index_map(model, layer_map)
-    exempt = no_decay_reasons(model, no_decay=no_decay, decay_all=decay_all)
-    rates = stack_rates(model, layers, exempt, weight_decay, schedule, match_budget=match_budget)
-    groups = layer_param_groups(model, layers, rates, exempt)
-    params = (parameter for group in groups for parameter in group["params"])
-    if not optimizer_kwargs.keys() & {"fused", "foreach"} and has_fused_kernel(optimizer_cls, params):
-        optimizer_kwargs["fused"] = True
-    return LayerwiseDecay(groups, optimizer_cls, timing=timing, coupling=coupling, lr=lr, **optimizer_kwargs)
+    given = locals()  # so that a setting without a parameter here is an error, not a default
+    config = LPWDConfig(**{name: given[name] for name in SETTINGS})
+    _check_keywords(optimizer_cls, optimizer_kwargs)
+    return optimizer_from_plan(plan_layers(model, config), model, optimizer_cls, lr=lr, **optimizer_kwargs)
 
 
-def lpwd_optimizer_factory() -> Callable[..., LayerwiseDecay]:
-    """Makes `create_lpwd_optimizer` usable in a stock `transformers.Trainer`.
+def optimizer_from_plan(
+    plan: LayerPlan,
+    model: nn.Module,
+    optimizer_cls: type[torch.optim.Optimizer] = torch.optim.AdamW,
+    *,
+    lr: float,
+    param_groups: list[dict[str, Any]] | None = None,
+    **optimizer_kwargs: Any,
+) -> LayerwiseDecay:
+    """Creates the optimizer that a plan describes; see `create_lpwd_optimizer`.
 
-    ``Trainer(..., optimizer_cls_and_kwargs=(lpwd_optimizer_factory, {"lr": 1e-3, "weight_decay": 0.05}))``
-
-    The Trainer calls it as ``lpwd_optimizer_factory()(model, **kwargs)``. Both `lr` and `weight_decay` have
-    to stand in the keyword arguments: the Trainer passes its own to no factory.
+    Args:
+        plan: From `plan_layers`.
+        model: The model that the plan was made for.
+        optimizer_cls: Class of the base optimizer.
+        lr: Learning rate.
+        param_groups: Replaces ``plan.param_groups(model, lr=lr)``.
+        **optimizer_kwargs: For `optimizer_cls`.
     """
-    return create_lpwd_optimizer
+    if lr is not None and not isinstance(lr, Tensor):
+        check_rate(lr, "lr")
+    groups = plan.param_groups(model, lr=lr) if param_groups is None else param_groups
+    parameters = (parameter for group in groups for parameter in group["params"])
+    if not optimizer_kwargs.keys() & {"fused", "foreach"} and has_fused_kernel(optimizer_cls, parameters):
+        optimizer_kwargs["fused"] = True
+    optimizer = LayerwiseDecay(
+        groups,
+        optimizer_cls,
+        decay_timing=plan.config.decay_timing,
+        decay_coupling=plan.config.decay_coupling,
+        lr=lr,
+        **optimizer_kwargs,
+    )
+    optimizer.plan = plan
+    return optimizer
+
+
+def layer_param_groups(
+    model: nn.Module, *, weight_decay: float, lr: float | None = None, **settings: Any
+) -> list[dict[str, Any]]:
+    """Makes parameter groups with a weight decay by layer, for any torch optimizer.
+
+    Args:
+        model: See `create_lpwd_optimizer`.
+        weight_decay: The highest rate, which the schedule distributes over the layers.
+        lr: Learning rate of the head; needed under `layer_lr_decay`.
+        **settings: The other settings of `LPWDConfig`. The optimizer decides when and how it decays, so
+            `decay_timing` and `decay_coupling` are not taken.
+
+    Returns:
+        See `LayerPlan.param_groups`.
+
+    Raises:
+        ValueError: A value is out of its range, or a parameter has no layer; the message names it.
+        TypeError: A setting has no such name.
+
+    Examples:
+        >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
+        >>> optimizer = torch.optim.AdamW(layer_param_groups(model, weight_decay=0.05), lr=1e-3)
+        >>> [round(group["weight_decay"], 3) for group in optimizer.param_groups]
+        [0.0, 0.017, 0.033, 0.05]
+    """
+    for name in ("decay_timing", "decay_coupling"):
+        if name in settings:
+            raise TypeError(f"{name} has no effect on parameter groups: use create_lpwd_optimizer")
+    config = LPWDConfig.from_kwargs(weight_decay=weight_decay, **settings)
+    return plan_layers(model, config).param_groups(model, lr=lr)
+
+
+def _check_keywords(optimizer_cls: Any, optimizer_kwargs: Mapping[str, Any]) -> None:
+    """Raises a TypeError for a keyword that neither `LPWDConfig` nor the optimizer has."""
+    try:
+        taken = inspect.signature(optimizer_cls).parameters
+    except (TypeError, ValueError):
+        return  # not a class, which `LayerwiseDecay` says
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    for name in optimizer_kwargs:
+        if name not in taken and (name in _FORMER_NAMES or not takes_any):
+            known = SETTINGS if name in _FORMER_NAMES else [*SETTINGS, *taken]
+            raise TypeError(unknown("argument", name, known))

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_lpwd.diagnostics import layer_norms
-from hf_lpwd.layers import LayerMap
+from hf_lpwd.plan import LayerPlan, layer_name
 
 #: First part of the keys of the per-layer values in the Trainer's logs.
 LAYER_LOG_KEYS = ("weight_decay", "weight_norm", "grad_to_weight")
@@ -52,7 +52,7 @@ class LayerLog(TrainerCallback):
     """Measures the layers after the optimizer's step, while gradients are still there."""
 
     def __init__(self) -> None:
-        self.layer_map: LayerMap | None = None
+        self.plan: LayerPlan | None = None
         self.values: dict[str, float] = {}
 
     def on_optimizer_step(
@@ -61,8 +61,8 @@ class LayerLog(TrainerCallback):
         """Measures, if this step will be logged."""
         step = state.global_step + 1
         due = args.logging_strategy == IntervalStrategy.STEPS and step % state.logging_steps == 0
-        if self.layer_map is not None and (due or (step == 1 and args.logging_first_step)):
-            self.values = layer_values(kwargs["optimizer"].param_groups, self.layer_map)
+        if self.plan is not None and (due or (step == 1 and args.logging_first_step)):
+            self.values = layer_values(kwargs["optimizer"].param_groups, self.plan)
 
     def take(self) -> dict[str, float]:
         """The values of the step just made; each is given out once."""
@@ -70,12 +70,12 @@ class LayerLog(TrainerCallback):
         return values
 
 
-def layer_values(groups: list[dict[str, Any]], layer_map: LayerMap) -> dict[str, float]:
+def layer_values(groups: list[dict[str, Any]], plan: LayerPlan) -> dict[str, float]:
     """Returns each layer's decay rate, weight norm and gradient-to-weight ratio.
 
     Args:
-        groups: Parameter groups with `param_names`; parameters that `layer_map` does not name are left out.
-        layer_map: Parameter name -> layer index.
+        groups: Parameter groups with `param_names`; parameters that are not in the plan are left out.
+        plan: The plan of the model.
 
     Returns:
         ``weight_decay/layer_i``, the highest rate in the layer; ``weight_norm/layer_i``, the L2 norm of its
@@ -91,13 +91,13 @@ def layer_values(groups: list[dict[str, Any]], layer_map: LayerMap) -> dict[str,
         names, params = group.get("param_names", ()), group["params"]
         members = dict(zip(names, params, strict=True)) if len(names) == len(params) else {}
         for name in names:
-            if name not in layer_map.index_by_name:
+            if name not in plan:
                 continue
-            layer = layer_map.stack_by_name[name], layer_map.index_by_name[name]
+            layer = plan[name].stack, plan[name].layer
             rates[layer] = max(rates[layer], group["weight_decay"])
             parameter = members.get(name)
             # A process holds less than the whole of a flattened group, also where the group has one member.
-            if parameter is None or parameter.numel() != layer_map.size_by_name.get(name, parameter.numel()):
+            if parameter is None or parameter.numel() != plan[name].size:
                 continue
             weights[layer].append(parameter)
             if parameter.grad is not None:
@@ -107,7 +107,7 @@ def layer_values(groups: list[dict[str, Any]], layer_map: LayerMap) -> dict[str,
         layer: norm / weight_norms[layer] for layer, norm in grad_norms.items() if weight_norms[layer] > 0.0
     }
     return {
-        f"{key}/{stack}/layer_{index}" if stack else f"{key}/layer_{index}": values[stack, index]
+        f"{key}/{layer_name(stack, index)}": values[stack, index]
         for key, values in zip(LAYER_LOG_KEYS, (rates, weight_norms, ratios), strict=True)
         for stack, index in sorted(values)
     }

@@ -1,8 +1,8 @@
 """Decay of bfloat16 and float16 weights, where the decay of a single step rounds to nothing, or badly.
 
 A weight of 8 significant bits times ``1 - 1e-4`` is the weight itself. So the decay of such weights is added
-up in their parameter group, as `decay_debt` = - sum log(1 - share), and applied in portions of a few units in
-the last place: smaller ones round badly (37% too strong at 2^-8 in bfloat16), larger ones keep the weights
+up in their parameter group, as `decay_debt` = - sum log(1 - fraction), and applied in portions of a few units
+in the last place: smaller ones round badly (37% too strong at 2^-8 in bfloat16), larger ones keep the weights
 waiting. Portions of one size round alike each time (3% too weak at 2^-6), so they vary between 3/4 and 5/4 of
 `mean_portion`; the decay then comes out right to about 1% over all significands. No memory is needed, nothing
 is random, and debt and number of portions travel in the state dict.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_lpwd.decay_groups import shrinkage
+from hf_lpwd.decay_groups import decay_fraction
 from hf_lpwd.diagnostics import rounds_to_nothing
 from hf_lpwd.parameters import is_partitioned
 
@@ -32,27 +32,29 @@ def is_low_precision(dtype: torch.dtype) -> bool:
 
 
 def mean_portion(dtype: torch.dtype) -> float:
-    """Returns the share that is taken from weights of `dtype` at once: 2^-6 in bfloat16, 2^-9 in float16."""
+    """Returns the fraction taken from weights of `dtype` at once: 2^-6 in bfloat16, 2^-9 in float16."""
     return 2.0 * torch.finfo(dtype).eps
 
 
-def by_precision(params: list[Tensor], group: dict[str, Any], share: Any) -> list[tuple[list[Tensor], Any]]:
+def by_precision(
+    params: list[Tensor], group: dict[str, Any], fraction: float | Tensor
+) -> list[tuple[list[Tensor], float | Tensor]]:
     """Divides the decay of one step: float32 has it now, lower precision when enough has come together.
 
     Args:
         params: The parameters of `group` that decay in this step; if none, nothing is added to the debt.
         group: A parameter group; its `decay_debt` and `decay_portions` are brought up to date.
-        share: `shrinkage(group)`.
+        fraction: `decay_fraction(group)`.
 
     Returns:
-        Parameters, with the share of them to take away now; only what has a share above 0.
+        Parameters, with the fraction of them to take away now.
     """
-    if isinstance(share, float) and share == 0.0:
-        return []
     low = [p for p in params if is_low_precision(p.dtype)]
-    full = [p for p in params if not is_low_precision(p.dtype)] if low else params
-    parts = [(full, share), (low, _due(group, low, float(share)) if low else 0.0)]
-    return [(part, due) for part, due in parts if part and not (isinstance(due, float) and due == 0.0)]
+    if not low:
+        return [(params, fraction)] if params else []
+    full = [p for p in params if not is_low_precision(p.dtype)]
+    due = _due(group, low, float(fraction))
+    return [(part, now) for part, now in ((full, fraction), (low, due)) if part and (part is full or now)]
 
 
 def warn_of_vanishing_rates(groups: Iterable[dict[str, Any]]) -> None:
@@ -62,11 +64,13 @@ def warn_of_vanishing_rates(groups: Iterable[dict[str, Any]]) -> None:
     """
     rates = set()
     for group in groups:
-        share = float(shrinkage(group))
+        if group["decay_timing"] == "l2":
+            continue
+        fraction = float(decay_fraction(group))
         own = [p for p in group["params"] if not is_partitioned(p)]
         for dtype in filter(is_low_precision, {parameter.dtype for parameter in own}):
-            if rounds_to_nothing(share, dtype):
-                steps = math.ceil(math.log1p(-mean_portion(dtype)) / math.log1p(-share))
+            if rounds_to_nothing(fraction, dtype):
+                steps = math.ceil(math.log1p(-mean_portion(dtype)) / math.log1p(-fraction))
                 rates.add((group["weight_decay"], str(dtype).removeprefix("torch."), steps))
     if rates:
         named = ", ".join(f"{rate:g} ({dtype}, {steps} steps)" for rate, dtype, steps in sorted(rates))
@@ -78,8 +82,8 @@ def warn_of_vanishing_rates(groups: Iterable[dict[str, Any]]) -> None:
         )
 
 
-def _due(group: dict[str, Any], low: Iterable[Tensor], share: float) -> float:
-    debt, portions = group["decay_debt"] - math.log1p(-share), group["decay_portions"]
+def _due(group: dict[str, Any], low: Iterable[Tensor], fraction: float) -> float:
+    debt, portions = group["decay_debt"] - math.log1p(-fraction), group["decay_portions"]
     portion = max(mean_portion(dtype) for dtype in {parameter.dtype for parameter in low})
     due = -math.expm1(-debt)
     if due < portion * (0.75 + 0.5 * (portions * _GOLDEN % 1.0)):

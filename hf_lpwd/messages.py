@@ -26,9 +26,33 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
     return f"unknown {what} {str(name)!r}" + (f": did you mean {nearest[0]!r}?" if nearest else "")
 
 
+def error_words(error: Exception) -> str:
+    """Returns an error in one line of under 300 characters: a refusal as it is, another with its type."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, BadInputError):
+        return text
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror} ({type(error).__name__})"
+    if not isinstance(error, (ValueError, ImportError)):
+        text = f"{type(error).__name__}: {text}"
+    return f"{text if len(text) < 240 else text[:237] + '...'} (--traceback shows where)"
+
+
 def hide_tokens(text: str) -> str:
     """Returns `text` with every token for the Hub in it as ``hf_...``."""
     return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_...", text)
+
+
+def printable(text: object) -> str:
+    r"""Returns text on one line, without tokens and without characters that command a terminal.
+
+    Example:
+        >>> printable("no\n  right \x1b[31m")
+        'no right ?[31m'
+    """
+    line = " ".join(str(text).split())
+    return hide_tokens("".join(character if character.isprintable() else "?" for character in line))
 
 
 def refuse(prog: str, message: object) -> int:
@@ -37,7 +61,7 @@ def refuse(prog: str, message: object) -> int:
     Where torchrun or accelerate started several processes, the first that has an error says it; the launcher
     repeats it at the end of its own report.
     """
-    line = f"{prog}: error: {hide_tokens(' '.join(str(message).split()))}"
+    line = f"{prog}: error: {printable(message)}"
     if _is_first_to_say(line):
         say(line)
     return 2

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hf_lpwd import timings
 from hf_lpwd.base_optimizer import (
     allocates_state,
     check_base,
-    check_sparse_gradients,
-    division_of_work,
-    joined_groups,
+    check_step_size,
+    own_decay,
+    step_base,
 )
-from hf_lpwd.decay_groups import check_group, check_own_weights, check_same_run, completed, shrinkage
+from hf_lpwd.config import Coupling, Timing
+from hf_lpwd.decay_groups import (
+    check_group,
+    check_own_weights,
+    completed,
+    decay_fraction,
+    groups_to_load,
+)
 from hf_lpwd.low_precision import by_precision, warn_of_vanishing_rates
+from hf_lpwd.plan import LayerPlan
+from hf_lpwd.stale_gradients import StaleGradients
 
 
 class LayerwiseDecay(Optimizer):
-    r"""Any torch optimizer, with weight decay applied at a chosen moment of the step.
+    r"""Any torch optimizer, with a choice of when in the step weight decay is applied.
 
     With theta the weights, g(theta) the gradient, u(g) the base optimizer's update without its learning
     rate eta, and lambda the `weight_decay` of the parameter's group:
@@ -33,56 +44,64 @@ class LayerwiseDecay(Optimizer):
     | ``rwd`` | theta' = (1 - eta lambda) (theta - eta u(g(theta))) | theta |
     | ``pwd`` | theta^ = (1 - eta lambda) theta, then theta' = theta^ - eta u(g(theta^)) | theta^ |
 
-    eta is the group's `lr`; ``coupling="independent"`` puts lambda in the place of eta * lambda.
+    eta is the group's `lr`; ``decay_coupling="independent"`` puts lambda in the place of eta * lambda.
 
-    ``pwd`` decays in `train()`, which has to be called before each forward pass; `transformers.Trainer`
-    does so by itself. Calling it again before `step()` does nothing, so gradient accumulation decays once,
-    and so does a step that a gradient scaler skips and repeats (the weights stay decayed until it succeeds).
-    Between `step()` and the next `train()` the weights are the undecayed theta', which is what is to be
-    evaluated and saved. A state dict made between
-    `train()` and `step()` says so, and goes with the decayed weights of that moment. A parameter without a
-    gradient is left alone by all timings but ``pwd``, which cannot know.
+    ``pwd`` decays in `train()`, which must be called before each forward pass; `transformers.Trainer` does
+    that. Further calls before `step()` do nothing, so weights decay once under gradient accumulation, and
+    once for a step that a gradient scaler skips and repeats. Between `step()` and the next `train()` the
+    weights are the undecayed theta', to be evaluated and saved. A state dict made between `train()` and
+    `step()` says so, and belongs to the decayed weights. A parameter without a gradient is left alone by all
+    timings but ``pwd``, which cannot know. A step that would use gradients from before the decay raises.
 
-    Where the base optimizer is one of torch's Adams, ``wd`` and ``rwd`` run inside its own (fused) pass:
+    If the base optimizer is one of torch's Adams, ``wd`` and ``rwd`` run inside its own (fused) pass:
     ``rwd`` is ``wd`` with learning rate ``eta (1 - eta lambda)`` and rate ``lambda / (1 - eta lambda)``.
-    Elsewhere they are one multiplication before or after it; only ``wd`` around an optimizer whose update may
-    depend on the weights (anything but torch's own) needs a copy of the decayed weights during the step.
-
-    In bfloat16 and float16 weights the decay of one step mostly rounds to nothing. There it is added up, and
-    applied when it amounts to about 2^-6 or 2^-9 of the weight, by all timings but ``l2``; see
-    `hf_lpwd.low_precision`. A warning names the rates.
+    Otherwise they are one multiplication before or after it; see `hf_lpwd.timings`. In bfloat16 and float16
+    weights the decay of one step mostly rounds to nothing. There it is added up, and applied when it amounts
+    to about 2^-6 or 2^-9 of the weight, by all timings but ``l2``; see `hf_lpwd.low_precision`.
 
     Args:
         params: Parameters, named parameters or parameter groups, as for any torch optimizer. A group may set
-            `weight_decay`.
+            `weight_decay` and `lr`.
         optimizer_cls: Class of the base optimizer.
-        timing: ``"l2"``, ``"wd"``, ``"rwd"`` or ``"pwd"``.
-        coupling: ``"lr"`` as in `torch.optim.AdamW`, or ``"independent"``.
+        decay_timing: ``"l2"``, ``"wd"``, ``"rwd"`` or ``"pwd"``.
+        decay_coupling: ``"lr"`` as in `torch.optim.AdamW`, or ``"independent"``.
         weight_decay: lambda of groups that do not set their own.
         **optimizer_kwargs: For `optimizer_cls`: `lr`, `betas` and so on.
 
     Attributes:
         base: The base optimizer. Its `param_groups` and `state` are this optimizer's.
+        plan: The `LayerPlan` that it was made from, or None.
 
     Raises:
         ValueError: An unknown timing or coupling, ``l2`` with independent coupling, a rate that is negative
-            or not finite, a shrinkage (eta * lambda, or lambda if independent) that is not below 1, or a
-            `weight_decay` that no group would use.
+            or not finite, a decay of one step (eta * lambda, or lambda if independent) that is not below 1, a
+            `weight_decay` that no group would use, or coupling to the `lr` of an optimizer that estimates its
+            step size (Prodigy, D-Adaptation).
         TypeError: The base optimizer cannot be wrapped; the message says why.
+
+    Examples:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = LayerwiseDecay([weight], torch.optim.SGD, weight_decay=0.5, lr=0.1)
+        >>> optimizer.train()
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        >>> weight.data  # (1 - 0.1 * 0.5) * 1 - 0.1 * 1
+        tensor([0.8500, 0.8500])
 
     Source: *Layer-wise Pre-weight Decay* (OpenReview 0GZ1Bq4Tfr) for ``rwd`` and ``pwd``; Loshchilov and
     Hutter, *Decoupled Weight Decay Regularization* (2019) for ``wd``.
     """
 
     base: Optimizer
+    plan: LayerPlan | None = None
 
     def __init__(
         self,
         params: Iterable[Any],
         optimizer_cls: type[Optimizer] = torch.optim.AdamW,
         *,
-        timing: str = "pwd",
-        coupling: str = "lr",
+        decay_timing: Timing = "pwd",
+        decay_coupling: Coupling = "lr",
         weight_decay: float = 0.0,
         **optimizer_kwargs: Any,
     ) -> None:
@@ -93,7 +112,11 @@ class LayerwiseDecay(Optimizer):
         if not members:
             raise ValueError("the optimizer got an empty parameter list")
         given = members if isinstance(members[0], dict) else [{"params": members}]
-        decay_defaults = {"weight_decay": weight_decay, "decay_timing": timing, "decay_coupling": coupling}
+        decay_defaults = {
+            "weight_decay": weight_decay,
+            "decay_timing": decay_timing,
+            "decay_coupling": decay_coupling,
+        }
         groups = [completed(group, decay_defaults) for group in given]
         if weight_decay and all("weight_decay" in group for group in given):
             own = sorted({group["weight_decay"] for group in groups})
@@ -105,6 +128,7 @@ class LayerwiseDecay(Optimizer):
         base = optimizer_cls(groups, **optimizer_kwargs)
         for group in base.param_groups:
             check_group(group)
+            check_step_size(optimizer_cls, group)
         # Not `super().__init__`, which would make groups and a state beside the base optimizer's.
         self.__setstate__({"base": base, "defaults": {**base.defaults, **decay_defaults}})
         warn_of_vanishing_rates(base.param_groups)
@@ -128,33 +152,66 @@ class LayerwiseDecay(Optimizer):
         self.base.state = state
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"base": self.base, "defaults": self.defaults}
+        return {"base": self.base, "defaults": self.defaults, "plan": self.plan}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._stale = StaleGradients()
+
+    def __repr__(self) -> str:
+        groups = self.param_groups
+        lrs, rates = (_range([group.get(key) for group in groups]) for key in ("lr", "weight_decay"))
+        return (
+            f"{type(self).__name__}({type(self.base).__name__}, {groups[0]['decay_timing']}, coupling "
+            f"{groups[0]['decay_coupling']}: lr {lrs}, weight_decay {rates}, {len(groups)} groups)"
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, as on any torch optimizer; `weight_decay` defaults to the constructor's."""
-        group = completed(param_group, self.defaults)
-        check_group(group)
-        self.base.add_param_group(group)
-        warn_of_vanishing_rates(self.param_groups[-1:])
+        """Adds a group, as on any torch optimizer.
+
+        If it has no `weight_decay` and there is a `plan`, the parameters get their layers' weight decay and
+        learning rate, in a group for each; they need their names:
+        ``{"params": [(name, p) for name, p in model.named_parameters() if ...]}``. Without a plan,
+        `weight_decay` defaults to the constructor's.
+
+        Raises:
+            ValueError: The plan does not know a parameter, or a value is out of its range.
+        """
+        groups = [param_group]
+        if self.plan is not None and "weight_decay" not in param_group:
+            groups = self.plan.regroup(param_group, lr=self.defaults["lr"])
+        for group in [completed(group, self.defaults) for group in groups]:
+            check_group(group)
+            check_step_size(type(self.base), group)
+            self.base.add_param_group(group)
+            warn_of_vanishing_rates(self.param_groups[-1:])
 
     @torch.no_grad()
     def train(self) -> None:
         """Call before each forward pass: under ``pwd``, decays once for the step that follows.
 
         Raises:
-            ValueError: A group's shrinkage is not in [0, 1).
+            ValueError: A group's decay of one step is not in [0, 1).
             RuntimeError: Timing ``pwd`` under DeepSpeed, where the optimizer holds copies of the weights.
         """
         waiting = [g for g in self.param_groups if g["decay_timing"] == "pwd" and not g["decay_applied"]]
-        for group, share in [(group, shrinkage(group)) for group in waiting]:
+        for group, fraction in [(group, decay_fraction(group)) for group in waiting]:
             check_own_weights(group)
-            trained = [p for p in group["params"] if p.requires_grad]
-            for part, due in by_precision(trained, group, share):
-                torch._foreach_mul_(part, 1.0 - due)
             group["decay_applied"] = True
+            if group["weight_decay"] == 0.0:
+                continue
+            trained = [p for p in group["params"] if p.requires_grad]
+            for weights, s in by_precision(trained, group, fraction):
+                timings.pwd(weights, s)
+            self._stale.remember(trained)
 
     def eval(self) -> None:
         """Call before an evaluation. Changes nothing: after `step()` the weights are already undecayed."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Removes the gradients, as any torch optimizer does."""
+        self._stale.removed()
+        super().zero_grad(set_to_none)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -167,65 +224,55 @@ class LayerwiseDecay(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: Timing ``pwd``, and `train()` was not called since the last step.
-            ValueError: A group's shrinkage is not in [0, 1).
-            TypeError: A gradient is sparse, and the base optimizer or timing ``l2`` does not take it.
+            RuntimeError: Timing ``pwd``, and `train()` was not called since the last step, or it was called
+                after the gradients were computed.
+            ValueError: A group's decay of one step is not in [0, 1).
+            TypeError: Timing ``l2``, and a gradient is sparse, or the base optimizer differentiates it.
         """
         loss = None
         if closure is not None:
             self.train()
             with torch.enable_grad():
                 loss = closure()
-        check_sparse_gradients(self.base)
         groups = self.param_groups
-        allocating = allocates_state(groups)
-        shares = [0.0 if allocating else shrinkage(group) for group in groups]
-        pending = [g for g in groups if g["decay_timing"] == "pwd" and not g["decay_applied"]]
-        if pending and not allocating:
+        if allocates_state(groups):
+            step_base(self.base, [{"weight_decay": 0.0}] * len(groups))
+            return loss
+        if any(group["decay_timing"] == "pwd" and not group["decay_applied"] for group in groups):
             raise RuntimeError(
                 "timing 'pwd' decays before the forward pass, but optimizer.train() was not called since the "
                 "last step: call it before each forward pass, or use timing 'rwd', which needs no call"
             )
-        self._decaying_step(shares)
-        if not allocating:
-            for group in groups:
-                group["decay_applied"] = False
+        self._stale.check(groups)
+        self._step_with_decay()
+        if any(group["decay_applied"] for group in groups):
+            self._stale.used(groups)
+        for group in groups:
+            group["decay_applied"] = False
         return loss
 
-    def _decaying_step(self, shares: list[Any]) -> None:
-        originals: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        gradients: list[tuple[Tensor, Tensor]] = []
-        after: list[tuple[list[Tensor], Any]] = []
-        around: list[tuple[list[Tensor], list[Tensor]]] = []
+    def _step_with_decay(self) -> None:
+        seen_by_base: list[dict[str, Any]] = []
+        after_update: list[timings.AfterUpdate] = []
         groups = self.param_groups
-        try:
-            for group, share in zip(groups, shares, strict=True):
-                moment, seen_by_base = division_of_work(self.base, group, share)
-                trained = [p for p in group["params"] if p.grad is not None] if moment else []
-                if moment == "gradient":
-                    gradients += _with_penalty(trained, group)
-                elif moment:
-                    for part, due in by_precision(trained, group, share):
-                        if moment == "before":
-                            torch._foreach_mul_(part, 1.0 - due)
-                        elif moment == "after":
-                            after.append((part, due))
-                        else:
-                            around.append((part, list(torch._foreach_mul(part, due))))
-                originals.append((group, {key: group[key] for key in seen_by_base}))
-                group.update(seen_by_base)
-            self.param_groups = joined_groups(self.base)
-            self.base.step()
-        finally:
-            self.param_groups = groups
-            for group, original in originals:
-                group.update(original)
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-        for part, due in after:
-            torch._foreach_mul_(part, 1.0 - due)
-        for part, decay in around:
-            torch._foreach_sub_(part, decay)
+        fractions = [decay_fraction(group) for group in groups]
+        with ExitStack() as gradients:
+            for group, fraction in zip(groups, fractions, strict=True):
+                own = own_decay(self.base, group)
+                seen_by_base.append({"weight_decay": 0.0} if own is None else own)
+                trained = [] if own is not None else [p for p in group["params"] if p.grad is not None]
+                if not trained:
+                    continue
+                if group["decay_timing"] == "l2":
+                    gradients.callback(timings.l2(trained, group, self.base))
+                    continue
+                decay = timings.rwd if group["decay_timing"] == "rwd" else timings.wd
+                after_update += [
+                    decay(weights, s, self.base) for weights, s in by_precision(trained, group, fraction)
+                ]
+            step_base(self.base, seen_by_base)
+        for finish in after_update:
+            finish()
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state dict; decay settings and parameter names stand in its groups."""
@@ -245,16 +292,12 @@ class LayerwiseDecay(Optimizer):
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
-        check_same_run(self.param_groups, state_dict["param_groups"])
+        state_dict["param_groups"] = groups_to_load(self.param_groups, state_dict["param_groups"])
         self.base.load_state_dict(state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
 
-def _with_penalty(params: list[Tensor], group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
-    """Adds lambda * theta to the gradients of parameters; returns the parameters with what they had."""
-    gradients = [p.grad for p in params if p.grad is not None]
-    rate = -group["weight_decay"] if group.get("maximize") else group["weight_decay"]
-    for parameter, penalized in zip(params, torch._foreach_add(gradients, params, alpha=rate), strict=True):
-        parameter.grad = penalized
-    return list(zip(params, gradients, strict=True))
+def _range(values: list[Any]) -> str:
+    distinct = sorted({float(value) for value in values if value is not None})
+    return " to ".join(f"{value:g}" for value in dict.fromkeys([*distinct[:1], *distinct[-1:]])) or "None"

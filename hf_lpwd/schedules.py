@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
+from hf_lpwd.messages import unknown
+
 #: A schedule: a name, ``"power:<exponent>"``, the rates themselves (one for each index 0..n), or a
 #: function ``(index, n) -> rate``.
 Schedule: TypeAlias = str | Sequence[float] | Callable[[int, int], float]
@@ -74,12 +76,14 @@ def _shape(name: str) -> Callable[[float], float]:
         except ValueError:
             exponent = math.nan
         if not math.isfinite(exponent) or exponent < 0.0:
-            raise ValueError(f"schedule {name!r}: the exponent must be a finite number >= 0, as in 'power:2'")
+            raise ValueError(
+                f"layer_schedule {name!r}: the exponent must be a finite number >= 0, as in 'power:2'"
+            )
         return lambda depth: depth**exponent
     if colon or base not in _SHAPES:
         raise ValueError(
-            f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}, 'power:<exponent>', "
-            "a list of rates for layers 0..n, or a function (index, n) -> rate"
+            f"{unknown('layer_schedule', name, SCHEDULES)}; choose one of {', '.join(SCHEDULES)}, "
+            "'power:<exponent>', a list of rates for layers 0..n, or a function (index, n) -> rate"
         )
     return _SHAPES[base]
 
@@ -87,9 +91,9 @@ def _shape(name: str) -> Callable[[float], float]:
 def layer_rates(
     weight_decay: float,
     num_layers: int,
-    schedule: Schedule = "linear",
+    layer_schedule: Schedule = "linear",
     *,
-    match_budget: Sequence[int] | None = None,
+    decayed_counts: Sequence[int] | None = None,
 ) -> list[float]:
     r"""Returns the weight decay rate of each layer index.
 
@@ -107,9 +111,9 @@ def layer_rates(
     Args:
         weight_decay: lambda, the rate of the base optimizer's `weight_decay`.
         num_layers: n, the index of the head; the stem is 0.
-        schedule: See above.
-        match_budget: Number of decayed scalars at each index 0..n. Where given, all rates are multiplied
-            by one factor such that their mean over these scalars is `weight_decay`, so that schedules can
+        layer_schedule: See above.
+        decayed_counts: Number of decayed elements at each index 0..n. Where given, all rates are multiplied
+            by one factor such that their mean over these elements is `weight_decay`, so that schedules can
             be compared at an equal amount of decay.
 
     Returns:
@@ -118,7 +122,7 @@ def layer_rates(
     Raises:
         ValueError: A rate is negative, NaN or infinite, a list has the wrong length, the schedule has no
             such name, or no decayed scalar has a rate that could be scaled to the budget.
-        TypeError: `match_budget` is True or False, not counts.
+        TypeError: `decayed_counts` is True or False, not counts.
 
     Source: *Layer-wise Pre-weight Decay* (OpenReview 0GZ1Bq4Tfr) for ``linear``.
     """
@@ -126,40 +130,42 @@ def layer_rates(
     if num_layers < 1:
         raise ValueError(f"num_layers is {num_layers}, but must be at least 1 (the head's index)")
     indices = range(num_layers + 1)
-    if isinstance(schedule, str):
-        shape = _shape(schedule)
+    if isinstance(layer_schedule, str):
+        shape = _shape(layer_schedule)
         rates = [weight_decay * shape(i / num_layers) for i in indices]
-    elif callable(schedule):
-        rates = [schedule(i, num_layers) for i in indices]
-    elif not isinstance(schedule, Iterable):
-        raise ValueError(f"schedule is {schedule!r}, but must be a name, a list of rates or a function")
+    elif callable(layer_schedule):
+        rates = [layer_schedule(i, num_layers) for i in indices]
+    elif not isinstance(layer_schedule, Iterable):
+        raise ValueError(
+            f"layer_schedule is {layer_schedule!r}, but must be a name, a list of rates or a function"
+        )
     else:
-        rates = list(schedule)
+        rates = list(layer_schedule)
         if len(rates) != num_layers + 1:
             raise ValueError(
-                f"schedule lists {len(rates)} rates, but the model has {num_layers + 1} layer indices "
+                f"layer_schedule lists {len(rates)} rates, but the model has {num_layers + 1} layer indices "
                 f"(0, the stem, to {num_layers}, the head)"
             )
     rates = [check_rate(rate, f"rate of layer {i}") for i, rate in enumerate(rates)]
-    if match_budget is None:
+    if decayed_counts is None:
         return rates
-    return _scaled_to_budget(rates, weight_decay, match_budget)
+    return _scaled_to_budget(rates, weight_decay, decayed_counts)
 
 
 def _scaled_to_budget(rates: list[float], weight_decay: float, counts: Sequence[int]) -> list[float]:
     if not isinstance(counts, Sequence):
         raise TypeError(
-            f"match_budget is {counts!r}, but must list the number of decayed scalars at each index"
+            f"decayed_counts is {counts!r}, but must list the number of decayed elements at each index"
         )
     if len(counts) != len(rates):
-        raise ValueError(f"match_budget lists {len(counts)} counts for {len(rates)} layer indices")
+        raise ValueError(f"decayed_counts lists {len(counts)} counts for {len(rates)} layer indices")
     total = math.fsum(rate * count for rate, count in zip(rates, counts, strict=True))
     scalars = sum(counts)
     if weight_decay == 0.0 or scalars == 0:
         return [0.0] * len(rates)
     if total == 0.0:
         raise ValueError(
-            f"match_budget cannot reach a mean rate of {weight_decay}: the schedule gives every layer "
+            f"match_decay_budget cannot reach a mean rate of {weight_decay}: the schedule gives every layer "
             "that has decayed parameters a rate of 0"
         )
     factor = weight_decay * scalars / total

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.utils import CONFIG_NAME
 
-from hf_lpwd.base_optimizer import has_fused_kernel
+from hf_lpwd.config import LPWDConfig
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
-from hf_lpwd.factory import create_lpwd_optimizer
+from hf_lpwd.factory import optimizer_from_plan
 from hf_lpwd.layer_log import QUIET, LayerLog
-from hf_lpwd.layers import LayerMap, layer_index_map
+from hf_lpwd.layers import Layers
 from hf_lpwd.optimizer import LayerwiseDecay
-from hf_lpwd.schedules import parse_schedule
-from hf_lpwd.training_args import LPWDTrainingArguments
+from hf_lpwd.plan import LayerPlan, plan_layers
+from hf_lpwd.schedules import Schedule
+from hf_lpwd.trainer_optimizer import base_optimizer, regrouped
+from hf_lpwd.training_args import LPWDArguments
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -28,26 +30,48 @@ else:
 class LPWDTrainerMixin(_Base):
     """Gives any `Trainer` subclass layer-wise weight decay: ``class Mine(LPWDTrainerMixin, Seq2SeqTrainer)``.
 
-    The base optimizer is `args.optim`, or the class in `optimizer_cls_and_kwargs`; the decay is that of
-    `LPWDTrainingArguments`. At `logging_steps` each layer's rate, weight norm and ratio of gradient norm to
-    weight norm go to the Trainer's logs; see `hf_lpwd.layer_log.layer_values`.
+    The base optimizer is `args.optim`, or the class in `optimizer_cls_and_kwargs`; the decay is that of the
+    arguments, which are `LPWDTrainingArguments` or have `LPWDArguments` in front of another class. With
+    `log_layers`, each layer's rate, weight norm and ratio of gradient norm to weight norm go to the Trainer's
+    logs at `logging_steps`; see `hf_lpwd.layer_log.layer_values`.
+
+    Args:
+        *args: For the Trainer, as are `kwargs`.
+        layer_map: Replaces `layer_map` of the arguments, which cannot be a `LayerMap`.
+        layer_schedule: Replaces `layer_schedule` of the arguments, which cannot be a function.
+        **kwargs: See `args`.
 
     Attributes:
-        layer_map: The layer index of each parameter, from the start of training on.
+        layer_plan: What happens to each parameter; None until `create_optimizer`, which training starts with.
 
     Raises:
-        TypeError: The arguments are no `LPWDTrainingArguments`, or the optimizer cannot be wrapped.
+        TypeError: The arguments have no decay settings, or the optimizer cannot be wrapped.
         ValueError: A setting would be ignored or cannot work; the message says why.
     """
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        layer_map: Layers | None = None,
+        layer_schedule: Schedule | None = None,
+        **kwargs: Any,
+    ) -> None:
+        training_args = kwargs.get("args", next((a for a in args if isinstance(a, TrainingArguments)), None))
+        if not isinstance(training_args, LPWDArguments):
+            given = "none" if training_args is None else f"{type(training_args).__name__}"
+            raise TypeError(
+                f"{type(self).__name__} needs args with decay settings, such as "
+                f"LPWDTrainingArguments(output_dir='out', weight_decay=0.05), but got {given}; LPWDArguments "
+                "adds the settings to another class of arguments"
+            )
+        _refuse_ignored_methods(type(self))
+        settings = {"layer_map": layer_map, "layer_schedule": layer_schedule}
+        self._settings = {name: value for name, value in settings.items() if value is not None}
         super().__init__(*args, **kwargs)
-        self.layer_map: LayerMap | None = None
-        self._layer_log = LayerLog()
-        if not isinstance(self.args, LPWDTrainingArguments):
-            raise TypeError(f"args must be LPWDTrainingArguments, not {type(self.args).__name__}")
+        self.layer_plan: LayerPlan | None = None
+        self._given_optimizer = self.optimizer
         if self.optimizer is not None and not isinstance(self.optimizer, LayerwiseDecay):
             raise ValueError(
                 f"the {type(self.optimizer).__name__} passed in `optimizers` would ignore the decay settings "
@@ -55,60 +79,49 @@ class LPWDTrainerMixin(_Base):
             )
         if self.is_deepspeed_enabled and self.args.decay_timing == "pwd":
             raise ValueError(PWD_UNDER_DEEPSPEED)
-        self.add_callback(self._layer_log)
+        self._layer_log = LayerLog()
+        if self.args.log_layers:
+            self.add_callback(self._layer_log)
         callbacks = self.callback_handler.callbacks
         callbacks[:] = [QUIET[type(c)]() if type(c) in QUIET else c for c in callbacks]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Creates the `LayerwiseDecay` optimizer, as `Trainer.create_optimizer` does its own."""
+        """Creates `layer_plan` and from it the optimizer."""
         opt_model = self.model if model is None else model
-        self.layer_map = self._layer_log.layer_map = layer_index_map(opt_model)
+        if self.optimizer is None or self.layer_plan is None:
+            config = LPWDConfig.from_args(self.args, **self._settings)
+            self.layer_plan = self._layer_log.plan = plan_layers(opt_model, config)
         if self.optimizer is None:
-            args: LPWDTrainingArguments = self.args
-            optimizer_cls, optimizer_kwargs = self._base_optimizer(opt_model)
-            self.optimizer = create_lpwd_optimizer(
-                opt_model,
-                optimizer_cls,
-                weight_decay=args.weight_decay,
-                timing=args.decay_timing,
-                schedule=parse_schedule(args.layer_schedule),
-                coupling=args.decay_coupling,
-                match_budget=args.match_decay_budget,
-                decay_all=args.decay_all,
-                no_decay=args.no_decay_pattern,
-                layer_map=self.layer_map,
-                **optimizer_kwargs,
-            )
+            self.optimizer = self._optimizer_from_plan(self.layer_plan, opt_model)
+        elif self.optimizer is self._given_optimizer:
+            differences = self.layer_plan.differences(opt_model, self.optimizer.param_groups)
+            if differences:
+                more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+                raise ValueError(
+                    "the optimizer passed in `optimizers` is not what the arguments say: "
+                    f"{differences[0]}{more}: give the arguments the same settings, or leave the optimizer "
+                    "to the trainer"
+                )
         return self.optimizer
 
-    def _base_optimizer(self, model: nn.Module) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-        if self.optimizer_cls_and_kwargs is not None:
-            optimizer_cls, given = self.optimizer_cls_and_kwargs
-            kwargs = {"lr": self.args.learning_rate, **given}
-            if "weight_decay" in kwargs:
-                raise ValueError("weight_decay stands in optimizer_cls_and_kwargs: set it in the arguments")
+    def _optimizer_from_plan(self, plan: LayerPlan, model: nn.Module) -> LayerwiseDecay:
+        if self.optimizer_cls_and_kwargs is None:
+            found = self.get_optimizer_cls_and_kwargs(self.args, model)
         else:
-            optimizer_cls, given = self.get_optimizer_cls_and_kwargs(self.args, model)
-            kwargs = dict(given)
-            # Some of Trainer's handlers pass args.weight_decay on, which the groups carry already.
-            own_rate = kwargs.pop("weight_decay", self.args.weight_decay)
-            if own_rate != self.args.weight_decay:
-                raise ValueError(f"weight_decay={own_rate} stands in optim_args: use --weight_decay")
-        if kwargs.keys() & {"params", "model", "optimizer_dict"}:
-            raise ValueError(
-                f"optim {str(self.args.optim)!r} makes its own parameter groups, which leaves no place for "
-                "layer-wise rates: use an optimizer that takes groups, such as adamw_torch_fused"
-            )
-        # The kernel is the one that Trainer would use: adamw_torch and sgd are not fused.
-        if has_fused_kernel(optimizer_cls, ()):
-            kwargs.setdefault("fused", None)
-        return optimizer_cls, kwargs
+            optimizer_cls, given = self.optimizer_cls_and_kwargs
+            if "weight_decay" in given:
+                raise ValueError("weight_decay stands in optimizer_cls_and_kwargs: set it in the arguments")
+            found = optimizer_cls, {"lr": self.args.learning_rate, **given}
+        optimizer_cls, kwargs = base_optimizer(self.args, found)
+        groups = kwargs.pop("optimizer_dict", None)
+        if groups is not None:
+            groups = regrouped(plan, model, groups, lr=self.args.learning_rate)
+        return optimizer_from_plan(plan, model, optimizer_cls, param_groups=groups, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Logs as the Trainer does, with the per-layer values beside each training loss."""
-        if "loss" in logs:
-            logs.update(self._layer_log.take())
-        super().log(logs, *args, **kwargs)
+        layers = self._layer_log.take() if "loss" in logs else {}
+        super().log({**logs, **layers}, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # `save_pretrained` writes some models, ViT among them, with the names of their Hub checkpoints.
@@ -147,6 +160,23 @@ class LPWDTrainerMixin(_Base):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
+
+
+def _refuse_ignored_methods(trainer_cls: type) -> None:
+    """Raises a ValueError if a class overrides what the mixin replaces."""
+    mro = trainer_cls.__mro__[: trainer_cls.__mro__.index(Trainer)]
+    behind = mro[mro.index(LPWDTrainerMixin) + 1 :]
+    for cls in mro:
+        if "get_decay_parameter_names" in vars(cls):
+            raise ValueError(
+                f"{cls.__name__}.get_decay_parameter_names would be ignored: use the arguments' "
+                "no_decay_pattern, decay_by_pattern or decay_all"
+            )
+        if cls in behind and "create_optimizer" in vars(cls):
+            raise ValueError(
+                f"{cls.__name__}.create_optimizer would be ignored, as LPWDTrainerMixin comes before it: "
+                "override it in front of the mixin, or give the optimizer's class in optimizer_cls_and_kwargs"
+            )
 
 
 class LPWDTrainer(LPWDTrainerMixin, Trainer):

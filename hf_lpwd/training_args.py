@@ -1,65 +1,121 @@
-"""`LPWDTrainingArguments`, apart from the Trainer so that a command line is read before that is imported."""
+"""`LPWDArguments`: the settings of `LPWDConfig` as training arguments and flags.
+
+Apart from the Trainer, so that a command line is read before that is imported.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_lpwd.decay_groups import COUPLINGS, TIMINGS, check_timing
-from hf_lpwd.schedules import SCHEDULES, check_rate, parse_schedule
+from hf_lpwd.config import Coupling, LPWDConfig, Timing
+from hf_lpwd.schedules import check_rate
+
+_SETTINGS = {setting.name: setting for setting in fields(LPWDConfig)}
+
+
+def setting(name: str, **changes: Any) -> Any:
+    """Returns a dataclass field with the default and the help text that a setting has in `LPWDConfig`.
+
+    Args:
+        name: A field of `LPWDConfig`.
+        **changes: For `dataclasses.field`, such as `default`.
+    """
+    there = _SETTINGS[name]
+    return field(**{"default": there.default, "metadata": there.metadata, **changes})
 
 
 @dataclass
-class LPWDTrainingArguments(TrainingArguments):
+class LPWDArguments:
+    """The decay settings alone, to put in front of any class of training arguments, whose defaults stay.
+
+    `weight_decay`, the rate that the schedule distributes, is the field of the other class.
+
+    Raises:
+        ValueError: A setting has no such value.
+
+    Examples:
+        >>> @dataclass
+        ... class Arguments(LPWDArguments, Seq2SeqTrainingArguments): ...
+        >>> Arguments(output_dir="out", weight_decay=0.05, decay_timing="rwd").predict_with_generate
+        False
+    """
+
+    decay_timing: Timing = setting("decay_timing")
+    layer_schedule: str = setting("layer_schedule")
+    decay_coupling: Coupling = setting("decay_coupling")
+    match_decay_budget: bool = setting("match_decay_budget")
+    decay_all: bool = setting("decay_all")
+    no_decay_pattern: str | None = setting("no_decay_pattern")
+    decay_by_pattern: dict | str | None = setting("decay_by_pattern")
+    layer_lr_decay: float = setting("layer_lr_decay")
+    layer_map: dict | str | None = setting("layer_map")
+    log_layers: bool = field(
+        default=True,
+        metadata={"help": "Log each layer's weight decay, weight norm and gradient-to-weight ratio."},
+    )
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> LPWDArguments:
+        """Refuses a class that has fields of several bases, but an `__init__` that takes those of one."""
+        inherited = {name for base in cls.__mro__ for name in base.__dict__.get("__dataclass_fields__", ())}
+        if not inherited <= cls.__dataclass_fields__.keys():
+            raise TypeError(
+                f"{cls.__name__} takes fields of several bases: write @dataclass above its class line"
+            )
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name in ("decay_by_pattern", "layer_map"):
+            setattr(self, name, _from_json(name, getattr(self, name)))
+        LPWDConfig.from_args(self, weight_decay=getattr(self, "weight_decay", 0.0))
+        following = getattr(super(), "__post_init__", None)
+        if following is not None:
+            following()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the token out of pickles: Trainer writes one, training_args.bin, into every checkpoint."""
+        return {name: None if name == "hub_token" else value for name, value in self.__dict__.items()}
+
+
+@dataclass
+class LPWDTrainingArguments(LPWDArguments, TrainingArguments):
     """`transformers.TrainingArguments` with the settings of layer-wise weight decay.
 
-    `weight_decay` is lambda, the rate that the schedule distributes; `optim` is the base optimizer.
+    `weight_decay` is the rate that the schedule distributes; `optim` is the base optimizer. To put the decay
+    settings beside another class of arguments, such as trl's `SFTConfig`, use `LPWDArguments`.
 
     Raises:
         ValueError: A setting has no such value.
     """
 
-    decay_timing: str = field(
-        default="pwd",
-        metadata={
-            "help": f"When weight decay is applied: {', '.join(TIMINGS)} (coupled L2, decoupled as in AdamW, "
-            "after the update, before the gradient)."
-        },
-    )
-    layer_schedule: str = field(
-        default="linear",
-        metadata={
-            "help": f"How weight_decay is distributed over the layers: {', '.join(SCHEDULES)}, "
-            "power:<exponent>, or the rates of layers 0..n separated by commas."
-        },
-    )
-    decay_coupling: str = field(
-        default="lr",
-        metadata={"help": f"What a step multiplies the rate by: {' or '.join(COUPLINGS)} (nothing)."},
-    )
-    match_decay_budget: bool = field(
-        default=False,
-        metadata={"help": "Scale the rates so that their mean over all decayed scalars is weight_decay."},
-    )
-    decay_all: bool = field(
-        default=False, metadata={"help": "Decay biases, norms, position and token embeddings too."}
-    )
-    no_decay_pattern: str | None = field(
-        default=None,
-        metadata={"help": "Regular expression of parameter names that alone do not decay."},
-    )
+    weight_decay: float = setting("weight_decay", default=0.0)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in cls.__mro__:
+            is_other = issubclass(base, TrainingArguments) and not issubclass(base, LPWDArguments)
+            if is_other and base is not TrainingArguments:
+                raise TypeError(
+                    f"{cls.__name__} would have the defaults of TrainingArguments in place of those of "
+                    f"{base.__name__}: write class {cls.__name__}(LPWDArguments, {base.__name__})"
+                )
 
     def __post_init__(self) -> None:
-        check_timing(self.decay_timing, self.decay_coupling)
-        parse_schedule(self.layer_schedule)
-        check_rate(self.weight_decay, "weight_decay")
         check_rate(self.learning_rate, "learning_rate")
-        if self.decay_all and self.no_decay_pattern is not None:
-            raise ValueError("decay_all leaves nothing exempt, but no_decay_pattern is given: drop one")
         super().__post_init__()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves the token out of pickles: Trainer writes one, training_args.bin, into every checkpoint."""
-        return {**self.__dict__, "hub_token": None}
+
+def _from_json(name: str, value: Any) -> Any:
+    """Reads a setting that a command line can only give as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        read = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is {value!r}, but must be a JSON object: {error}") from None
+    if not isinstance(read, dict):
+        raise ValueError(f'{name} is {value!r}, but must be a JSON object, such as {{"head": 0.1}}')
+    return read

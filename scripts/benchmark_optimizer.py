@@ -25,8 +25,8 @@ from machine import conditions
 from torch import nn
 
 from hf_lpwd import create_lpwd_optimizer
+from hf_lpwd.exemptions import exemptions
 from hf_lpwd.files import write_json
-from hf_lpwd.param_groups import no_decay_reasons
 
 MODELS = {
     "vit_s": "vit_small_patch16_224",
@@ -50,7 +50,7 @@ PEERS = {
 
 def two_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Returns the parameter groups that a stock Trainer would make, with this package's rule of exemption."""
-    exempt = no_decay_reasons(model)
+    exempt = exemptions(model)
     named = list(model.named_parameters())
     return [
         {"params": [p for name, p in named if name not in exempt], "weight_decay": WEIGHT_DECAY},
@@ -63,8 +63,8 @@ def peers_here() -> dict[str, str]:
     return {name: dist for name, (module, _, dist) in PEERS.items() if importlib.util.find_spec(module)}
 
 
-def contestants(model: nn.Module) -> dict[str, Callable[[], None]]:
-    """Returns what is timed: name -> one step.
+def contestants(model: nn.Module) -> dict[str, list[Callable[[], None]]]:
+    """Returns what is timed: name -> the parts of one step, between which the gradients come new.
 
     All of them share the model's weights and gradients, and those on torch's AdamW its moments too, since
     where these lie in memory is worth some percent.
@@ -76,15 +76,10 @@ def contestants(model: nn.Module) -> dict[str, Callable[[], None]]:
         optimizer.state = state
         return optimizer.step
 
-    def ours(timing: str) -> Callable[[], None]:
-        optimizer = create_lpwd_optimizer(model, lr=LR, weight_decay=WEIGHT_DECAY, timing=timing)
+    def ours(timing: str) -> list[Callable[[], None]]:
+        optimizer = create_lpwd_optimizer(model, lr=LR, weight_decay=WEIGHT_DECAY, decay_timing=timing)
         optimizer.state = state
-
-        def step() -> None:
-            optimizer.train()
-            optimizer.step()
-
-        return step
+        return [optimizer.train, optimizer.step]
 
     layer_groups = [
         {"params": group["params"], "weight_decay": group["weight_decay"]}
@@ -99,10 +94,10 @@ def contestants(model: nn.Module) -> dict[str, Callable[[], None]]:
         step_of_bound()
 
     steps = {
-        "baseline": fused(two_groups(model)),
-        "baseline again": fused(two_groups(model)),
-        "its kernel, a group a layer": fused(layer_groups),
-        "baseline and a product": bound,
+        "baseline": [fused(two_groups(model))],
+        "baseline again": [fused(two_groups(model))],
+        "its kernel, a group a layer": [fused(layer_groups)],
+        "baseline and a product": [bound],
     }
     steps |= {timing: ours(timing) for timing in ("l2", "wd", "rwd", "pwd")}
     for name in peers_here():
@@ -110,12 +105,29 @@ def contestants(model: nn.Module) -> dict[str, Callable[[], None]]:
         optimizer = getattr(importlib.import_module(module), cls)(two_groups(model), lr=LR)
         if hasattr(optimizer, "train"):
             optimizer.train()
-        steps[name] = optimizer.step
+        steps[name] = [optimizer.step]
     return steps
 
 
+class Gradients:
+    """Gradients that are there in the last part of a step only, as `zero_grad` and `backward` leave them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.params = list(model.parameters())
+        self.values = [torch.randn_like(parameter) * 1e-3 for parameter in self.params]
+
+    def before(self, part: int, parts: int) -> None:
+        """Removes or makes them, at no cost in memory."""
+        for parameter, value in zip(self.params, self.values, strict=True):
+            parameter.grad = value if part == parts - 1 else None
+
+
 def measure(
-    steps: dict[str, Callable[[], None]], rounds: int, order: np.random.Generator, device: torch.device
+    steps: dict[str, list[Callable[[], None]]],
+    gradients: Gradients,
+    rounds: int,
+    order: np.random.Generator,
+    device: torch.device,
 ) -> dict[str, np.ndarray]:
     """Times one step of each in turn, in an order drawn anew each round.
 
@@ -125,13 +137,28 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(-WARM_UP, rounds):
         for name in order.permutation(list(steps)):
-            start = time.perf_counter()
-            steps[name]()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            total = 0.0
+            for i, part in enumerate(steps[name]):
+                gradients.before(i, len(steps[name]))
+                start = time.perf_counter()
+                part()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                total += time.perf_counter() - start
             if round_ >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(total)
     return {name: np.array(values) for name, values in seconds.items()}
+
+
+def whole_step(parts: list[Callable[[], None]], gradients: Gradients) -> Callable[[], None]:
+    """Returns the parts of a step as one call."""
+
+    def step() -> None:
+        for i, part in enumerate(parts):
+            gradients.before(i, len(parts))
+            part()
+
+    return step
 
 
 def extra_memory(step: Callable[[], None], device: torch.device) -> int:
@@ -175,14 +202,13 @@ def main() -> None:
     record: dict[str, Any] = {"conditions": where, "rounds": SETS * args.rounds, "models": {}}
     for key in args.models:
         model = timm.create_model(MODELS[key]).to(device)
-        for parameter in model.parameters():
-            parameter.grad = torch.randn_like(parameter) * 1e-3
+        gradients = Gradients(model)
         size = sum(parameter.numel() for parameter in model.parameters())
         order = np.random.default_rng(0)
         sets = []
         for _ in range(SETS):
             steps = contestants(model)
-            sets.append(measure(steps, args.rounds, order, device))
+            sets.append(measure(steps, gradients, args.rounds, order, device))
         seconds = {name: np.concatenate([times[name] for times in sets]) for name in sets[0]}
         base = float(np.median(seconds["baseline"]))
         print(f"\n{MODELS[key]}: {size:,} parameters; baseline {1e3 * base:.2f} ms, ", end="")
@@ -191,7 +217,7 @@ def main() -> None:
         rows = {}
         for name, values in seconds.items():
             low, median, high = np.quantile(values / seconds["baseline"], [0.25, 0.5, 0.75])
-            memory = extra_memory(steps[name], device) / size
+            memory = extra_memory(whole_step(steps[name], gradients), device) / size
             rows[name] = {
                 "ratio": median,
                 "quartiles": [low, high],

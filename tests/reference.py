@@ -62,18 +62,23 @@ def train(
     coupling: str,
     learning_rates: list[float],
     rates: list[float],
+    scales: list[float],
 ) -> list[Weights]:
-    """Returns the weights at rest after each step; `rates` holds lambda of each list in `weights`."""
+    """Returns the weights at rest after each step.
+
+    For each list in `weights`, `rates` holds lambda, and `scales` the factor of the learning rate.
+    """
     theta = [list(tensor) for tensor in weights]
     history = []
-    for t, eta in enumerate(learning_rates, start=1):
-        share = [eta * rate if coupling == "lr" else rate for rate in rates]
+    for t, learning_rate in enumerate(learning_rates, start=1):
+        etas = [learning_rate * scale for scale in scales]
+        share = [eta * rate if coupling == "lr" else rate for eta, rate in zip(etas, rates, strict=True)]
         if timing == "pwd":
             theta = [[(1 - share[k]) * x for x in tensor] for k, tensor in enumerate(theta)]
         gradients = gradient(theta)
         result = []
         for k, tensor in enumerate(theta):
-            row = []
+            eta, row = etas[k], []
             for i, x in enumerate(tensor):
                 g = gradients[k][i]
                 if timing == "l2":
@@ -99,6 +104,7 @@ def train_adafactor(
     coupling: str,
     learning_rates: list[float],
     rates: list[float],
+    scales: list[float],
     beta2_decay: float = -0.8,
     eps2: float = 1e-3,
     clip: float = 1.0,
@@ -113,8 +119,9 @@ def train_adafactor(
     row_means = [[0.0] * rows for rows in rows_of]
     column_means = [[0.0] * columns for _ in theta]
     history = []
-    for t, eta in enumerate(learning_rates, start=1):
-        share = [eta * rate if coupling == "lr" else rate for rate in rates]
+    for t, learning_rate in enumerate(learning_rates, start=1):
+        etas = [learning_rate * scale for scale in scales]
+        share = [eta * rate if coupling == "lr" else rate for eta, rate in zip(etas, rates, strict=True)]
         if timing == "pwd":
             theta = [[(1 - share[k]) * x for x in tensor] for k, tensor in enumerate(theta)]
         gradients = gradient(theta)
@@ -123,6 +130,7 @@ def train_adafactor(
             g = list(gradients[k])
             if timing == "l2":
                 g = [a + rates[k] * x for a, x in zip(g, tensor, strict=True)]
+            eta = etas[k]
             one_minus_beta2 = t**beta2_decay
             rho = min(eta, 1 / math.sqrt(t))
             alpha = max(eps2, math.sqrt(sum(x * x for x in tensor) / len(tensor))) * rho

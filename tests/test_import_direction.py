@@ -9,18 +9,30 @@ PACKAGE = Path(hf_lpwd.__file__).parent
 # Each module of the core may import modules of its own line and of lines above it.
 CORE_CHAIN = [
     {
+        "config",
         "layers",
         "layer_blocks",
         "layer_places",
         "parameters",
         "schedules",
         "messages",
+        "settings_file",
         "files",
     },
-    {"param_groups", "explain", "diagnostics", "decay_groups", "base_optimizer", "low_precision"},
+    {
+        "exemptions",
+        "plan",
+        "plan_table",
+        "diagnostics",
+        "decay_groups",
+        "base_optimizer",
+        "low_precision",
+        "stale_gradients",
+        "timings",
+    },
     {"optimizer"},
-    {"factory"},
-    {"layer_log", "trainer", "training_args"},
+    {"factory", "zero_step", "measure"},
+    {"layer_log", "trainer", "trainer_optimizer", "training_args", "decay_report"},
 ]
 HIGHER = ["checkpoints", "vision", "study", "commands", "cli", "__main__"]
 

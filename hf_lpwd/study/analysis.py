@@ -1,256 +1,375 @@
-"""Records -> what a report says: each method's figures, chosen on validation, compared with a baseline."""
+"""Records -> what a report says: the figures of each method, primary questions, contrasts, controls."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from hf_lpwd.messages import BadInputError, unknown
-from hf_lpwd.study.methods import METHOD_FLAGS
-from hf_lpwd.study.selection import Robustness, best_epochs_mean, decay_robustness, select_on_validation
-from hf_lpwd.study.stats import Comparison, Estimate, compare_to_baseline, mean_interval
+from hf_lpwd.study.compare import Comparison, compare, corrected, family, test_score
+from hf_lpwd.study.plan import DEFAULT_BASELINE, Plan, Question, Side
+from hf_lpwd.study.records import Record
+from hf_lpwd.study.selection import Robustness, best_epochs_mean, decay_robustness
+from hf_lpwd.study.stats import Estimate, interquartile_mean, mean_interval
+from hf_lpwd.study.tasks import Method, Setting, Task, make_tasks
 
-DEFAULT_BASELINE = "wd uniform"
-
-_TUNED = ("weight_decay", "learning_rate")
-_DEFAULT_SEED = 42
-
-
-class Setting(NamedTuple):
-    """The hyperparameters that are chosen on validation; None where the study left the default."""
-
-    weight_decay: float | None
-    learning_rate: float | None
+NO_DECAY = "no decay"
+NOISE_FLOOR = "noise floor"
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """A method within one context.
+    """A method on a task.
 
     Attributes:
         name: The method.
-        setting: Chosen on validation: the highest mean accuracy over seeds.
+        setting: Chosen on validation: the highest mean accuracy over the seeds that all settings have.
         runs: Seed -> record, at that setting.
-        grid: Setting -> seed -> record, of all completed runs.
+        method: All its runs.
         validation: Accuracy at the setting.
-        test: The same on test; on validation if the data have no test split.
+        test: The same on test; None if there is no test split.
         paper: Mean of the ten best test accuracies after an epoch, where the study read these.
-        mean_rate: Mean decay rate over the decayed scalars, at the setting.
+        mean_rate: Mean decay rate over the decayed parameters, at the setting.
         robustness: Over the decay rates above 0, at the setting's learning rate; None if there are not two.
-        comparison: With the baseline; None for the baseline itself.
+        remarks: What a reader has to know of it.
     """
 
     name: str
     setting: Setting
-    runs: dict[int, dict[str, Any]]
-    grid: dict[Setting, dict[int, dict[str, Any]]]
+    runs: dict[int, Record]
+    method: Method
     validation: Estimate
-    test: Estimate
+    test: Estimate | None
     paper: Estimate | None
     mean_rate: float
     robustness: Robustness | None
-    comparison: Comparison | None = None
+    remarks: list[str]
 
 
 @dataclass(frozen=True)
-class Context:
-    """What is compared with each other: methods on one task, all else equal.
+class Study:
+    """All that a report says.
 
     Attributes:
-        label: How it differs from the other contexts; ``""`` if there is one.
-        baseline: Name of the baseline.
-        methods: The baseline first, then by test accuracy.
+        tasks: What was compared.
+        results: Task -> its methods, the baseline first, then by test accuracy.
+        primary: Each primary question with its family of comparisons.
+        contrasts: Factors, each over all pairs of runs that differ in nothing else; secondary.
+        baselines: Baselines from elsewhere against the baseline; secondary.
+        controls: By task the positive control and the noise floor.
+        pooled: Method -> interquartile mean over tasks; empty for one task.
+        counts: ``"planned"``, ``"completed"``, ``"diverged"``, ``"failed"``, ``"missing"``, ``"added"``.
         notes: What a reader has to know, as sentences.
+        deviations: From the plan, as sentences.
+        plan: As stored with the records.
+        baseline: Name of the baseline.
     """
 
-    label: str
-    baseline: str
-    methods: list[MethodResult]
+    tasks: list[Task]
+    results: dict[str, list[MethodResult]]
+    primary: list[tuple[Question, list[Comparison]]]
+    contrasts: list[Comparison]
+    baselines: list[Comparison]
+    controls: dict[str, tuple[Comparison, Comparison]]
+    pooled: dict[str, Estimate]
+    counts: Counter[str]
     notes: list[str]
+    deviations: list[str]
+    plan: Plan | None
+    baseline: str
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether planned runs have no record."""
+        return self.plan is not None and self.counts["missing"] > 0
 
 
-def load_records(folder: str) -> list[dict[str, Any]]:
-    """Reads the records of a folder, sorted by method, setting and seed.
-
-    Raises:
-        BadInputError: There is no record, or one cannot be read.
-    """
-    records = []
-    for path in sorted(Path(folder).glob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BadInputError(f"{path} cannot be read: {error}") from None
-        if not isinstance(record, dict) or not {"settings", "method", "status"} <= record.keys():
-            raise BadInputError(f"{path} is no record of hf-lpwd sweep")
-        records.append(record)
-    if not records:
-        raise BadInputError(f"{folder} holds no record of hf-lpwd sweep")
-    return sorted(records, key=lambda r: (r["method"], _order(setting_of(r)), seed_of(r)))
-
-
-def setting_of(record: Mapping[str, Any]) -> Setting:
-    """The hyperparameters of a record."""
-    return Setting(*(record["settings"].get(name) for name in _TUNED))
-
-
-def seed_of(record: Mapping[str, Any]) -> int:
-    """The seed of a record."""
-    return int(record["settings"].get("seed", _DEFAULT_SEED))
-
-
-def score(record: Mapping[str, Any], split: str) -> float:
-    """Accuracy on a split, NaN if there is none; for ``"test"`` without a test split that on validation."""
-    metrics = record["metrics"].get(split) or record["metrics"].get("validation") or {}
-    accuracy = metrics.get("accuracy")
-    return math.nan if accuracy is None else float(accuracy)
-
-
-def analyse(records: Sequence[dict[str, Any]], baseline: str | None = None) -> list[Context]:
-    """Groups completed runs by task, chooses each method's setting, and compares the methods.
+def analyse(
+    records: Sequence[Record],
+    plan: Plan | None = None,
+    baseline: str | None = None,
+    margin: float | None = None,
+) -> Study:
+    """Answers the questions of a study.
 
     Args:
         records: From `load_records`.
-        baseline: A method; default: AdamW (``"wd uniform"``) where it was run, else the first.
+        plan: From `read_plan`; None if none was stored.
+        baseline: A method, instead of the plan's; default without a plan: AdamW (``"wd uniform"``).
+        margin: Points of accuracy that would matter, instead of the plan's.
 
     Raises:
-        BadInputError: No run has completed, or none of the method `baseline`.
+        BadInputError: No run has completed, or a task lacks the baseline that was asked for.
     """
-    completed = [record for record in records if record["status"] == "completed"]
-    if not completed:
+    tasks = make_tasks(records, plan)
+    if not any(task.count("completed") + task.count("diverged") for task in tasks):
         raise BadInputError(f"none of the {len(records)} runs has completed")
-    names = sorted({record["method"] for record in completed})
-    if baseline is not None and baseline not in names:
-        raise BadInputError(f"{unknown('baseline', baseline, names)} (the methods are {', '.join(names)})")
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for record in completed:
-        groups.setdefault(json.dumps(_task(record), sort_keys=True), []).append(record)
-    labels = _labels([json.loads(key) for key in groups])
-    return [
-        _context(label, group, baseline, [r for r in records if json.dumps(_task(r), sort_keys=True) == key])
-        for label, (key, group) in zip(labels, groups.items(), strict=True)
+    questions = _questions(plan, baseline, margin)
+    _check_sides(tasks, questions, explicit=baseline is not None or plan is not None)
+    chosen = next((q.to for q in questions if isinstance(q.to, str)), DEFAULT_BASELINE)
+    counts = _count(tasks, records, plan)
+    primary = [(q, family(q, tasks, lambda task: _grid_methods(task))) for q in questions]
+    if plan is not None and counts["missing"]:
+        reason = f"{counts['missing']} of the {counts['planned']} planned runs are missing"
+        primary = [(q, [replace(c, withheld=c.withheld or reason) for c in cs]) for q, cs in primary]
+    first = questions[0]
+    asked = {c.name for _, comparisons in primary for c in comparisons}
+    baselines = [
+        compare(task, name, Question(to=chosen, margin=first.margin))
+        for task in tasks
+        for name in task.methods
+        if name not in (chosen, NO_DECAY, NOISE_FLOOR) and name not in asked
     ]
-
-
-def _task(record: Mapping[str, Any]) -> dict[str, Any]:
-    left_out = {*METHOD_FLAGS, *_TUNED, "seed", "peer"}
-    return {name: value for name, value in record["settings"].items() if name not in left_out}
-
-
-def _labels(tasks: list[dict[str, Any]]) -> list[str]:
-    names = sorted(set().union(*tasks))
-    varied = [name for name in names if len({json.dumps(task.get(name)) for task in tasks}) > 1]
-    return [", ".join(f"{name}={task.get(name)}" for name in varied) for task in tasks]
-
-
-def _context(
-    label: str, records: list[dict[str, Any]], baseline: str | None, all_records: list[dict[str, Any]]
-) -> Context:
-    by_method: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        by_method.setdefault(record["method"], []).append(record)
-    results = {name: _method(name, runs) for name, runs in by_method.items()}
-    chosen = baseline if baseline in results else DEFAULT_BASELINE
-    chosen = chosen if chosen in results else next(iter(results))
-    scores = {
-        name: {seed: score(record, "test") for seed, record in result.runs.items()}
-        for name, result in results.items()
-    }
-    compared = compare_to_baseline(scores, chosen)
-    methods = [replace(result, comparison=compared.get(name)) for name, result in results.items()]
-    methods.sort(key=lambda result: (result.name != chosen, -result.test.value, result.name))
-    return Context(label, chosen, methods, _notes(records, methods, all_records))
-
-
-def _method(name: str, records: list[dict[str, Any]]) -> MethodResult:
-    grid: dict[Setting, dict[int, dict[str, Any]]] = {}
-    for record in records:
-        grid.setdefault(setting_of(record), {})[seed_of(record)] = record
-    grid = dict(sorted(grid.items(), key=lambda item: _order(item[0])))
-    seeds = sorted({seed for runs in grid.values() for seed in runs})
-    validation = [
-        [score(runs[seed], "validation") if seed in runs else math.nan for seed in seeds]
-        for runs in grid.values()
-    ]
-    setting = list(grid)[select_on_validation(validation)]
-    runs = dict(sorted(grid[setting].items()))
-    rates, decayed = zip(
-        *((layer["rate"], layer["decayed"]) for layer in next(iter(runs.values()))["layers"]), strict=True
+    results = {task.name: _results(task, chosen) for task in tasks}
+    return Study(
+        tasks=tasks,
+        results=results,
+        primary=primary,
+        contrasts=corrected(list(_contrasts(tasks, first.margin))),
+        baselines=corrected(baselines),
+        controls={task.name: _controls(task, chosen, first.margin) for task in tasks},
+        pooled=_pooled(results),
+        counts=counts,
+        notes=list(_notes(tasks, results)),
+        deviations=list(_deviations(records, plan, counts, baseline, margin)),
+        plan=plan,
+        baseline=chosen,
     )
-    epochs = [
-        run["test_accuracy_after_epochs"] for run in runs.values() if "test_accuracy_after_epochs" in run
+
+
+def _questions(plan: Plan | None, baseline: str | None, margin: float | None) -> list[Question]:
+    changes: dict[str, Any] = {} if baseline is None else {"to": baseline}
+    changes |= {} if margin is None else {"margin": margin}
+    return [question.model_copy(update=changes) for question in (plan.questions if plan else [Question()])]
+
+
+def _check_sides(tasks: Sequence[Task], questions: Sequence[Question], explicit: bool) -> None:
+    """Refuses a baseline that was asked for and that a task lacks."""
+    for question in questions:
+        for task in tasks:
+            names = sorted(task.methods)
+            if explicit and isinstance(question.to, str) and question.to not in names:
+                raise BadInputError(
+                    f"{unknown('baseline', question.to, names)} (the methods on {task.name} are "
+                    f"{', '.join(names)})"
+                )
+
+
+def _grid_methods(task: Task) -> list[Side]:
+    return [name for name, method in task.methods.items() if not method.is_control]
+
+
+def _count(tasks: Sequence[Task], records: Sequence[Record], plan: Plan | None) -> Counter[str]:
+    counts: Counter[str] = Counter(dict.fromkeys(("completed", "diverged", "failed"), 0))
+    for task in tasks:
+        counts.update(record.outcome for record in task.records)
+    done = sum(counts.values())
+    if plan:
+        counts["planned"] = sum(not run.added for run in plan.runs)
+        counts["missing"] = counts["planned"] - done
+    else:
+        counts["missing"] = sum(len(task.missing) for task in tasks)
+        counts["planned"] = done + counts["missing"]
+    counts["added"] = len(records) - done
+    return counts
+
+
+def _results(task: Task, baseline: str) -> list[MethodResult]:
+    found = [_result(task, method) for method in task.methods.values()]
+    made = [result for result in found if result is not None]
+    return sorted(made, key=lambda r: (r.name != baseline, -(r.test or r.validation).value, r.name))
+
+
+def _result(task: Task, method: Method) -> MethodResult | None:
+    usable = method.usable()
+    if not usable:
+        return None
+    seeds = method.common_seeds()
+    setting = method.best(seeds) if seeds else max(usable, key=lambda one: len(usable[one]))
+    runs = dict(sorted(usable[setting].items()))
+    tests = [score for run in runs.values() if (score := run.score("test")) is not None]
+    papers = [
+        best_epochs_mean(run.test_accuracy_after_epochs)
+        for run in runs.values()
+        if run.test_accuracy_after_epochs
     ]
+    layers = next((run.layers for run in runs.values() if run.layers), [])
+    decayed = [layer.decayed for layer in layers]
     return MethodResult(
-        name=name,
+        name=method.name,
         setting=setting,
         runs=runs,
-        grid=grid,
-        validation=mean_interval([score(run, "validation") for run in runs.values()]),
-        test=mean_interval([score(run, "test") for run in runs.values()]),
-        paper=mean_interval([best_epochs_mean(scores) for scores in epochs]) if epochs else None,
-        mean_rate=float(np.average(rates, weights=decayed)) if any(decayed) else 0.0,
-        robustness=_robustness(grid, setting),
+        method=method,
+        validation=_mean([run.score("validation") for run in runs.values()]),
+        test=_mean(tests) if task.has_test and tests else None,
+        paper=_mean(papers) if papers else None,
+        mean_rate=float(np.average([layer.rate for layer in layers], weights=decayed))
+        if any(decayed)
+        else 0.0,
+        robustness=_robustness(method, setting),
+        remarks=list(_remarks(method, setting)),
     )
 
 
-def decay_curve(
-    grid: Mapping[Setting, Mapping[int, dict[str, Any]]], learning_rate: float | None
-) -> dict[float, Mapping[int, dict[str, Any]]]:
+def _mean(scores: Sequence[float | None]) -> Estimate:
+    return mean_interval([score for score in scores if score is not None]).clipped()
+
+
+def _remarks(method: Method, setting: Setting) -> Iterator[str]:
+    runs = [run for row in method.grid.values() for run in row.values()]
+    for outcome in ("diverged", "failed"):
+        number = sum(run is not None and run.outcome == outcome for run in runs)
+        if number:
+            yield f"{number} of {len(runs)} runs {outcome}"
+    missing = sum(run is None for run in runs)
+    if missing:
+        yield f"{missing} of {len(runs)} runs missing"
+    for axis, value in zip(("decay rate", "learning rate"), setting, strict=True):
+        position = 0 if axis == "decay rate" else 1
+        values = sorted({rate for one in method.grid if (rate := one[position]) is not None})
+        if len(values) > 1 and value in (values[0], values[-1]):
+            yield f"the best {axis} is the {'lowest' if value == values[0] else 'highest'} of the grid"
+
+
+def decay_curve(method: Method, learning_rate: float | None) -> dict[float, dict[int, Record]]:
     """Returns decay rate -> seed -> record at one learning rate, for the rates above 0."""
     return {
-        setting.weight_decay: runs
-        for setting, runs in grid.items()
-        if setting.learning_rate == learning_rate and setting.weight_decay
+        setting.decay: runs
+        for setting, runs in method.usable().items()
+        if setting.learning_rate == learning_rate and setting.decay
     }
 
 
-def _robustness(grid: Mapping[Setting, Mapping[int, dict[str, Any]]], setting: Setting) -> Robustness | None:
-    curve = decay_curve(grid, setting.learning_rate)
-    seeds = set.intersection(*(set(runs) for runs in curve.values())) if curve else set()
+def _robustness(method: Method, setting: Setting) -> Robustness | None:
+    curve = decay_curve(method, setting.learning_rate)
+    seeds = sorted(set.intersection(*(set(runs) for runs in curve.values()))) if curve else []
     if len(curve) < 2 or not seeds:
         return None
-    scores = [[score(runs[seed], "test") for runs in curve.values()] for seed in sorted(seeds)]
-    return decay_robustness(scores, list(curve))
+    return decay_robustness(
+        [[test_score(runs[seed]) for runs in curve.values()] for seed in seeds], list(curve)
+    )
 
 
-def _order(setting: Setting) -> tuple[float, ...]:
-    return tuple(-1.0 if value is None else float(value) for value in setting)
+def _contrasts(tasks: Sequence[Task], margin: float) -> Iterator[Comparison]:
+    """Timing, schedule at equal budget, and budget, each over all pairs of runs that differ in it alone."""
+    schedules = sorted(
+        {
+            str(r.settings.get("layer_schedule"))
+            for t in tasks
+            for r in t.records
+            if r.settings.get("layer_schedule")
+        }
+        - {"uniform"}
+    )
+    sides: list[tuple[Side, Side]] = [
+        ({"decay_timing": timing}, {"decay_timing": "wd"}) for timing in ("l2", "rwd", "pwd")
+    ]
+    for schedule in schedules:
+        matched = {"layer_schedule": schedule, "match_decay_budget": True}
+        sides.append((matched, {"layer_schedule": "uniform", "match_decay_budget": False}))
+        sides.append(({**matched, "match_decay_budget": False}, matched))
+    for task in tasks:
+        for side, to in sides:
+            made = compare(task, side, Question(compare=[side], to=to, at="equal", margin=margin))
+            if made.paired is not None:
+                yield made
+        if {"linear budget", "wd linear"} <= task.methods.keys():
+            yield compare(task, "wd linear", Question(to="linear budget", at="equal", margin=margin))
 
 
-def _notes(
-    records: list[dict[str, Any]], methods: list[MethodResult], all_records: list[dict[str, Any]]
-) -> list[str]:
-    notes = []
-    failed = sum(record["status"] != "completed" for record in all_records)
-    if failed:
-        notes.append(
-            f"{failed} of {len(all_records)} runs failed and are left out; the table of runs says why."
-        )
-    most = max(len(result.runs) for result in methods)
-    if most < 5:
-        notes.append(f"There are {most} seeds; for a claim, five or more are asked for.")
-    short = [result.name for result in methods if len(result.runs) < most]
-    if short:
-        notes.append(f"With fewer seeds than the others: {', '.join(short)}.")
-    if not any("test" in record["metrics"] for record in records):
-        notes.append("The data have no test split: test figures are those of validation, and so too high.")
-    if len({json.dumps(record["versions"], sort_keys=True) for record in records}) > 1:
-        notes.append("The runs were made with different versions of the libraries.")
-    starts: dict[int, set[str]] = {}
-    for record in records:
-        starts.setdefault(seed_of(record), set()).add(json.dumps(record["pairing"], sort_keys=True))
-    if any(len(found) > 1 for found in starts.values()):
-        notes.append("Runs of one seed do not start from the same weights and split: they are not paired.")
-    rates = {round(r.mean_rate / r.setting.weight_decay, 3) for r in methods if r.setting.weight_decay}
-    if len(rates) > 1:
-        notes.append(
-            "At the same weight_decay the methods decay by different amounts (see the mean rate): a gain "
-            "may be one of amount. match_decay_budget compares at equal amounts."
-        )
-    return notes
+def _controls(task: Task, baseline: str, margin: float) -> tuple[Comparison, Comparison]:
+    """Tuned decay against none, which a study should see; a method against itself, perturbed: the noise."""
+    return (
+        corrected([compare(task, baseline, Question(to=NO_DECAY, margin=margin))])[0],
+        corrected([compare(task, NOISE_FLOOR, Question(to=baseline, at="equal", margin=margin))])[0],
+    )
+
+
+def _pooled(results: Mapping[str, Sequence[MethodResult]]) -> dict[str, Estimate]:
+    if len(results) < 2:
+        return {}
+    by_task = [{result.name: result for result in found} for found in results.values()]
+    shared = [name for name in by_task[0] if all(name in found for found in by_task)]
+    return {
+        name: interquartile_mean([_scores(found[name]) for found in by_task]).clipped() for name in shared
+    }
+
+
+def _scores(result: MethodResult) -> Any:
+    scores = [run.score("test" if result.test else "validation") for run in result.runs.values()]
+    return np.array([score for score in scores if score is not None])
+
+
+def _notes(tasks: Sequence[Task], results: Mapping[str, Sequence[MethodResult]]) -> Iterator[str]:
+    for task in tasks:
+        where = f" on {task.name}" if len(tasks) > 1 else ""
+        if not task.has_test:
+            yield f"No test split was read{where}: there are no verdicts."
+        grid = [method for method in task.methods.values() if not method.is_control]
+        if len({len(method.grid) for method in grid}) > 1:
+            tried = ", ".join(f"{method.name} {len(method.grid)}" for method in grid)
+            yield (
+                f"The methods did not choose from equally many settings{where} ({tried}): where one had up "
+                "to k times as many as the other, p-values and intervals count k times."
+            )
+        rates = {
+            round(r.mean_rate / r.setting.decay, 3)
+            for r in results[task.name]
+            if r.setting.decay and not r.method.is_control
+        }
+        if len(rates) > 1:
+            yield (
+                f"At the same weight_decay the methods decay by different amounts{where} (see the mean "
+                "rate): a gain may be one of amount. match_decay_budget compares at equal amounts."
+            )
+        yield from _differences(task, where)
+
+
+def _differences(task: Task, where: str) -> Iterator[str]:
+    versions = {name for record in task.records for name in record.versions}
+    varied = [n for n in sorted(versions) if len({record.versions.get(n) for record in task.records}) > 1]
+    if varied:
+        yield f"The runs{where} were made with different versions of {', '.join(varied)}."
+    places = [record.environment for record in task.records if record.environment]
+    for name in ("device", "device_name", "threads", "commit"):
+        values = {str(getattr(place, name)) for place in places}
+        if len(values) > 1:
+            yield f"The runs{where} differ in {name}: {', '.join(sorted(values))}."
+    starts: dict[int, set[str | None]] = {}
+    for record in task.records:
+        if record.pairing:
+            starts.setdefault(record.seed, set()).add(record.pairing.get("initial_weights"))
+    unlike = sorted(seed for seed, found in starts.items() if len(found) > 1)
+    if unlike:
+        seeds = ", ".join(map(str, unlike))
+        yield f"Runs of one seed do not start from the same weights{where} (seeds {seeds})."
+
+
+def _deviations(
+    records: Sequence[Record],
+    plan: Plan | None,
+    counts: Counter[str],
+    baseline: str | None,
+    margin: float | None,
+) -> Iterator[str]:
+    if plan is None:
+        yield "No plan was stored with these records: what was planned is taken from the grid that is there."
+        return
+    if counts["missing"]:
+        yield f"{counts['missing']} of {counts['planned']} planned runs have no record."
+    if counts["added"]:
+        yield f"{counts['added']} runs were added after the plan was stored, and do not count."
+    if plan.registered and plan.registered != plan.hash:
+        yield "The registered plan was changed after it was registered: its hash does not fit."
+    stored = plan.questions[0] if plan.questions else Question()
+    if baseline is not None and baseline != stored.to:
+        yield f"The report compares to {baseline}; the plan says {stored.to}."
+    if margin is not None and margin != stored.margin:
+        yield f"The report's margin is {margin:g} points; the plan says {stored.margin:g}."
+    early = [r for r in records if r.times.started is not None and r.times.started < plan.created]
+    if early:
+        yield f"{len(early)} records are older than the plan."

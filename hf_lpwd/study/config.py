@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.study.methods import CELLS, METHOD_FLAGS, PEERS
+from hf_lpwd.study.records import record_id
 from hf_lpwd.vision.arguments import make_parser, parse_args
 
 #: Axes whose values are mappings of several flags, which change together.
@@ -49,8 +49,7 @@ class RunSpec:
     @property
     def id(self) -> str:
         """Hash of the settings, the name of the run's record: 16 hexadecimal digits."""
-        text = json.dumps(self.settings, sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return record_id(self.settings)
 
 
 def read_study(path: str) -> list[RunSpec]:
@@ -76,7 +75,7 @@ def read_study(path: str) -> list[RunSpec]:
     study = _load(path)
     _check_names(study, _KEYS, "setting", path)
     train, grid = (_mapping(study, key, path) for key in ("train", "grid"))
-    known = {action.dest for action in make_parser()._actions} - {"help", "config"}
+    known = make_parser().flags.keys() - {"config"}
     _check_flags(train, known, f"{path}: train")
     axes = [[dict.fromkeys([name], value) for value in values] for name, values in _plain(grid, path).items()]
     _check_flags(_plain(grid, path), known, f"{path}: grid")
@@ -162,7 +161,7 @@ def _plain(grid: Mapping[str, Any], path: str) -> dict[str, list[Any]]:
     return axes
 
 
-def _group_axis(values: Any, known: set[str], where: str) -> list[dict[str, Any]]:
+def _group_axis(values: Any, known: Set[str], where: str) -> list[dict[str, Any]]:
     if not isinstance(values, list) or not values or not all(isinstance(v, dict) and v for v in values):
         raise BadInputError(f"{where} is {values!r}, but must be a list of mappings of flags")
     for value in values:
@@ -170,7 +169,7 @@ def _group_axis(values: Any, known: set[str], where: str) -> list[dict[str, Any]
     return values
 
 
-def _check_flags(flags: Iterable[str], known: set[str], where: str) -> None:
+def _check_flags(flags: Iterable[str], known: Set[str], where: str) -> None:
     _check_names(flags, known, "flag", where)
     for name in flags:
         if name in _RESERVED or name.startswith(("hub_", "push_to_hub")):

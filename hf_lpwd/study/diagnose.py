@@ -71,7 +71,7 @@ def shrink(argv: Sequence[str], prog: str) -> tuple[list[float], Lines]:
 @torch.no_grad()
 def shrunk_accuracies(run: Run, batch_size: int) -> Lines:
     """The measurement of `shrink` on a model that is trained; its weights are left as they were."""
-    names = [name for name, about in run.explanation.parameters.items() if about["not_decayed"] is None]
+    names = [name for name, planned in run.plan.parameters.items() if planned.not_decayed is None]
     parameters = dict(run.model.named_parameters())
     layer_of = layer_of_parameter(run)
     targets = {"all": names} | {

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 #: Flags that make up a method; all others are the same for the methods that are compared.
-METHOD_FLAGS = frozenset({"decay_timing", "layer_schedule", "decay_coupling", "match_decay_budget"})
+METHOD_FLAGS = frozenset(
+    {"decay_timing", "layer_schedule", "decay_coupling", "match_decay_budget", "layer_lr_decay"}
+)
 
 _ADAMW = {"decay_timing": "wd", "layer_schedule": "uniform"}
 _LINEAR = {"decay_timing": "wd", "layer_schedule": "linear"}
@@ -17,8 +19,8 @@ _LINEAR = {"decay_timing": "wd", "layer_schedule": "linear"}
 #: - ``linear_budget``: uniform, at the mean rate over all decayed scalars that the linear schedule has;
 #: - ``shuffled_rates``: the linear schedule's rates, dealt to the layers by lot (the run's seed);
 #: - ``head_only``: the final norm, pooler and head alone decay;
-#: - ``layer_wise_lr``: timm's `param_groups_layer_decay` over the layers found here: uniform decay, and the
-#:   learning rate of layer i is 0.75^(n - i) of the head's; the base optimizer is AdamW;
+#: - ``layer_wise_lr``: uniform decay, and the learning rate of layer i is 0.75^(n - i) of the head's, as in
+#:   BEiT and timm's `param_groups_layer_decay`;
 #: - ``l2_sp``: decay towards the weights that training began with, the pretrained ones;
 #: - ``cautious_decay``: no decay where it goes against the update;
 #: - ``cautious_adamw``: timm's AdamW with caution, which leaves out updates against the gradient's sign.
@@ -29,7 +31,7 @@ PEERS: Mapping[str, Mapping[str, Any]] = {
     "linear_budget": _LINEAR,
     "shuffled_rates": _LINEAR,
     "head_only": _ADAMW,
-    "layer_wise_lr": _ADAMW,
+    "layer_wise_lr": {**_ADAMW, "layer_lr_decay": 0.75},
     "l2_sp": _ADAMW,
     "cautious_decay": _ADAMW,
     "cautious_adamw": _ADAMW,
@@ -49,4 +51,6 @@ def method_name(settings: Mapping[str, Any]) -> str:
         name += " matched"
     if settings.get("decay_coupling", "lr") != "lr":
         name += f" {settings['decay_coupling']}"
+    if settings.get("layer_lr_decay", 1.0) != 1.0:
+        name += f" lr {settings['layer_lr_decay']:g}"
     return name

@@ -1,32 +1,42 @@
-"""`hf-lpwd report`: the records of a study -> one page, its tables and its figures."""
+"""The records of a study -> one page, its tables and its figures."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_lpwd.files import write_bytes
-from hf_lpwd.messages import BadInputError, OneLineParser, refuse
-from hf_lpwd.study.analysis import Context, MethodResult, analyse, load_records
-from hf_lpwd.study.figures import draw_figures
-from hf_lpwd.study.stats import CONFIDENCE
-from hf_lpwd.study.tables import difference_table, robustness_table, runs_table, shown, summary_table
+from hf_lpwd.study.analysis import Study, analyse
+from hf_lpwd.study.answer import answers, question_text, sentence
+from hf_lpwd.study.figures import draw_figures, draw_forest
+from hf_lpwd.study.plan import read_plan
+from hf_lpwd.study.plotting import Figure
+from hf_lpwd.study.records import load_records
+from hf_lpwd.study.tables import (
+    Table,
+    comparison_table,
+    pooled_table,
+    robustness_table,
+    runs_table,
+    summary_table,
+)
 
 
-def write_report(folder: str, out: str, baseline: str | None = None) -> str:
-    """Writes the report of the records in a folder.
+def write_report(path: str, out: str, baseline: str | None = None, margin: float | None = None) -> str:
+    """Writes the report of records.
 
     Leaves in `out`: ``index.html``, which holds everything and asks nothing of any other host; ``tables/``,
     each table as CSV and Markdown; ``figures/``, each figure as PNG and SVG.
 
     Args:
-        folder: Of the records.
+        path: Folder of the records, or a file that `pack_records` wrote.
         out: Folder to write to; files there of the same name are replaced.
         baseline: Method to compare with; see `analyse`.
+        margin: Points of accuracy that would matter; see `analyse`.
 
     Returns:
         Path of the page.
@@ -34,102 +44,76 @@ def write_report(folder: str, out: str, baseline: str | None = None) -> str:
     Raises:
         BadInputError: There are no records to report on, or no such baseline.
     """
-    records = load_records(folder)
-    contexts = analyse(records, baseline)
+    records = load_records(path)
+    study = analyse(records, read_plan(path), baseline, margin)
     root = Path(out)
+    several = len(study.tasks) > 1
+    primary = [c for _, comparisons in study.primary for c in comparisons]
+    forest = _saved(root, "", [draw_forest(primary, "differences", "Primary questions", several)])
     sections = []
-    for number, context in enumerate(contexts, 1):
-        prefix = f"{number}-" if len(contexts) > 1 else ""
-        tables = [summary_table(context), difference_table(context), robustness_table(context)]
-        tables = [table for table in tables if table.rows]
-        figures = draw_figures(context)
-        for table in tables:
-            _write_table(root, prefix, table)
-        for figure in figures:
-            write_bytes(root / "figures" / f"{prefix}{figure.name}.png", figure.png)
-            write_bytes(root / "figures" / f"{prefix}{figure.name}.svg", figure.svg)
+    for number, task in enumerate(study.tasks, 1):
+        prefix = f"{number}-" if several else ""
+        tables = [summary_table(study, task.name), robustness_table(study, task.name)]
+        figures = draw_figures(study.results[task.name], study.baseline)
         sections.append(
             {
                 "id": f"task-{number}",
-                "context": context,
-                "verdicts": [sentence(context, result) for result in context.methods if result.comparison],
-                "tables": tables,
-                "figures": [(figure, base64.b64encode(figure.svg).decode()) for figure in figures],
+                "name": task.name,
+                "controls": [sentence(c) for c in study.controls[task.name]],
+                "tables": _written(root, prefix, tables),
+                "figures": _saved(root, prefix, figures),
             }
         )
     runs = runs_table(records)
-    _write_table(root, "", runs)
+    _written(root, "", [runs])
     environment = Environment(
         loader=PackageLoader("hf_lpwd.study", "."), autoescape=True, undefined=StrictUndefined
     )
-    completed = [record for record in records if record["status"] == "completed"]
     page = environment.get_template("report.html.j2").render(
+        study=study,
+        answers=answers(study),
+        questions=[question_text(question) for question, _ in study.primary],
+        forest=forest,
+        primary=_written(
+            root, "", [comparison_table("differences", "Primary comparisons on test", primary, several)]
+        ),
+        secondary=_written(root, "", _secondary(study, several)),
+        contrasts=_saved(
+            root, "", [draw_forest(study.contrasts, "contrasts", "Contrasts of single factors", several)]
+        ),
         sections=sections,
         runs=runs,
         num_runs=len(records),
-        num_completed=len(completed),
-        hours=sum(record["times"].get("seconds", 0.0) for record in records) / 3600.0,
-        versions=completed[0]["versions"],
+        hours=sum(record.times.seconds for record in records) / 3600.0,
+        versions=records[0].versions,
     )
     write_bytes(root / "index.html", page.encode())
     return str(root / "index.html")
 
 
-def _write_table(root: Path, prefix: str, table: Any) -> None:
-    write_bytes(root / "tables" / f"{prefix}{table.name}.csv", table.csv().encode())
-    write_bytes(root / "tables" / f"{prefix}{table.name}.md", table.markdown().encode())
+def _secondary(study: Study, several: bool) -> list[Table]:
+    controls = [control for task in study.tasks for control in study.controls[task.name]]
+    families = [
+        ("contrasts", "Contrasts, over all pairs of equal settings", study.contrasts),
+        ("baselines", f"Baselines from elsewhere against {study.baseline}", study.baselines),
+        ("controls", "Controls", controls),
+    ]
+    return [*(comparison_table(*family, several) for family in families), pooled_table(study)]
 
 
-def sentence(context: Context, result: MethodResult) -> dict[str, str]:
-    """Says in words how a method compares with the baseline.
-
-    Returns:
-        `verdict`, and `text`, the sentence with interval, p-value and the number of seeds it would take.
-    """
-    found = result.comparison
-    assert found is not None
-    if found.verdict == "too few seeds":
-        text = (
-            f"{result.name}: {shown(found.difference, 'points')} points against {context.baseline} on one "
-            "seed, which says nothing about chance."
-        )
-        return {"verdict": found.verdict, "text": text}
-    outcome = {
-        "better": f"better than {context.baseline}",
-        "worse": f"worse than {context.baseline}",
-        "no difference found": f"no difference found to {context.baseline}",
-    }[found.verdict]
-    bounds = f"{shown(found.difference.low, 'points')} to {shown(found.difference.high, 'points')}"
-    adjusted = shown(found.adjusted_p_value, "p")
-    p_value = f"p {adjusted}" if adjusted.startswith("<") else f"p = {adjusted}"
-    text = (
-        f"{result.name}: {outcome}: {shown(found.difference.value, 'points')} points "
-        f"({CONFIDENCE:.0%} interval {bounds}), {p_value} after Holm's correction, "
-        f"{found.num_seeds} seeds."
-    )
-    if found.seeds_needed and found.verdict == "no difference found":
-        text += f" To see a true difference of 0.1 points it would take about {found.seeds_needed:,} seeds."
-    return {"verdict": found.verdict, "text": text}
+def _written(root: Path, prefix: str, tables: Iterable[Table]) -> list[Table]:
+    """Writes the tables that have rows, and returns them."""
+    kept = [table for table in tables if table.rows]
+    for table in kept:
+        write_bytes(root / "tables" / f"{prefix}{table.name}.csv", table.csv().encode())
+        write_bytes(root / "tables" / f"{prefix}{table.name}.md", table.markdown().encode())
+    return kept
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd report`.
-
-    Returns:
-        The exit code: 0, or 2 where the input is at fault.
-    """
-    parser = OneLineParser(
-        prog="hf-lpwd report",
-        description="Write the report of a study: a page, tables and figures.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("runs", metavar="RUNS", help="folder of the records of hf-lpwd sweep")
-    parser.add_argument("--out", default="report", help="folder to write to; default: %(default)s")
-    parser.add_argument("--baseline", help="method to compare with; default: 'wd uniform', which is AdamW")
-    args = parser.parse_args(argv)
-    try:
-        page = write_report(args.runs, args.out, args.baseline)
-    except (BadInputError, OSError) as error:
-        return refuse(parser.prog, error)
-    print(f"report in {page}")
-    return 0
+def _saved(root: Path, prefix: str, figures: Iterable[Figure | None]) -> list[tuple[Figure, Any]]:
+    """Writes the figures that there are, and returns each with its SVG in base64."""
+    kept = [figure for figure in figures if figure is not None]
+    for figure in kept:
+        write_bytes(root / "figures" / f"{prefix}{figure.name}.png", figure.png)
+        write_bytes(root / "figures" / f"{prefix}{figure.name}.svg", figure.svg)
+    return [(figure, base64.b64encode(figure.svg).decode()) for figure in kept]

@@ -19,17 +19,17 @@ from transformers.utils import logging
 
 from hf_lpwd.layer_log import QuietPrinter
 from hf_lpwd.optimizer import LayerwiseDecay
+from hf_lpwd.plan import layer_name
 from hf_lpwd.study.callbacks import OpposingPenalty, TestAfterEpoch
 from hf_lpwd.study.config import RunSpec
 from hf_lpwd.study.methods import method_name
 from hf_lpwd.study.peers import apply_peer, peer_callbacks
-from hf_lpwd.vision.arguments import ImageTrainingArguments, parse_args
+from hf_lpwd.study.records import FORMAT
+from hf_lpwd.vision.arguments import parse_args
 from hf_lpwd.vision.finetune import PREFIXES, make_trainer
 from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.prepare import Run, prepare
-
-#: Version of a record's form; goes up when a reader of the old form would misread the new one.
-FORMAT = 1
+from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 _LIBRARIES = ("hf-lpwd", "torch", "transformers", "accelerate", "datasets", "timm", "numpy")
 _TIMES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -154,14 +154,7 @@ def quiet_trainer(
 
 def layer_of_parameter(run: Run) -> dict[str, str]:
     """Parameter name -> what its layer is called in the Trainer's logs: ``"layer_3"``."""
-    return {
-        name: _layer_name(about["stack"], about["layer"])
-        for name, about in run.explanation.parameters.items()
-    }
-
-
-def _layer_name(stack: str, layer: int) -> str:
-    return f"{stack}/layer_{layer}" if stack else f"layer_{layer}"
+    return {name: layer_name(p.stack, p.layer) for name, p in run.plan.parameters.items()}
 
 
 def _curves(history: list[dict[str, Any]], tested: TestAfterEpoch | None) -> dict[str, Any]:
@@ -189,13 +182,14 @@ def _curves(history: list[dict[str, Any]], tested: TestAfterEpoch | None) -> dic
 def _layers(run: Run) -> list[dict[str, Any]]:
     return [
         {
-            "layer": _layer_name(row.stack, row.layer),
+            "layer": layer_name(row.stack, row.layer),
             "modules": row.modules,
             "rate": row.rate,
+            "lr_scale": row.lr_scale,
             "parameters": row.parameters,
             "decayed": row.decayed,
         }
-        for row in run.explanation.layers
+        for row in run.plan.layers
     ]
 
 

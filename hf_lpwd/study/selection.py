@@ -1,4 +1,4 @@
-"""What one number a method gets: chosen on validation, over the whole decay grid, or the paper's way."""
+"""What one number a method gets: over the whole grid of decay rates, or as in the paper."""
 
 from __future__ import annotations
 
@@ -26,28 +26,6 @@ class Robustness:
     worst: Estimate
     range: Estimate
     area: Estimate
-
-
-def select_on_validation(validation: ArrayLike) -> int:
-    """Chooses the setting with the highest mean validation score over seeds; the first of several.
-
-    Args:
-        validation: Scores [k settings, n seeds]; NaN where a run is missing or has failed. A setting that
-            lacks runs is chosen only if all do.
-
-    Returns:
-        Its number, 0 to k - 1.
-
-    Raises:
-        ValueError: No run has a score.
-    """
-    scores = np.asarray(validation, dtype=np.float64)
-    present = (~np.isnan(scores)).sum(axis=1)
-    if scores.size == 0 or present.max() == 0:
-        raise ValueError("no run has a validation score to select by")
-    totals = np.where(np.isnan(scores), 0.0, scores).sum(axis=1)
-    means = np.divide(totals, present, out=np.full(len(scores), -np.inf), where=present == present.max())
-    return int(means.argmax())
 
 
 def decay_robustness(scores: ArrayLike, decays: ArrayLike) -> Robustness:

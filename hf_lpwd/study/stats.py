@@ -1,28 +1,28 @@
-"""Statistics over seeds: intervals, paired differences, corrected p-values, robustness, power.
+"""Statistics over paired seeds: intervals, difference and equivalence tests, Holm's correction, power.
 
-Scores are accuracies in 0..1, one for each seed; arrays that are compared have the same seeds in the same
-order.
+Scores are accuracies in 0..1, one for each seed. The distributions are scipy's; what scipy lacks is a t test
+whose variance has a floor, and Holm's correction.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import optimize, stats
 
 CONFIDENCE = 0.95
-#: The difference that the power line asks about: 0.1 points of accuracy.
-SMALL_DIFFERENCE = 0.001
 POWER = 0.8
-NUM_RESAMPLES = 2000
+#: With fewer seeds there is no verdict.
+MIN_SEEDS = 5
+#: Points / 100: a difference that would matter, where a study does not say.
+DEFAULT_MARGIN = 0.003
 
 Array: TypeAlias = NDArray[np.float64]
-Verdict: TypeAlias = Literal["better", "worse", "no difference found", "too few seeds"]
+Verdict: TypeAlias = Literal["better", "worse", "equivalent", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -33,93 +33,105 @@ class Estimate:
     low: float
     high: float
 
+    def clipped(self) -> Estimate:
+        """The same with bounds inside 0..1, where an accuracy is."""
+        return Estimate(self.value, *(min(max(bound, 0.0), 1.0) for bound in (self.low, self.high)))
+
 
 @dataclass(frozen=True)
-class Comparison:
-    """A method against the baseline, on the same seeds.
+class Paired:
+    """A mean difference over seeds, and what the t distribution says about it.
 
     Attributes:
-        num_seeds: n, the seeds that both have.
-        difference: Mean of method - baseline, with its t interval.
-        bootstrap: The same with its bootstrap interval.
-        p_value: Of the paired test, not corrected.
-        adjusted_p_value: Holm's, over the table that the comparison belongs to.
-        improvement: Probability that a run of the method beats a run of the baseline.
-        seeds_needed: How many seeds it takes to see a difference of 0.1 points; None where the differences
-            of the seeds do not vary, or there is one.
-        verdict: In words, at the confidence asked for.
+        num_seeds: n.
+        mean: Of the differences.
+        error: Its standard error, not below the floor.
+        chances: How many equal chances the side with more settings had; multiplies each p-value.
     """
 
     num_seeds: int
-    difference: Estimate
-    bootstrap: Estimate
-    p_value: float
-    adjusted_p_value: float
-    improvement: Estimate
-    seeds_needed: int | None
-    verdict: Verdict
+    mean: float
+    error: float
+    chances: int = 1
+
+    @property
+    def df(self) -> int:
+        """Degrees of freedom."""
+        return self.num_seeds - 1
+
+    def interval(self, extra_variance: float = 0.0) -> Estimate:
+        """The 95% t interval; `extra_variance` of the mean, that of the test images, widens it."""
+        if self.num_seeds < 2:
+            return Estimate(self.mean, math.nan, math.nan)
+        half = stats.t.isf((1.0 - CONFIDENCE) / 2.0 / self.chances, self.df)
+        half = float(half) * math.sqrt(self.error**2 + extra_variance)
+        return Estimate(self.mean, self.mean - half, self.mean + half)
+
+    def p_difference(self) -> float:
+        """Two-sided p-value of a mean of zero."""
+        if self.num_seeds < 2:
+            return math.nan
+        return min(1.0, self.chances * 2.0 * float(stats.t.sf(abs(self.mean) / self.error, self.df)))
+
+    def p_equivalence(self, margin: float) -> float:
+        """p-value of a mean at or beyond the margin: two one-sided tests (TOST, Schuirmann 1987)."""
+        if self.num_seeds < 2:
+            return math.nan
+        nearest = (margin - abs(self.mean)) / self.error
+        return min(1.0, self.chances * float(stats.t.sf(nearest, self.df)))
+
+    def detectable(self, num_tests: int = 1, power: float = POWER) -> float:
+        """The smallest true difference that this many seeds with this error find with probability `power`.
+
+        Args:
+            num_tests: Tests in the family; the power is that at Holm's first step.
+            power: Of the two-sided test.
+        """
+        if self.num_seeds < 2:
+            return math.nan
+        return self.error * smallest_shift(self.num_seeds, num_tests * self.chances, power)
 
 
-def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+def paired(differences: ArrayLike, floor: float = 0.0, chances: int = 1) -> Paired:
+    """Summarises differences over seeds.
+
+    Args:
+        differences: Method - baseline, by seed [n].
+        floor: The smallest standard deviation that differences of such scores can have, see
+            `granularity_floor`.
+        chances: See `Paired`.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    error = max(std, floor, 1e-300) / math.sqrt(max(len(values), 1))
+    return Paired(len(values), float(values.mean()), error, chances)
+
+
+def granularity_floor(num_images: int) -> float:
+    """Standard deviation that rounding both accuracies to whole images alone gives their difference.
+
+    ``(1 / N) / sqrt(6)``: each rounding error is uniform over 1 / N. Without it, equal differences would
+    have no variance.
+    """
+    return 1.0 / num_images / math.sqrt(6.0)
+
+
+def mean_interval(values: ArrayLike) -> Estimate:
     """Mean over seeds with Student's t interval: ``mean +- t * s / sqrt(n)``, n - 1 degrees of freedom.
 
-    Args:
-        values: Scores [n], n >= 1.
-        confidence: Probability that the interval covers the mean.
+    Example:
+        >>> estimate = mean_interval([0.80, 0.82, 0.81])
+        >>> round(estimate.value, 3), round(estimate.low, 3), round(estimate.high, 3)
+        (0.81, 0.785, 0.835)
     """
-    scores = _one_dimensional(values)
-    mean = float(scores.mean())
-    if len(scores) < 2:
-        return Estimate(mean, math.nan, math.nan)
-    quantile = stats.t.ppf((1.0 + confidence) / 2.0, len(scores) - 1)
-    half = float(quantile * scores.std(ddof=1) / math.sqrt(len(scores)))
-    return Estimate(mean, mean - half, mean + half)
-
-
-def bootstrap_interval(
-    values: ArrayLike, confidence: float = CONFIDENCE, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> Estimate:
-    """Mean over seeds with the percentile interval of its bootstrap distribution.
-
-    With few seeds it is too narrow (by a factor of about ``sqrt((n - 1) / n)``, and more in the tails): the
-    t interval decides, this one shows what it would be without the assumption of normality.
-
-    Args:
-        values: Scores, or differences of scores [n], n >= 1.
-        confidence: Probability that the interval covers the mean.
-        num_resamples: How many means are drawn.
-        seed: Of the resampling.
-    """
-    scores = _one_dimensional(values)
-    if len(scores) < 2:
-        return Estimate(float(scores.mean()), math.nan, math.nan)
-    means = scores[_resampled(len(scores), num_resamples, seed)].mean(axis=1)
-    return Estimate(float(scores.mean()), *_percentiles(means, confidence))
-
-
-def paired_p_value(differences: ArrayLike) -> float:
-    """Two-sided p-value of a mean difference of zero: the paired t test.
-
-    Where all differences are equal, so that there is no variance to judge by, it is that of the exact
-    sign-flip test, ``2^(1 - n)``, and 1 where all are zero.
-
-    Args:
-        differences: Method - baseline, by seed [n]; NaN for n < 2.
-    """
-    values = _one_dimensional(differences)
-    if len(values) < 2:
-        return math.nan
-    if np.ptp(values) <= 1e-12:
-        return 1.0 if abs(values[0]) <= 1e-12 else 2.0 ** (1 - len(values))
-    t = values.mean() / (values.std(ddof=1) / math.sqrt(len(values)))
-    return float(2.0 * special.stdtr(len(values) - 1, -abs(t)))
+    return paired(values).interval()
 
 
 def holm(p_values: ArrayLike) -> Array:
-    """Holm's step-down correction: the probability of any false finding in the table stays at the level.
+    """Holm's step-down correction: the probability of any false finding in the family stays at the level.
 
     The k-th smallest of m p-values is multiplied by m - k + 1, made monotone from the smallest on, and cut
-    at 1. NaN (no test was made) stays NaN and does not count.
+    at 1. NaN (no test was made) stays NaN; it counts as a test, so that leaving one out gains nothing.
 
     Args:
         p_values: [m].
@@ -130,161 +142,67 @@ def holm(p_values: ArrayLike) -> Array:
     Source: Holm, *A Simple Sequentially Rejective Multiple Test Procedure* (1979).
     """
     given = np.asarray(p_values, dtype=np.float64)
-    adjusted = np.full(given.shape, np.nan)
-    tested = np.flatnonzero(~np.isnan(given))
-    order = tested[np.argsort(given[tested], kind="stable")]
-    factors = np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(given[order] * factors), 1.0)
-    return adjusted
+    filled = np.where(np.isnan(given), 1.0, given)
+    order = np.argsort(filled, kind="stable")
+    adjusted = np.empty(len(given))
+    steps = np.maximum.accumulate(filled[order] * np.arange(len(given), 0, -1))
+    adjusted[order] = np.minimum(steps, 1.0)
+    return np.where(np.isnan(given), np.nan, adjusted)
 
 
-def probability_of_improvement(
-    method: ArrayLike,
-    baseline: ArrayLike,
-    confidence: float = CONFIDENCE,
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-) -> Estimate:
-    """Probability that a run of the method scores higher than a run of the baseline; a tie counts half.
-
-    The Mann-Whitney statistic over n^2, with a percentile interval from resampling the seeds.
-
-    Args:
-        method: Scores [n].
-        baseline: Scores [n], of the same seeds.
-        confidence: Of the interval.
-        num_resamples: How many resamples are drawn.
-        seed: Of the resampling.
-
-    Source: Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice* (2021).
-    """
-    x, y = _same_seeds(method, baseline)
-    wins = (x[:, None] > y[None, :]) + 0.5 * (x[:, None] == y[None, :])
-    if len(x) < 2:
-        return Estimate(float(wins.mean()), math.nan, math.nan)
-    rows = _resampled(len(x), num_resamples, seed)
-    # Each resample counts seed i as often as it drew it: the mean over its pairs is a quadratic form.
-    weights = np.stack([(rows == i).sum(axis=1) for i in range(len(x))], axis=1) / len(x)
-    means = ((weights @ wins) * weights).sum(axis=1)
-    return Estimate(float(wins.mean()), *_percentiles(means, confidence))
+def verdict(mean: float, p_difference: float, p_equivalence: float) -> Verdict:
+    """What two corrected p-values allow to be said; equivalence goes first: the margin says what matters."""
+    level = 1.0 - CONFIDENCE
+    if p_equivalence <= level:
+        return "equivalent"
+    if p_difference <= level:
+        return "better" if mean > 0.0 else "worse"
+    return "undecided"
 
 
-def seeds_needed(
-    std: float, difference: float = SMALL_DIFFERENCE, power: float = POWER, confidence: float = CONFIDENCE
-) -> int:
-    """Smallest number of seeds at which the paired t test finds a true difference with probability `power`.
-
-    From the noncentral t distribution; for one comparison, without a correction for several.
-
-    Args:
-        std: Standard deviation of the paired differences.
-        difference: The true mean difference, not 0.
-        power: Probability of finding it.
-        confidence: 1 - the level of the test.
-    """
-    if std < 0.0 or difference == 0.0 or not 0.0 < power < 1.0:
-        raise ValueError(f"no number of seeds for std {std}, difference {difference} and power {power}")
-    if std == 0.0:
-        return 2
-    high = 2
-    while paired_power(high, std, difference, confidence) < power:
-        high *= 2
-    low = max(high // 2, 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if paired_power(middle, std, difference, confidence) < power:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def paired_power(num_seeds: int, std: float, difference: float, confidence: float = CONFIDENCE) -> float:
-    """Probability that the two-sided paired t test of n seeds finds a true difference.
+def smallest_shift(num_seeds: int, num_tests: int = 1, power: float = POWER) -> float:
+    """The true mean, in standard errors, that the two-sided t test finds with probability `power`.
 
     Args:
         num_seeds: n >= 2.
-        std: Standard deviation of the paired differences, above 0.
-        difference: The true mean difference.
-        confidence: 1 - the level of the test.
+        num_tests: The level is divided by it.
+        power: Above the level.
     """
-    shift = abs(difference) / std * math.sqrt(num_seeds)
-    critical = stats.t.ppf((1.0 + confidence) / 2.0, num_seeds - 1)
-    distribution = stats.nct(num_seeds - 1, shift)
-    return float(distribution.sf(critical) + distribution.cdf(-critical))
+    return float(optimize.brentq(lambda x: t_power(num_seeds, x, num_tests) - power, 0.0, 1e4))
 
 
-def compare_to_baseline(
-    scores: Mapping[str, Mapping[int, float]], baseline: str, confidence: float = CONFIDENCE
-) -> dict[str, Comparison]:
-    """Compares each method with the baseline on the seeds that both have, with Holm's correction over all.
+def t_power(num_seeds: int, shift: float, num_tests: int = 1) -> float:
+    """Power of the two-sided t test of n differences whose mean is `shift` standard errors from zero."""
+    df = num_seeds - 1
+    critical = stats.t.isf((1.0 - CONFIDENCE) / 2.0 / num_tests, df)
+    if shift > 30.0:
+        # scipy's noncentral t underflows there, and its other tail above 5; the variance alone decides.
+        return float(stats.chi2.cdf(df * (shift / critical) ** 2, df))
+    other_tail = 0.0 if shift > 5.0 else stats.nct.cdf(-critical, df, shift)
+    return float(stats.nct.sf(critical, df, shift) + other_tail)
+
+
+def interquartile_mean(scores: list[Array]) -> Estimate:
+    """Interquartile mean over all runs of several tasks, with a bootstrap interval stratified by task.
 
     Args:
-        scores: Method -> seed -> test score.
-        baseline: A key of `scores`.
-        confidence: Of the intervals, and 1 - the level of the verdicts.
+        scores: For each task the scores of its seeds [n].
 
-    Returns:
-        Method -> comparison, for every other method that shares a seed with the baseline.
-
-    Raises:
-        ValueError: There is no such baseline.
+    Source: Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice* (2021).
     """
-    if baseline not in scores:
-        raise ValueError(f"baseline is {baseline!r}, but the methods are {', '.join(scores)}")
-    pairs = {}
-    for method, by_seed in scores.items():
-        seeds = sorted(by_seed.keys() & scores[baseline].keys())
-        if method != baseline and seeds:
-            pairs[method] = _same_seeds(
-                [by_seed[seed] for seed in seeds], [scores[baseline][seed] for seed in seeds]
-            )
-    p_values = [paired_p_value(x - y) for x, y in pairs.values()]
-    comparisons = {}
-    for (method, (x, y)), p_value, adjusted in zip(pairs.items(), p_values, holm(p_values), strict=True):
-        difference = mean_interval(x - y, confidence)
-        std = float((x - y).std(ddof=1)) if len(x) > 1 else 0.0
-        comparisons[method] = Comparison(
-            num_seeds=len(x),
-            difference=difference,
-            bootstrap=bootstrap_interval(x - y, confidence),
-            p_value=p_value,
-            adjusted_p_value=float(adjusted),
-            improvement=probability_of_improvement(x, y, confidence),
-            seeds_needed=seeds_needed(std) if std > 1e-12 else None,
-            verdict=_verdict(difference.value, float(adjusted), confidence),
-        )
-    return comparisons
 
+    def statistic(*samples: Array, axis: int = -1) -> Array:
+        return np.asarray(stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis))
 
-def _verdict(difference: float, adjusted_p_value: float, confidence: float) -> Verdict:
-    if math.isnan(adjusted_p_value):
-        return "too few seeds"
-    if adjusted_p_value > 1.0 - confidence:
-        return "no difference found"
-    return "better" if difference > 0.0 else "worse"
-
-
-def _one_dimensional(values: ArrayLike) -> Array:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not len(array) or np.isnan(array).any():
-        raise ValueError(f"scores must be a list of one or more numbers, not {values!r}")
-    return array
-
-
-def _same_seeds(method: ArrayLike, baseline: ArrayLike) -> tuple[Array, Array]:
-    x, y = _one_dimensional(method), _one_dimensional(baseline)
-    if len(x) != len(y):
-        raise ValueError(f"{len(x)} scores cannot be paired with {len(y)}: give those of the same seeds")
-    return x, y
-
-
-def _resampled(size: int, num_resamples: int, seed: int) -> NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(size, size=(num_resamples, size))
-
-
-def _percentiles(values: Array, confidence: float) -> tuple[float, float]:
-    tail = 50.0 * (1.0 - confidence)
-    low, high = np.percentile(values, [tail, 100.0 - tail])
-    return float(low), float(high)
+    value = float(statistic(*scores))
+    if any(len(sample) < 2 for sample in scores):
+        return Estimate(value, math.nan, math.nan)
+    found = stats.bootstrap(
+        scores,
+        statistic,
+        n_resamples=2000,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(value, float(found.low), float(found.high))

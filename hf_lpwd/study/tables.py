@@ -1,26 +1,30 @@
-"""The tables of a report: rows of values, as CSV in full precision, and as Markdown and HTML to read."""
+"""The tables of a report: values with their kinds, as CSV, Markdown and HTML."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_lpwd.study.analysis import Context, score, seed_of, setting_of
+import pandas as pd
+
+from hf_lpwd.study.analysis import Study
+from hf_lpwd.study.compare import Comparison
+from hf_lpwd.study.records import Record
 from hf_lpwd.study.stats import Estimate
+from hf_lpwd.study.tasks import setting_of
 
 #: Kind of column -> how a number is written. Percent and points are of accuracies in 0..1.
 _FORMATS: dict[str, Callable[[Any], str]] = {
     "percent": lambda value: f"{100.0 * value:.2f}",
     "points": lambda value: f"{100.0 * value:+.2f}",
     "p": lambda value: f"{value:.3f}" if value >= 0.001 else "< 0.001",
-    "share": lambda value: f"{value:.2f}",
     "number": lambda value: f"{value:g}" if abs(value) < 1e6 else f"{value:.3g}",
     "text": str,
 }
+# Digits of a CSV: enough for any use, and not those in which two versions of a library may differ.
+_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -46,25 +50,22 @@ class Table:
             for row in self.rows
         ]
 
+    def frame(self) -> pd.DataFrame:
+        """As a data frame in the units of the headings; an estimate takes three columns."""
+        columns: dict[str, list[Any]] = {}
+        for i, (name, kind) in enumerate(self.columns):
+            values = [row[i] for row in self.rows]
+            scale = 100.0 if kind in ("percent", "points") else 1.0
+            if any(isinstance(value, Estimate) for value in values):
+                for part, suffix in (("value", ""), ("low", " low"), ("high", " high")):
+                    columns[name + suffix] = [_scaled(getattr(v, part, None), scale) for v in values]
+            else:
+                columns[name] = [_scaled(value, scale) for value in values]
+        return pd.DataFrame(columns, dtype=object)
+
     def csv(self) -> str:
-        """As CSV, in the units of the headings; an estimate takes three columns."""
-        with_bounds = [
-            any(isinstance(row[i], Estimate) for row in self.rows) for i in range(len(self.columns))
-        ]
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(
-            heading
-            for (name, _), bounds in zip(self.columns, with_bounds, strict=True)
-            for heading in ([name, f"{name} low", f"{name} high"] if bounds else [name])
-        )
-        for row in self.rows:
-            writer.writerow(
-                number
-                for value, bounds, (_, kind) in zip(row, with_bounds, self.columns, strict=True)
-                for number in _numbers(value, kind)[: 3 if bounds else 1]
-            )
-        return buffer.getvalue()
+        """As CSV."""
+        return self.frame().to_csv(index=False, lineterminator="\n")
 
     def markdown(self) -> str:
         """As a Markdown table."""
@@ -77,6 +78,8 @@ def shown(value: Any, kind: str) -> str:
     """Writes a value to be read; an estimate with its interval."""
     write = _FORMATS[kind]
     if isinstance(value, Estimate):
+        if math.isnan(value.value):
+            return "-"
         if math.isnan(value.low):
             return write(value.value)
         return f"{write(value.value)} ({write(value.low)} to {write(value.high)})"
@@ -90,93 +93,108 @@ def _key(value: Any) -> str:
     return "" if number is None else str(number)
 
 
-def _numbers(value: Any, kind: str) -> list[Any]:
-    given = (value.value, value.low, value.high) if isinstance(value, Estimate) else (value, None, None)
-    scale = 100.0 if kind in ("percent", "points") else 1
-    return [
-        number if isinstance(number, str) else "" if number is None or math.isnan(number) else scale * number
-        for number in given
-    ]
+def _scaled(value: Any, scale: float) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return round(scale * value, _DIGITS) if isinstance(value, float) else value
 
 
 def _escaped(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-def summary_table(context: Context) -> Table:
+def summary_table(study: Study, task: str) -> Table:
     """What each method reaches at the setting chosen on validation."""
-    with_paper = any(result.paper is not None for result in context.methods)
+    results = study.results[task]
+    with_paper = any(result.paper is not None for result in results)
     columns = [
-        ("method", "text"), ("weight_decay", "number"), ("learning rate", "number"), ("mean rate", "number"),
-        ("seeds", "number"), ("validation, %", "percent"), ("test, %", "percent"),
-        *([("paper's metric, %", "percent")] if with_paper else []),
+        ("method", "text"), ("decay", "number"), ("learning rate", "number"), ("mean rate", "number"),
+        ("settings tried", "number"), ("seeds", "number"), ("validation, %", "percent"),
+        ("test, %", "percent"),
+        *([("paper's metric, %", "percent")] if with_paper else []), ("remarks", "text"),
     ]  # fmt: skip
     rows = [
         [
-            result.name, result.setting.weight_decay, result.setting.learning_rate, result.mean_rate,
-            len(result.runs), result.validation, result.test, *([result.paper] if with_paper else []),
+            result.name, result.setting.decay, result.setting.learning_rate, result.mean_rate,
+            len(result.method.grid), len(result.runs), result.validation, result.test,
+            *([result.paper] if with_paper else []), "; ".join(result.remarks) or "-",
         ]
-        for result in context.methods
+        for result in results
     ]  # fmt: skip
-    return Table("summary", "Accuracy of each method, chosen on validation", columns, rows)
+    return Table("summary", "Each method at its best setting on validation", columns, rows)
 
 
-def difference_table(context: Context) -> Table:
-    """Each method against the baseline."""
+def comparison_table(name: str, title: str, comparisons: Sequence[Comparison], with_task: bool) -> Table:
+    """Comparisons with their verdicts."""
     columns = [
-        ("method", "text"), ("verdict", "text"), ("difference, points", "points"),
-        ("bootstrap, points", "points"), ("p", "p"), ("p, Holm", "p"), ("improves with probability", "share"),
-        ("seeds", "number"), ("seeds to see 0.1 points", "number"),
+        ("compared", "text"), *([("task", "text")] if with_task else []), ("with", "text"),
+        ("verdict", "text"),
+        ("difference over seeds, points", "points"), ("over seeds and test images, points", "points"),
+        ("p", "p"), ("p of equivalence", "p"), ("seeds", "number"), ("could have shown, points", "percent"),
+        ("settings tried", "text"), ("remarks", "text"),
     ]  # fmt: skip
     rows = [
         [
-            result.name, found.verdict, found.difference, found.bootstrap, found.p_value,
-            found.adjusted_p_value, found.improvement, found.num_seeds, found.seeds_needed,
+            c.name, *([c.task] if with_task else []), c.to, c.verdict, c.difference, c.over_images,
+            c.p_difference, c.p_equivalence, c.paired.num_seeds if c.paired else 0, c.detectable,
+            f"{c.tried[0]} : {c.tried[1]}", "; ".join(remarks(c)) or "-",
         ]
-        for result in context.methods
-        if (found := result.comparison) is not None
+        for c in comparisons
     ]  # fmt: skip
-    return Table("differences", f"Paired differences to {context.baseline} on test", columns, rows)
+    return Table(name, title, columns, rows)
 
 
-def robustness_table(context: Context) -> Table:
+def remarks(c: Comparison) -> list[str]:
+    """What stands beside a comparison: why there is no verdict, what diverged, what is left out."""
+    found = [f"no verdict: {c.withheld}"] if c.withheld else []
+    if any(c.diverged):
+        found.append(f"diverged: {c.diverged[0]} runs of {c.name}, {c.diverged[1]} of {c.to}")
+    return [*found, *c.left_out]
+
+
+def robustness_table(study: Study, task: str) -> Table:
     """How each method depends on the decay rate."""
     columns = [
-        ("method", "text"),
-        ("worst, %", "percent"),
-        ("range, points", "percent"),
+        ("method", "text"), ("worst, %", "percent"), ("range, points", "percent"),
         ("area over log rate, %", "percent"),
-    ]
+    ]  # fmt: skip
     rows = [
-        [result.name, robustness.worst, robustness.range, robustness.area]
-        for result in context.methods
+        [result.name, robustness.worst.clipped(), robustness.range.clipped(), robustness.area.clipped()]
+        for result in study.results[task]
         if (robustness := result.robustness) is not None
     ]
     return Table("robustness", "Test accuracy over all decay rates above 0", columns, rows)
 
 
-def runs_table(records: Sequence[dict[str, Any]]) -> Table:
+def pooled_table(study: Study) -> Table:
+    """Interquartile means over tasks."""
+    columns = [("method", "text"), ("interquartile mean, %", "percent")]
+    rows = [[name, estimate] for name, estimate in study.pooled.items()]
+    return Table("pooled", "Pooled over tasks, with bootstrap intervals stratified by task", columns, rows)
+
+
+def runs_table(records: Sequence[Record]) -> Table:
     """Every run, also those that failed."""
     columns = [
-        ("method", "text"), ("weight_decay", "number"), ("learning rate", "number"), ("seed", "number"),
-        ("status", "text"), ("validation, %", "percent"), ("test, %", "percent"), ("seconds", "number"),
+        ("method", "text"), ("decay", "number"), ("learning rate", "number"), ("seed", "number"),
+        ("outcome", "text"), ("validation, %", "percent"), ("test, %", "percent"), ("seconds", "number"),
         ("other settings, or the error", "text"), ("record", "text"),
     ]  # fmt: skip
     rows = []
     for record in records:
-        done = record["status"] == "completed"
-        error = record.get("error", {})
-        rest = f"{error.get('type')}: {error.get('message')}" if not done else _rest(record)
+        setting = setting_of(record.settings)
+        failed = record.outcome == "failed"
+        rest = f"{record.error.type}: {record.error.message}" if record.error else _rest(record)
         rows.append(
             [
-                record["method"], *setting_of(record), seed_of(record), record["status"],
-                score(record, "validation") if done else None, score(record, "test") if done else None,
-                record["times"].get("seconds"), rest, record["id"],
+                record.method, setting.decay, setting.learning_rate, record.seed, record.outcome,
+                None if failed else record.score("validation"), None if failed else record.score("test"),
+                record.times.seconds, rest, record.id,
             ]
         )  # fmt: skip
     return Table("runs", "All runs", columns, rows)
 
 
-def _rest(record: dict[str, Any]) -> str:
+def _rest(record: Record) -> str:
     names = ("dataset_name", "model_name_or_path", "model_type", "optim")
-    return ", ".join(f"{name}={record['settings'][name]}" for name in names if name in record["settings"])
+    return ", ".join(f"{name}={record.settings.get(name)}" for name in names if record.settings.get(name))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import nullcontext
+from copy import copy
 from pathlib import Path
 
 import datasets
@@ -12,10 +13,11 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
+from hf_lpwd.checkpoints.run_folder import sole_use
+from hf_lpwd.checkpoints.run_record import write_record
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.optimizer import LayerwiseDecay
-from hf_lpwd.vision.arguments import ImageTrainingArguments
 from hf_lpwd.vision.curves import draw_curves
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import EpochCallback, collate
@@ -27,7 +29,7 @@ from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.prepare import Run, named_checkpoint, prepare
-from hf_lpwd.vision.run_folder import write_record
+from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 #: Split -> what `Trainer` puts before the names of its metrics.
 PREFIXES = {"validation": "eval", "test": "test"}
@@ -61,7 +63,8 @@ def finetune(
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        with StopOnSignal() as stop:
+        first = training_args.process_index == 0
+        with StopOnSignal() as stop, sole_use(str(training_args.output_dir)) if first else nullcontext():
             _finetune(model_args, data_args, training_args, argv, stop)
     except Interrupted as end:
         if training_args.process_index == 0:
@@ -81,19 +84,22 @@ def _finetune(
     argv: Sequence[str],
     stop: StopOnSignal,
 ) -> None:
+    push_to_hub, training_args = training_args.push_to_hub, copy(training_args)
+    training_args.push_to_hub = False
     try:
-        push = PushCallback(training_args, model_args.token) if training_args.push_to_hub else None
+        push = PushCallback(training_args, model_args.token) if push_to_hub else None
         run = prepare(model_args, data_args, training_args)
     except ValueError as error:
         raise BadInputError(str(error)) from error
     # The push comes first, so that it sees the last checkpoint of a stopped run.
     callbacks = [*([push] if push else []), stop, StopWhereNotFinite()]
-    trainer, metrics = train_and_evaluate(run, training_args, callbacks)
-    if trainer.is_world_process_zero():
-        write_results(run, trainer, metrics, argv)
-        print(_closing_line(run, metrics, str(training_args.output_dir)))
-        if push:
-            print(f"pushed: {push.finish()}")
+    with push or nullcontext():
+        trainer, metrics = train_and_evaluate(run, training_args, callbacks)
+        if trainer.is_world_process_zero():
+            write_results(run, trainer, metrics, argv)
+            print(_closing_line(run, metrics, str(training_args.output_dir)))
+            if push:
+                print(f"pushed: {push.finish()}")
 
 
 def make_trainer(
@@ -110,7 +116,7 @@ def make_trainer(
         callbacks: For the trainer.
         optimizer: Instead of the one that the arguments name.
     """
-    return ImageTrainer(
+    trainer = ImageTrainer(
         model=run.model,
         args=args,
         transform=ImageTransform(run.processor),
@@ -122,8 +128,11 @@ def make_trainer(
         preprocess_logits_for_metrics=logits_only,
         processing_class=run.processor,
         optimizers=(optimizer, None),
+        layer_map=run.plan.layer_map,
         callbacks=[EpochCallback(), *callbacks],
     )
+    trainer.run_settings = run.settings
+    return trainer
 
 
 def train_and_evaluate(
@@ -173,10 +182,10 @@ def write_results(
         argv: The command line, for the card.
     """
     folder = Path(str(trainer.args.output_dir))
-    write_json(folder / "layer_rates.json", asdict(run.explanation))
+    write_json(folder / "layer_rates.json", (trainer.layer_plan or run.plan).to_dict())
     if trainer.args.do_train:
         write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
-        write_card(folder, card_facts(run, metrics, trainer.args, argv))
+        write_card(folder, card_facts(run, metrics, trainer.args))
 
 
 def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | None:
@@ -186,7 +195,7 @@ def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | N
         return checkpoint or None
     found = trainer.last_complete_checkpoint()
     if found is None:
-        logger.warning(f"{args.output_dir} has no whole checkpoint: the run starts from the beginning")
+        logger.warning(f"{args.output_dir} has no complete checkpoint: the run starts from the beginning")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,7 @@ class ModelArguments:
             "help": "Configuration, if not model_name_or_path's. Without that one, trains from scratch."
         },
     )
-    config_overrides: str | None = field(
+    config_overrides: dict | str | None = field(
         default=None,
         metadata={
             "help": "Changes to the configuration of a model trained from scratch: "
@@ -64,6 +65,8 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.config_overrides, dict):
+            self.config_overrides = json.dumps(self.config_overrides)
         if self.config_overrides is not None:
             if self.model_name_or_path is not None:
                 raise ValueError(
@@ -79,12 +82,14 @@ class ModelArguments:
         return self.model_name_or_path is None
 
 
-def parse_overrides(text: str) -> dict[str, Any]:
-    """Reads ``"hidden_size=64,depths=[2,2]"`` or a JSON object.
+def parse_overrides(text: dict | str) -> dict[str, Any]:
+    """Reads ``"hidden_size=64,depths=[2,2]"`` or a JSON object; what is read already stays as it is.
 
     Raises:
         ValueError: It is neither.
     """
+    if isinstance(text, dict):
+        return text
     flow = text if text.lstrip().startswith("{") else "{" + text.replace("=", ": ") + "}"
     try:
         overrides = yaml.safe_load(flow)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from hf_lpwd.vision.model_args import ModelArguments, parse_overrides
 DEFAULT_IMAGE_SIZE = 224
 #: What a configuration derives from the number of its stages.
 _STAGES = ("stage_names", "out_features", "out_indices")
+#: Where timm's configurations hold the classes.
+_TIMM_CLASSES = ("num_classes", "label_names", "label_descriptions")
 
 
 def load_model_and_processor(args: ModelArguments, class_names: list[str]) -> tuple[nn.Module, Any]:
@@ -34,30 +37,68 @@ def load_model_and_processor(args: ModelArguments, class_names: list[str]) -> tu
         ValueError: There is no such model or model type, the configuration has no such key, or the weights do
             not fit; one line.
     """
-    labels = {
-        "id2label": dict(enumerate(class_names)),
-        "label2id": {name: i for i, name in enumerate(class_names)},
-    }
     if args.model_name_or_path is None:
-        config, image_size = _config_from_scratch(args, labels)
+        config, image_size = _config_from_scratch(args, class_names)
         return _from_config(config), _new_processor(image_size)
     name = args.model_name_or_path
     source = _hub_options(args)
     try:
-        config = transformers.AutoConfig.from_pretrained(args.config_name or name, **labels, **source)
+        config = transformers.AutoConfig.from_pretrained(args.config_name or name, **source)
+        _set_classes(config, class_names)
         if args.model_type is not None and config.model_type != args.model_type:
             raise ValueError(
                 f"model_type is {args.model_type!r}, but {name} is of type {config.model_type!r}"
             )
-        model = transformers.AutoModelForImageClassification.from_pretrained(
-            name, config=config, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **source
+        model, report = transformers.AutoModelForImageClassification.from_pretrained(
+            name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **source
         )
+        _check_mismatches(name, report["mismatched_keys"], len(class_names), args.ignore_mismatched_sizes)
         processor = transformers.AutoImageProcessor.from_pretrained(
             args.image_processor_name or name, **source
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(_why_not_loaded(name, error)) from error
     return model, processor
+
+
+def _set_classes(config: transformers.PreTrainedConfig, class_names: list[str]) -> None:
+    """Gives a configuration the classes of the dataset, and takes those of its checkpoint out of it."""
+    config.id2label = dict(enumerate(class_names))
+    config.label2id = {name: i for i, name in enumerate(class_names)}
+    # transformers chooses the loss by the labels; a checkpoint for several labels an image names its own.
+    config.problem_type = None
+    # Saving would write those of before.
+    for stale in _TIMM_CLASSES:
+        vars(config).pop(stale, None)
+    if getattr(config, "model_args", None):
+        config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
+
+
+def _check_mismatches(
+    name: str,
+    mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]],
+    num_classes: int,
+    new_head: bool,
+) -> None:
+    """Raises a ValueError where weights of a checkpoint do not fit, unless they are a head to be replaced.
+
+    Args:
+        name: The checkpoint.
+        mismatched: Parameter, its shape there, and its shape in the model.
+        num_classes: Number of classes of the dataset.
+        new_head: Whether a head of another size may be replaced.
+    """
+    for parameter, there, here in mismatched:
+        is_head = len(there) == len(here) and here[0] == num_classes and tuple(there[1:]) == tuple(here[1:])
+        if not is_head:
+            raise ValueError(
+                f"{name} cannot be loaded: its {parameter} is {list(there)}, the model's {list(here)}"
+            )
+        if not new_head:
+            raise ValueError(
+                f"the head of {name} has {there[0]} classes, the dataset {num_classes}: "
+                "--ignore_mismatched_sizes starts a new one"
+            )
 
 
 def model_skeleton(name: str, overrides: str | None = None, **hub_options: Any) -> nn.Module:
@@ -101,18 +142,22 @@ def _timm_skeleton(architecture: str, overrides: str | None) -> nn.Module:
 
 
 def _config_from_scratch(
-    args: ModelArguments, labels: dict[str, Any]
+    args: ModelArguments, class_names: list[str]
 ) -> tuple[transformers.PreTrainedConfig, int]:
     if args.config_name is not None:
         try:
-            config = transformers.AutoConfig.from_pretrained(args.config_name, **labels, **_hub_options(args))
+            config = transformers.AutoConfig.from_pretrained(args.config_name, **_hub_options(args))
         except (OSError, ValueError) as error:
             raise ValueError(_why_not_loaded(args.config_name, error)) from error
     elif args.model_type in _classifiers():
-        config = transformers.AutoConfig.for_model(args.model_type, **labels)
+        config = transformers.AutoConfig.for_model(args.model_type)
     else:
         raise ValueError(unknown("image classification model_type", args.model_type, _classifiers()))
+    for key in parse_overrides(args.config_overrides or "{}"):
+        if key in ("id2label", "label2id", "num_labels", *_TIMM_CLASSES):
+            raise ValueError(f"config_overrides: {key} is set by the dataset")
     image_size = _apply_overrides(config, args.config_overrides)
+    _set_classes(config, class_names)
     # Made anew: a backbone's stage names follow from its depths, and stale ones could be saved, not loaded.
     settings = {key: value for key, value in config.to_dict().items() if key not in _STAGES}
     try:
@@ -122,7 +167,7 @@ def _config_from_scratch(
         raise ValueError(f"no {config.model_type} can be made with these settings: {why}") from error
 
 
-def _apply_overrides(config: transformers.PreTrainedConfig, text: str | None) -> int:
+def _apply_overrides(config: transformers.PreTrainedConfig, text: dict | str | None) -> int:
     """Changes `config`; returns the side of its pictures, which `image_size` may set for any model."""
     overrides = parse_overrides(text) if text else {}
     if not hasattr(config, "image_size"):
@@ -189,8 +234,6 @@ def _hub_options(args: ModelArguments) -> dict[str, Any]:
 
 def _why_not_loaded(name: str, error: Exception) -> str:
     text = " ".join(str(error).split())
-    if "size mismatch" in text or "mismatched" in text:
-        return f"the head of {name} has another number of classes: --ignore_mismatched_sizes starts a new one"
     if isinstance(error, OSError):
         return f"no model {name!r} in a folder here, in the cache or on the Hub ({text[:200]})"
     return f"{name} cannot be loaded: {text[:300]}"

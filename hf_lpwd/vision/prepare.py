@@ -5,21 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import set_seed
 
-from hf_lpwd.checkpoints.mixin import why_not_resumable
-from hf_lpwd.decay_groups import shrinkage
-from hf_lpwd.explain import Explanation, explain
-from hf_lpwd.schedules import parse_schedule
-from hf_lpwd.vision.arguments import ImageTrainingArguments
+from hf_lpwd.checkpoints.run_folder import check_run
+from hf_lpwd.checkpoints.run_record import CHANGES, read_record
+from hf_lpwd.config import LPWDConfig
+from hf_lpwd.factory import optimizer_from_plan
+from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.vision.data.batch_augmentation import Mixer, make_mixer
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import ImageDataset, finishes_later
 from hf_lpwd.vision.data.splits import Splits, load_splits
+from hf_lpwd.vision.launch import check_packages, set_up_launch
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
-from hf_lpwd.vision.run_folder import check_output_dir, data_settings, run_settings
+from hf_lpwd.vision.run_settings import data_settings, run_settings
+from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Run:
     splits: Splits
     images: dict[str, ImageDataset]
     mix: Mixer | None
-    explanation: Explanation
+    plan: LayerPlan
     settings: dict[str, Any]
 
 
@@ -43,34 +46,21 @@ def prepare(
     Raises:
         ValueError: Something in the input is wrong; the message says what, in one line.
     """
+    set_up_launch(training_args, training_args.decay_timing)
+    check_packages(training_args)
     settings = run_settings(model_args, data_args, training_args)
-    check_output_dir(str(training_args.output_dir), settings)
-    _check_resumable(training_args)
+    _check_run(training_args, settings)
     splits = load_splits(
         data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token
     )
     settings |= data_settings(splits)
-    check_output_dir(str(training_args.output_dir), settings)
+    settings[CHANGES] = _check_run(training_args, settings)
     # The model's initial weights depend on the seed alone, not on what loading the data drew.
     set_seed(training_args.seed)
     model, processor = load_model_and_processor(model_args, splits.class_names)
-    explanation = explain(
-        model,
-        weight_decay=training_args.weight_decay,
-        schedule=parse_schedule(training_args.layer_schedule),
-        match_budget=training_args.match_decay_budget,
-        decay_all=training_args.decay_all,
-        no_decay=training_args.no_decay_pattern,
-    )
-    for row in explanation.layers:
-        shrinkage(
-            {
-                "weight_decay": row.rate,
-                "lr": training_args.learning_rate,
-                "decay_timing": training_args.decay_timing,
-                "decay_coupling": training_args.decay_coupling,
-            }
-        )
+    plan = plan_layers(model, LPWDConfig.from_args(training_args))
+    # Refuses what the optimizer would, before the data is read; it allocates nothing until its first step.
+    optimizer_from_plan(plan, model, torch.optim.SGD, lr=training_args.learning_rate)
     wanted = {
         "train": training_args.do_train,
         "validation": training_args.do_eval,
@@ -89,7 +79,7 @@ def prepare(
         if needed and getattr(splits, role) is not None
     }
     mix = make_mixer(len(splits.class_names), data_args.mixup_alpha, data_args.cutmix_alpha)
-    return Run(model, processor, splits, images, mix, explanation, settings)
+    return Run(model, processor, splits, images, mix, plan, settings)
 
 
 def named_checkpoint(args: ImageTrainingArguments) -> str | bool | None:
@@ -98,8 +88,10 @@ def named_checkpoint(args: ImageTrainingArguments) -> str | bool | None:
     return {"true": True, "false": None, "none": None}.get(text, args.resume_from_checkpoint)
 
 
-def _check_resumable(args: ImageTrainingArguments) -> None:
-    checkpoint = named_checkpoint(args)
-    reason = why_not_resumable(checkpoint) if isinstance(checkpoint, str) else None
-    if reason is not None:
-        raise ValueError(reason)
+def _check_run(args: ImageTrainingArguments, settings: dict[str, Any]) -> str | None:
+    """Checks folder and checkpoint; returns in what the run that this one goes on from was different."""
+    named, output_dir = named_checkpoint(args), str(args.output_dir)
+    if isinstance(named, str):
+        return check_run(output_dir, settings, named, args.resume_with_changes)
+    check_run(output_dir, settings)
+    return (read_record(output_dir) or {}).get(CHANGES) if named else None

@@ -7,6 +7,7 @@ import pytest
 
 from hf_lpwd import __version__
 from hf_lpwd.cli import main
+from hf_lpwd.messages import BadInputError
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "timm", "evaluate", "sklearn", "numpy")
 
@@ -60,7 +61,7 @@ def test_version(capsys):
         (["explain", "vitt"], "hf-lpwd explain: error: unknown model 'vitt': did you mean 'vit'?\n"),
         (
             ["explain", "vit", "--layer_schedule", "0,1"],
-            "hf-lpwd explain: error: schedule lists 2 rates, but the model has 14 layer indices "
+            "hf-lpwd explain: error: layer_schedule lists 2 rates, but the model has 14 layer indices "
             "(0, the stem, to 13, the head)\n",
         ),
         (
@@ -70,7 +71,7 @@ def test_version(capsys):
         ),
         (
             ["explain", "vit", "--no_decay_pattern", "nothing"],
-            "hf-lpwd explain: error: no_decay pattern 'nothing' matches no parameter; names are like "
+            "hf-lpwd explain: error: no_decay_pattern 'nothing' matches no parameter; names are like "
             "'vit.embeddings.cls_token'\n",
         ),
     ],
@@ -111,3 +112,33 @@ def test_what_is_wrong_is_said_even_where_the_launcher_cannot_be_told(file, monk
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", file)
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == "hf-lpwd: error: unknown command 'trian': did you mean 'train'?\n"
+
+
+def test_what_nobody_foresaw_is_one_line_with_the_errors_own_words(monkeypatch, capsys):
+    from hf_lpwd.commands import train
+
+    def fail(argv):
+        raise error
+
+    monkeypatch.setattr(train, "main", fail)
+    for error, line in (
+        (KeyError("width"), "KeyError: 'width' (--traceback shows where)"),
+        (ZeroDivisionError(), "ZeroDivisionError: ZeroDivisionError (--traceback shows where)"),
+        (ImportError("no wandb\nhere"), "no wandb here (--traceback shows where)"),
+        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied (PermissionError)"),
+        (BadInputError("no such folder: x"), "no such folder: x"),
+        (RuntimeError("a" * 999), f"RuntimeError: {'a' * 223}... (--traceback shows where)"),
+    ):
+        assert main(["train", "--seed", "1"]) == 2
+        assert capsys.readouterr().err == f"hf-lpwd train: error: {line}\n"
+        with pytest.raises(type(error)):
+            main(["train", "--traceback", "--seed", "1"])
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["explain", "vit"]])
+def test_a_reader_that_goes_ends_it_without_a_word(argv):
+    command = [sys.executable, "-m", "hf_lpwd", *argv]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        error = process.stderr.read()
+    assert (process.returncode, error) == (141, "")

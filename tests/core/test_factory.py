@@ -1,4 +1,4 @@
-import inspect
+import copy
 import math
 
 import pytest
@@ -7,8 +7,9 @@ import torch
 from accelerate import Accelerator
 
 import hf_lpwd
-from hf_lpwd.factory import create_lpwd_optimizer, lpwd_optimizer_factory
+from hf_lpwd.factory import create_lpwd_optimizer, layer_param_groups
 from hf_lpwd.layers import layer_index_map
+from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
 
 
 def make_model():
@@ -42,22 +43,11 @@ def test_the_defaults_are_the_papers_method():
     )
 
 
-def test_signature():
-    assert str(inspect.signature(create_lpwd_optimizer)).replace("'", "") == (
-        "(model: nn.Module, optimizer_cls: type[torch.optim.Optimizer] = <class torch.optim.adamw.AdamW>, *, "
-        "lr: float, weight_decay: float, timing: str = pwd, schedule: Schedule = linear, "
-        "coupling: str = lr, match_budget: bool = False, decay_all: bool = False, "
-        "no_decay: NoDecay | None = None, layer_map: Layers | None = None, "
-        "**optimizer_kwargs: Any) -> LayerwiseDecay"
-    )
-    assert lpwd_optimizer_factory() is create_lpwd_optimizer
-
-
 def test_match_budget_keeps_the_mean_over_decayed_scalars():
     model = make_model()
     for schedule in ("linear", "reverse", "cosine", "power:3"):
         optimizer = create_lpwd_optimizer(
-            model, lr=1e-3, weight_decay=0.4, schedule=schedule, match_budget=True
+            model, lr=1e-3, weight_decay=0.4, layer_schedule=schedule, match_decay_budget=True
         )
         rates = rate_by_name(optimizer)
         sizes = {name: p.numel() for name, p in model.named_parameters() if name in DECAYED}
@@ -71,7 +61,7 @@ def test_what_decays_is_the_users():
     assert rates["body.1.norm.bias"] == pytest.approx(0.2)
     assert rates["last_norm.weight"] == pytest.approx(0.4)
     rates = rate_by_name(
-        create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.4, no_decay=[r"\.up\.", "bias$"])
+        create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.4, no_decay_pattern=[r"\.up\.", "bias$"])
     )
     assert (rates["body.1.up.weight"], rates["out.bias"]) == (0.0, 0.0)
     assert rates["last_norm.weight"] == pytest.approx(0.4)
@@ -132,15 +122,17 @@ def test_no_fused_kernel_without_a_device():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"betaz": (0.9, 0.99)}, TypeError, "unexpected keyword argument 'betaz'"),
-        ({"timing": "after"}, ValueError, "unknown timing 'after'"),
-        ({"coupling": "both"}, ValueError, "unknown coupling 'both'"),
-        ({"schedule": "up"}, ValueError, "unknown schedule 'up'"),
-        ({"schedule": [0.1, 0.2]}, ValueError, "lists 2 rates, but the model has 5 layer indices"),
+        ({"betaz": (0.9, 0.99)}, TypeError, "unknown argument 'betaz': did you mean 'betas'"),
+        ({"timing": "wd"}, TypeError, "unknown argument 'timing': did you mean 'decay_timing'"),
+        ({"lr": "0.1x"}, ValueError, "lr is '0.1x', but must be a number"),
+        ({"decay_timing": "after"}, ValueError, "unknown decay_timing 'after'"),
+        ({"decay_coupling": "both"}, ValueError, "unknown decay_coupling 'both'"),
+        ({"layer_schedule": "up"}, ValueError, "unknown layer_schedule 'up'"),
+        ({"layer_schedule": [0.1, 0.2]}, ValueError, "lists 2 rates, but the model has 5 layer indices"),
         ({"weight_decay": math.nan}, ValueError, "weight_decay is nan"),
         ({"weight_decay": 1000.0}, ValueError, r"lr \* weight_decay = 0\.001 \* 1000\.0 must be in"),
-        ({"no_decay": "nothing_like_it"}, ValueError, "matches no parameter"),
-        ({"no_decay": "bias", "decay_all": True}, ValueError, "drop one"),
+        ({"no_decay_pattern": "nothing_like_it"}, ValueError, "matches no parameter"),
+        ({"no_decay_pattern": "bias", "decay_all": True}, ValueError, "drop one"),
         ({"optimizer_cls": torch.optim.LBFGS}, TypeError, "LBFGS cannot be wrapped"),
         ({"optimizer_cls": lpwd_optimizer_factory}, TypeError, "must be a class derived from"),
     ],
@@ -162,7 +154,7 @@ def test_lr_and_weight_decay_have_no_default(missing):
 def test_a_loop_with_accelerate_is_the_loop_without(timing):
     """Four micro-batches a step, the last window with two, in a loop of one's own."""
     batches = torch.randn(10, 6, 4, generator=torch.Generator().manual_seed(0))
-    settings = {"lr": 0.05, "weight_decay": 0.4, "timing": timing}
+    settings = {"lr": 0.05, "weight_decay": 0.4, "decay_timing": timing}
 
     model = make_model()
     optimizer = create_lpwd_optimizer(model, **settings)
@@ -199,3 +191,57 @@ def test_any_model_of_either_library_takes_a_step(name):
         torch.testing.assert_close(p.detach(), before[key] * (1 - 1e-2 * rates[key]), rtol=1e-6, atol=0)
     optimizer.step()
     assert sum(rate > 0 for rate in rates.values()) > 5
+
+
+def test_an_optimizer_that_takes_any_keyword_is_not_given_a_former_name():
+    class TakesAll(torch.optim.AdamW):
+        def __init__(self, params, lr, weight_decay=0.0, **others):
+            super().__init__(params, lr=lr, weight_decay=weight_decay)
+
+    with pytest.raises(TypeError, match="unknown argument 'schedule': did you mean 'layer_schedule'"):
+        create_lpwd_optimizer(make_model(), TakesAll, lr=0.1, weight_decay=0.4, schedule="uniform")
+
+
+def test_groups_for_any_optimizer():
+    model = make_model()
+    groups = layer_param_groups(model, weight_decay=0.4, layer_schedule="reverse")
+    assert {n: g["weight_decay"] for g in groups for n in g["param_names"]} == rate_by_name(
+        create_lpwd_optimizer(model, lr=0.1, weight_decay=0.4, layer_schedule="reverse")
+    )
+    with pytest.raises(TypeError, match="decay_timing has no effect on parameter groups"):
+        layer_param_groups(model, weight_decay=0.4, decay_timing="wd")
+    with pytest.raises(TypeError, match="unknown setting 'schedule': did you mean 'layer_schedule'"):
+        layer_param_groups(model, weight_decay=0.4, schedule="reverse")
+
+
+@pytest.mark.parametrize("layer_lr_decay", [1.0, 0.5])
+def test_layers_that_are_trained_later_get_their_own_rate(layer_lr_decay):
+    settings = {"lr": 0.1, "weight_decay": 0.4, "layer_lr_decay": layer_lr_decay}
+    whole = create_lpwd_optimizer(make_model(), **settings)
+    model = make_model()
+    model.body.requires_grad_(False)
+    optimizer = create_lpwd_optimizer(model, **settings)
+    for i in (2, 1, 0):
+        model.body[i].requires_grad_(True)
+        named = [(name, p) for name, p in model.named_parameters() if name.startswith(f"body.{i}.")]
+        optimizer.add_param_group({"params": named})
+
+    def settings_by_name(made):
+        return {n: (g["weight_decay"], g["lr"]) for g in made.param_groups for n in g["param_names"]}
+
+    assert settings_by_name(optimizer) == settings_by_name(whole)
+    assert optimizer.plan.differences(model, optimizer.param_groups) == []
+    extra = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"found by their names: give \{'params'"):
+        optimizer.add_param_group({"params": extra.parameters()})
+    with pytest.raises(
+        ValueError, match=r"the plan has no parameter 'weight': names are like 'project\.weight'"
+    ):
+        optimizer.add_param_group({"params": extra.named_parameters()})
+
+
+def test_the_optimizer_has_the_plan_that_it_was_made_from():
+    model = make_model()
+    optimizer = create_lpwd_optimizer(model, lr=0.1, weight_decay=0.4, layer_lr_decay=0.5)
+    assert optimizer.plan == hf_lpwd.explain(model, weight_decay=0.4, layer_lr_decay=0.5)
+    assert copy.deepcopy(optimizer).plan == optimizer.plan

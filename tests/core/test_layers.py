@@ -12,8 +12,8 @@ from timm.models import group_parameters
 from tiny_models import TINY_MODELS, HandWritten, ResidualBlock, partitioned, tiny_inputs
 from torch import nn
 
+from hf_lpwd.exemptions import exemptions
 from hf_lpwd.layers import LayerMap, Place, layer_index_map
-from hf_lpwd.param_groups import no_decay_reasons
 from hf_lpwd.parameters import unwrap_name
 
 
@@ -544,7 +544,7 @@ def test_partitioned_weights_have_their_full_shape():
     for name in ("hand_written", "convnextv2", "swinv2", "clip"):
         whole, parts = (TINY_MODELS[name]() for _ in range(2))
         assert layer_index_map(partitioned(parts)) == layer_index_map(whole)
-        assert no_decay_reasons(parts) == no_decay_reasons(whole)
+        assert exemptions(parts) == exemptions(whole)
 
 
 def test_flattened_weights_are_refused():

@@ -14,8 +14,8 @@ import transformers
 from timm.models import group_parameters, model_entrypoint
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
+from hf_lpwd.exemptions import exemptions
 from hf_lpwd.layers import layer_index_map
-from hf_lpwd.param_groups import no_decay_reasons
 
 
 def _blocks(layer_map):
@@ -36,7 +36,7 @@ def _check_indices(model, layer_map):
         assert sorted(i for s, i in _blocks(layer_map).values() if s == stack) == list(range(1, n))
     stem = [name for name, index in layer_map.index_by_name.items() if index == 0]
     assert names[0] in stem or layer_map.reason_by_name[names[0]].startswith("head")
-    exempt = no_decay_reasons(model)
+    exempt = exemptions(model)
     assert any(name in stem for name in names if name not in exempt)
 
 

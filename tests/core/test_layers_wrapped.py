@@ -154,7 +154,7 @@ def test_lora_has_the_map_of_the_model_inside_and_trains_what_is_trainable():
 def test_lora_is_trained_and_the_rest_is_not(timing):
     model = _with_lora(make_model())
     before = weights(model)
-    optimizer = create_lpwd_optimizer(model, timing=timing, **SETTINGS)
+    optimizer = create_lpwd_optimizer(model, decay_timing=timing, **SETTINGS)
     batch = [Images()[i] for i in range(4)]
     images = torch.stack([sample["pixel_values"] for sample in batch])
     for _ in range(2):
@@ -171,7 +171,8 @@ def test_the_trainer_trains_lora(tmp_path):
     before = weights(model)
     trainer = LPWDTrainer(model, lpwd_args(tmp_path, max_steps=3), train_dataset=Images())
     trainer.train()
-    assert trainer.layer_map.num_layers_by_stack == {"": 3}
+    assert list(trainer.layer_plan.rates) == [""]
+    assert len(trainer.layer_plan.rates[""]) == 4
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for g in trainer.optimizer.param_groups for name in g["param_names"]} == trainable
     changed = {

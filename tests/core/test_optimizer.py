@@ -59,25 +59,6 @@ def test_pwd_without_train_is_an_error_and_changes_nothing():
         optimizer.step()
 
 
-@pytest.mark.parametrize("timing", TIMINGS)
-def test_closure(timing):
-    model, optimizer = make(timing)
-    other, by_hand = make(timing)
-    losses = []
-
-    def closure():
-        optimizer.zero_grad()
-        losses.append(loss_of(model, len(losses)))
-        losses[-1].backward()
-        return losses[-1]
-
-    for _ in range(3):
-        assert optimizer.step(closure) is losses[-1]
-    train_steps(other, by_hand, range(3))
-    assert len(losses) == 3
-    assert_same(weights(model), weights(other))
-
-
 def test_accumulation_with_a_partial_last_window_decays_once_a_window():
     model, optimizer = make()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
@@ -186,21 +167,16 @@ def test_other_optimizers_own_decay_bit_for_bit(timing, optimizer_cls):
 @pytest.mark.parametrize(("timing", "coupling"), SETTINGS)
 def test_without_decay_it_is_the_base_optimizer_bit_for_bit(timing, coupling, optimizer_cls):
     model, other = make_model(), make_model()
-    optimizer = LayerwiseDecay(model.parameters(), optimizer_cls, timing=timing, coupling=coupling, lr=0.05)
+    optimizer = LayerwiseDecay(
+        model.parameters(), optimizer_cls, decay_timing=timing, decay_coupling=coupling, lr=0.05
+    )
     base = optimizer_cls(other.parameters(), lr=0.05, weight_decay=0.0)
     train_steps(model, optimizer, range(10))
     train_steps(other, base, range(10))
     assert_same(weights(model), weights(other))
 
 
-def test_the_base_optimizer_sees_its_group_only_during_the_step():
-    model, optimizer = make("rwd")
-    settings = [dict(group) for group in optimizer.param_groups]
-    train_steps(model, optimizer, range(2))
-    assert [dict(group) for group in optimizer.param_groups] == settings
-
-
-def test_groups_are_restored_when_the_step_fails():
+def test_gradients_are_restored_when_the_step_fails():
     class OfSomeone(torch.optim.SparseAdam):
         """Not torch's own class, so that what it takes is not known beforehand."""
 

@@ -14,16 +14,19 @@ from hf_lpwd.optimizer import LayerwiseDecay
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"timing": "lpwd"}, "unknown timing 'lpwd': choose one of l2, wd, rwd, pwd"),
-        ({"coupling": "none"}, "unknown coupling 'none': choose one of lr, independent"),
-        ({"timing": "l2", "coupling": "independent"}, "means nothing"),
+        ({"decay_timing": "lpwd"}, r"unknown decay_timing 'lpwd': did you mean 'pwd'\?; choose one of l2"),
+        ({"decay_coupling": "none"}, "unknown decay_coupling 'none'; choose one of lr, independent"),
+        ({"decay_timing": "l2", "decay_coupling": "independent"}, "has no meaning"),
         ({"weight_decay": -0.1}, r"weight_decay is -0\.1"),
         ({"weight_decay": math.nan}, "weight_decay is nan"),
         ({"weight_decay": math.inf}, "weight_decay is inf"),
         ({"weight_decay": "big"}, "weight_decay is 'big'"),
         ({"weight_decay": 20.0}, r"lr \* weight_decay = 0\.05 \* 20\.0 must be in \[0, 1\)"),
-        ({"weight_decay": 20.0, "timing": "l2"}, r"lr \* weight_decay = 0\.05 \* 20\.0 must be in \[0, 1\)"),
-        ({"weight_decay": 1.0, "coupling": "independent"}, r"weight_decay = 1\.0 must be in \[0, 1\)"),
+        (
+            {"weight_decay": 20.0, "decay_timing": "l2"},
+            r"lr \* weight_decay = 0\.05 \* 20\.0 must be in \[0, 1\)",
+        ),
+        ({"weight_decay": 1.0, "decay_coupling": "independent"}, r"weight_decay = 1\.0 must be in \[0, 1\)"),
         ({"lr": torch.tensor(0.5), "weight_decay": 3}, r"lr \* weight_decay = 0\.5 \* 3\.0"),
         ({"lr": -1.0}, r"Invalid learning rate: -1\.0"),
     ],
@@ -85,7 +88,7 @@ def test_no_learning_rate_to_couple_to():
     params = list(make_model().parameters())
     with pytest.raises(ValueError, match="coupled to the learning rate, but lr is None"):
         LayerwiseDecay(params, Adafactor, weight_decay=0.1)
-    optimizer = LayerwiseDecay(params, Adafactor, weight_decay=0.1, coupling="independent")
+    optimizer = LayerwiseDecay(params, Adafactor, weight_decay=0.1, decay_coupling="independent")
     before = [p.detach().clone() for p in params]
     optimizer.train()
     assert torch.equal(params[0], before[0] * 0.9)
@@ -109,5 +112,5 @@ def test_decay_that_low_precision_swallows_is_announced():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         LayerwiseDecay(half, weight_decay=0.4, lr=1e-2)
-        LayerwiseDecay(half, weight_decay=0.1, lr=1e-2, timing="l2")
+        LayerwiseDecay(half, weight_decay=0.1, lr=1e-2, decay_timing="l2")
         LayerwiseDecay([nn.Parameter(torch.ones(2))], weight_decay=0.1, lr=1e-2)

@@ -42,7 +42,7 @@ def warmup_cosine(step):
 def make(start, timing="pwd", optimizer_cls=torch.optim.SGD, weight_decay=0.25, **kwargs):
     weight = nn.Parameter(start.clone())
     return weight, LayerwiseDecay(
-        [weight], optimizer_cls, timing=timing, weight_decay=weight_decay, **{"lr": 2.0**-8, **kwargs}
+        [weight], optimizer_cls, decay_timing=timing, weight_decay=weight_decay, **{"lr": 2.0**-8, **kwargs}
     )
 
 
@@ -151,7 +151,7 @@ def test_float32_beside_bfloat16_decays_in_every_step(timing):
     full = nn.Parameter(torch.linspace(-1, 1, 5))
     half = nn.Parameter(torch.linspace(-1, 1, 5, dtype=torch.bfloat16))
     before = [full.detach().clone(), half.detach().clone()]
-    optimizer = LayerwiseDecay([full, half], timing=timing, weight_decay=0.25, lr=2.0**-10)
+    optimizer = LayerwiseDecay([full, half], decay_timing=timing, weight_decay=0.25, lr=2.0**-10)
     for step in range(1, 4):
         make_step(optimizer)
         expected = before[0].double() * (1 - 2.0**-12) ** step

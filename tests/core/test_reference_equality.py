@@ -7,9 +7,9 @@ import pytest
 import reference
 import torch
 import transformers.optimization
+from small_optimizers import SETTINGS, step_by_hand
 
 from hf_lpwd.optimizer import LayerwiseDecay
-from hf_lpwd.schedules import layer_rates
 
 STEPS, PEAK, WARMUP, COLUMNS = 24, 0.1, 4, 3
 # Three layers; the loss is curved, so that u depends on where the gradient is taken.
@@ -25,8 +25,13 @@ BASES = {
     "lion": (optimi.Lion, {"betas": (0.9, 0.99), "foreach": False, "triton": False}, reference.Lion),
     "adafactor": (torch.optim.Adafactor, {}, None),
 }
-SETTINGS = [("l2", "lr")] + [(t, c) for t in ("wd", "rwd", "pwd") for c in ("lr", "independent")]
-SCHEDULES = ["uniform", "linear", "reverse", "cosine", "power", [0.3, 0.0, 0.5], lambda i, n: 0.1 * (i + 1)]
+# Rates of the three layers, and factors of their learning rates, as `layer_lr_decay` sets them.
+LAYERS = {
+    "one rate": ([0.4, 0.4, 0.4], [1.0, 1.0, 1.0]),
+    "linear": ([0.0, 0.2, 0.4], [1.0, 1.0, 1.0]),
+    "learning rates of their own": ([0.4, 0.4, 0.4], [0.25, 0.5, 1.0]),
+    "both": ([0.3, 0.0, 0.5], [0.5, 0.75, 1.0]),
+}
 
 
 def learning_rate(step: int) -> float:
@@ -50,13 +55,16 @@ def set_gradients(params, kwargs):
         p.grad = sign * torch.tensor(g, dtype=torch.float64).reshape(p.shape)
 
 
-def train_fast(optimizer_cls, kwargs, timing, coupling, rates):
+def train_fast(optimizer_cls, kwargs, timing, coupling, rates, scales):
     params = [torch.tensor(t, dtype=torch.float64).reshape(-1, COLUMNS).requires_grad_() for t in START]
     optimizer = LayerwiseDecay(
-        [{"params": [p], "weight_decay": rate} for p, rate in zip(params, rates, strict=True)],
+        [
+            {"params": [p], "weight_decay": rate, "lr": PEAK * scale}
+            for p, rate, scale in zip(params, rates, scales, strict=True)
+        ],
         optimizer_cls,
-        timing=timing,
-        coupling=coupling,
+        decay_timing=timing,
+        decay_coupling=coupling,
         lr=PEAK,
         **kwargs,
     )
@@ -72,11 +80,12 @@ def train_fast(optimizer_cls, kwargs, timing, coupling, rates):
     return history
 
 
-def train_reference(name, timing, coupling, rates):
-    rates_of_steps = [learning_rate(step) for step in range(STEPS)]
+def train_reference(name, *settings):
+    timing, coupling, rates, scales = settings
+    settings = timing, coupling, [learning_rate(step) for step in range(STEPS)], rates, scales
     if name == "adafactor":
-        return reference.train_adafactor(START, COLUMNS, gradient, timing, coupling, rates_of_steps, rates)
-    return reference.train(START, gradient, BASES[name][2](), timing, coupling, rates_of_steps, rates)
+        return reference.train_adafactor(START, COLUMNS, gradient, *settings)
+    return reference.train(START, gradient, BASES[name][2](), *settings)
 
 
 def difference(history, expected):
@@ -88,50 +97,36 @@ def difference(history, expected):
     )
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: "callable" if callable(s) else str(s))
+@pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize(("timing", "coupling"), SETTINGS)
 @pytest.mark.parametrize("name", BASES)
-def test_every_step_equals_the_reference(name, timing, coupling, schedule):
-    rates = layer_rates(0.4, 2, schedule)
+def test_every_step_equals_the_reference(name, timing, coupling, layers):
     optimizer_cls, kwargs, _ = BASES[name]
-    fast = train_fast(optimizer_cls, kwargs, timing, coupling, rates)
-    assert difference(fast, train_reference(name, timing, coupling, rates)) < 1e-14
+    fast = train_fast(optimizer_cls, kwargs, timing, coupling, *LAYERS[layers])
+    assert difference(fast, train_reference(name, timing, coupling, *LAYERS[layers])) < 1e-14
 
 
 @pytest.mark.parametrize("name", BASES)
 def test_settings_are_told_apart(name):
-    """No two timings or couplings give the same weights, so that the equality above means something."""
-    rates = layer_rates(0.4, 2)
-    histories = {setting: train_reference(name, *setting, rates) for setting in SETTINGS}
-    for one, other in itertools.combinations(SETTINGS, 2):
-        assert difference(histories[one], histories[other]) > 1e-6, (one, other)
+    """No two timings or couplings, and no two layers, give the same weights: the equality means something."""
+    for runs in (
+        [(*setting, "linear") for setting in SETTINGS],
+        [("rwd", "lr", layers) for layers in LAYERS],
+    ):
+        histories = {run: train_reference(name, *run[:2], *LAYERS[run[2]]) for run in runs}
+        for one, other in itertools.combinations(runs, 2):
+            assert difference(histories[one], histories[other]) > 1e-6, (one, other)
 
 
-def black_box(optimizer_cls, kwargs, timing, coupling, rates):
-    """The method around a base optimizer that has no decay of its own."""
+def train_by_hand(optimizer_cls, kwargs, timing, coupling, rates, scales):
+    """The method around a base optimizer that does not decay."""
     params = [torch.tensor(t, dtype=torch.float64).reshape(-1, COLUMNS).requires_grad_() for t in START]
     base = optimizer_cls([{"params": [p], "weight_decay": 0.0} for p in params], lr=PEAK, **kwargs)
     history = []
     for step in range(STEPS):
-        eta = learning_rate(step)
-        keep = [1 - (eta * rate if coupling == "lr" else rate) for rate in rates]
-        with torch.no_grad():
-            if timing == "pwd":
-                for p, factor in zip(params, keep, strict=True):
-                    p.mul_(factor)
-            set_gradients(params, kwargs)
-            for group, p, rate in zip(base.param_groups, params, rates, strict=True):
-                group["lr"] = eta
-                if timing == "l2":
-                    p.grad.add_(p, alpha=-rate if kwargs.get("maximize") else rate)
-            before = [p.clone() for p in params]
-            base.step()
-            if timing == "wd":
-                for p, factor, old in zip(params, keep, before, strict=True):
-                    p.sub_(old * (1 - factor))
-            if timing == "rwd":
-                for p, factor in zip(params, keep, strict=True):
-                    p.mul_(factor)
+        for group, scale in zip(base.param_groups, scales, strict=True):
+            group["lr"] = learning_rate(step) * scale
+        step_by_hand(base, rates, timing, coupling, lambda: set_gradients(params, kwargs))
         history.append([p.detach().flatten().tolist() for p in params])
     return history
 
@@ -168,7 +163,8 @@ class OwnAdamW(torch.optim.AdamW):
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
 def test_any_optimizer_gets_the_decay_once(optimizer_cls, kwargs, timing, coupling):
-    rates = [0.0, 0.2, 0.4]
-    fast = train_fast(optimizer_cls, kwargs, timing, coupling, rates)
-    assert difference(fast, black_box(optimizer_cls, kwargs, timing, coupling, rates)) < 1e-13
-    assert difference(fast, black_box(optimizer_cls, kwargs, timing, coupling, [0.0] * 3)) > 1e-7
+    layers = [0.0, 0.2, 0.4], [0.5, 1.0, 0.75]
+    fast = train_fast(optimizer_cls, kwargs, timing, coupling, *layers)
+    assert difference(fast, train_by_hand(optimizer_cls, kwargs, timing, coupling, *layers)) < 1e-13
+    undecayed = train_by_hand(optimizer_cls, kwargs, timing, coupling, [0.0] * 3, layers[1])
+    assert difference(fast, undecayed) > 1e-7

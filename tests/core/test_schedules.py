@@ -33,7 +33,7 @@ def test_linear_is_the_default():
 
 def test_match_budget_makes_the_mean_over_scalars_the_weight_decay():
     counts = [100, 10, 30, 0, 60]
-    rates = layer_rates(0.4, 4, "linear", match_budget=counts)
+    rates = layer_rates(0.4, 4, "linear", decayed_counts=counts)
     mean = sum(r * c for r, c in zip(rates, counts, strict=True)) / sum(counts)
     assert mean == pytest.approx(0.4, abs=1e-15)
     # One factor for all: unmatched mean is (10*.1 + 30*.2 + 60*.4) / 200 = 0.155.
@@ -41,9 +41,9 @@ def test_match_budget_makes_the_mean_over_scalars_the_weight_decay():
 
 
 def test_match_budget_leaves_uniform_alone_and_zero_at_zero():
-    assert layer_rates(0.4, 2, "uniform", match_budget=[5, 1, 1]) == pytest.approx([0.4] * 3, abs=1e-15)
-    assert layer_rates(0.0, 2, match_budget=[5, 1, 1]) == [0.0] * 3
-    assert layer_rates(0.4, 2, match_budget=[0, 0, 0]) == [0.0] * 3
+    assert layer_rates(0.4, 2, "uniform", decayed_counts=[5, 1, 1]) == pytest.approx([0.4] * 3, abs=1e-15)
+    assert layer_rates(0.0, 2, decayed_counts=[5, 1, 1]) == [0.0] * 3
+    assert layer_rates(0.4, 2, decayed_counts=[0, 0, 0]) == [0.0] * 3
 
 
 @pytest.mark.parametrize(
@@ -54,16 +54,19 @@ def test_match_budget_leaves_uniform_alone_and_zero_at_zero():
         ({"weight_decay": math.inf}, "weight_decay is inf"),
         ({"weight_decay": "much"}, "weight_decay is 'much'"),
         ({"num_layers": 0}, "num_layers is 0"),
-        ({"schedule": "liner"}, "unknown schedule 'liner': choose one of uniform, linear"),
-        ({"schedule": None}, "schedule is None, but must be a name, a list"),
-        ({"schedule": "linear:2"}, "unknown schedule 'linear:2'"),
-        ({"schedule": "power:x"}, "'power:x': the exponent"),
-        ({"schedule": "power:-1"}, "'power:-1': the exponent"),
-        ({"schedule": [0.1, 0.2]}, "lists 2 rates, but the model has 4 layer indices"),
-        ({"schedule": [0.1, 0.2, -0.3, 0.1]}, "rate of layer 2 is -0.3"),
-        ({"schedule": lambda i, n: math.nan if i == 1 else 0.0}, "rate of layer 1 is nan"),
-        ({"match_budget": [1, 2]}, "lists 2 counts for 4"),
-        ({"match_budget": [7, 0, 0, 0]}, "cannot reach a mean rate of 0.4"),
+        (
+            {"layer_schedule": "liner"},
+            r"unknown layer_schedule 'liner': did you mean 'linear'\?; choose",
+        ),
+        ({"layer_schedule": None}, "layer_schedule is None, but must be a name, a list"),
+        ({"layer_schedule": "linear:2"}, "unknown layer_schedule 'linear:2'"),
+        ({"layer_schedule": "power:x"}, "'power:x': the exponent"),
+        ({"layer_schedule": "power:-1"}, "'power:-1': the exponent"),
+        ({"layer_schedule": [0.1, 0.2]}, "lists 2 rates, but the model has 4 layer indices"),
+        ({"layer_schedule": [0.1, 0.2, -0.3, 0.1]}, "rate of layer 2 is -0.3"),
+        ({"layer_schedule": lambda i, n: math.nan if i == 1 else 0.0}, "rate of layer 1 is nan"),
+        ({"decayed_counts": [1, 2]}, "lists 2 counts for 4"),
+        ({"decayed_counts": [7, 0, 0, 0]}, "cannot reach a mean rate of 0.4"),
     ],
 )
 def test_errors_name_the_value(kwargs, message):
@@ -73,8 +76,8 @@ def test_errors_name_the_value(kwargs, message):
 
 @pytest.mark.parametrize("flag", [True, False])
 def test_match_budget_wants_counts(flag):
-    with pytest.raises(TypeError, match=f"match_budget is {flag}, but must list the number"):
-        layer_rates(0.4, 3, match_budget=flag)
+    with pytest.raises(TypeError, match=f"decayed_counts is {flag}, but must list the number"):
+        layer_rates(0.4, 3, decayed_counts=flag)
 
 
 def test_parse_schedule():
@@ -83,5 +86,5 @@ def test_parse_schedule():
     assert parse_schedule("0, 0.01,0.5") == [0.0, 0.01, 0.5]
     with pytest.raises(ValueError, match="rate of layer 1 is 'x'"):
         parse_schedule("0,x")
-    with pytest.raises(ValueError, match="unknown schedule"):
+    with pytest.raises(ValueError, match="unknown layer_schedule"):
         parse_schedule("quadratic")

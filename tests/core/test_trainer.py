@@ -11,9 +11,9 @@ from transformers import (
     TrainerCallback,
 )
 
-from hf_lpwd.factory import create_lpwd_optimizer, lpwd_optimizer_factory
+from hf_lpwd.factory import create_lpwd_optimizer
 from hf_lpwd.layer_log import layer_values
-from hf_lpwd.layers import layer_index_map
+from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
 
 
 @pytest.fixture(autouse=True)
@@ -24,25 +24,21 @@ def no_triton(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flags", "settings"),
+    "flags",
     [
-        ({}, {}),
-        ({"decay_timing": "rwd", "layer_schedule": "cosine"}, {"timing": "rwd", "schedule": "cosine"}),
-        (
-            {"decay_coupling": "independent", "match_decay_budget": True, "weight_decay": 0.01},
-            {"coupling": "independent", "match_budget": True, "weight_decay": 0.01},
-        ),
-        ({"layer_schedule": "0.1,0,0.2,0.3"}, {"schedule": [0.1, 0, 0.2, 0.3]}),
-        ({"decay_all": True}, {"decay_all": True}),
-        (
-            {"no_decay_pattern": "bias|layernorm", "layer_schedule": "power:3"},
-            {"no_decay": "bias|layernorm", "schedule": "power:3"},
-        ),
+        {},
+        {"decay_timing": "rwd", "layer_schedule": "cosine"},
+        {"decay_coupling": "independent", "match_decay_budget": True, "weight_decay": 0.01},
+        {"layer_schedule": "0.1,0,0.2,0.3", "layer_lr_decay": 0.5},
+        {"decay_all": True},
+        {"no_decay_pattern": "bias|layernorm", "layer_schedule": "power:3"},
+        {"decay_by_pattern": {"classifier": 0.1}},
     ],
+    ids=str,
 )
-def test_stock_trainer_with_the_factory_gives_the_same_weights(tmp_path, flags, settings):
+def test_stock_trainer_with_the_factory_gives_the_same_weights(tmp_path, flags):
     ours = trained(make_trainer(tmp_path, **flags))
-    kwargs = {"lr": 1e-2, "weight_decay": 0.5, **settings}
+    kwargs = {"lr": 1e-2, "weight_decay": 0.5, **flags}
     assert_same(ours, trained(stock_trainer(tmp_path, (lpwd_optimizer_factory, kwargs))))
 
 
@@ -93,10 +89,9 @@ def test_layers_are_logged_at_logging_steps(tmp_path):
     trainer.train()
     logged = {entry["step"]: entry for entry in trainer.state.log_history if "loss" in entry}
     assert sorted(logged) == [1, 5, 10]
-    indices = trainer.layer_map.index_by_name
     for step, entry in logged.items():
         for layer in range(4):
-            tensors = [(w, g) for name, w, g in snapshots[step] if indices[name] == layer]
+            tensors = [(w, g) for name, w, g in snapshots[step] if trainer.layer_plan[name].layer == layer]
             weight = sum(w.double().square().sum() for w, _ in tensors).sqrt().item()
             gradient = sum(g.double().square().sum() for _, g in tensors).sqrt().item()
             assert entry[f"weight_decay/layer_{layer}"] == pytest.approx(0.5 * layer / 3)
@@ -129,10 +124,9 @@ def test_layers_reach_tensorboard(tmp_path):
 
 def test_logs_of_two_stacks_name_the_stack():
     model = tiny_models.TINY_MODELS["clip"]()
-    layer_map = layer_index_map(model)
-    optimizer = create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.1, layer_map=layer_map)
-    values = layer_values(optimizer.param_groups, layer_map)
-    for stack, n in layer_map.num_layers_by_stack.items():
+    optimizer = create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.1)
+    values = layer_values(optimizer.param_groups, optimizer.plan)
+    for stack, n in {"text_model": 3, "vision_model": 4}.items():
         for layer in range(n + 1):
             assert values[f"weight_decay/{stack}/layer_{layer}"] == pytest.approx(0.1 * layer / n)
     assert not any(key.startswith("grad_to_weight") for key in values)
@@ -140,15 +134,14 @@ def test_logs_of_two_stacks_name_the_stack():
 
 def test_values_of_zero_weights_and_unknown_parameters():
     model = tiny_models.HandWritten(depth=2)
-    layer_map = layer_index_map(model)
-    optimizer = create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.3, layer_map=layer_map)
+    optimizer = create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.3)
     added = nn.Parameter(torch.ones(1))
     optimizer.add_param_group({"params": [added], "param_names": ["added"], "weight_decay": 0.9})
     model(torch.ones(2, 4)).sum().backward()
     nn.init.zeros_(model.out.weight)
     nn.init.zeros_(model.out.bias)
     nn.init.zeros_(model.last_norm.weight)
-    values = layer_values(optimizer.param_groups, layer_map)
+    values = layer_values(optimizer.param_groups, optimizer.plan)
     assert values["weight_norm/layer_3"] == 0.0
     assert "grad_to_weight/layer_3" not in values
     assert values["grad_to_weight/layer_1"] > 0.0
@@ -159,11 +152,10 @@ def test_values_of_zero_weights_and_unknown_parameters():
 def test_flattened_groups_give_rates_alone(stage):
     """DeepSpeed's ZeRO 1 and 2 leave a part of a flattened group, and ZeRO 3 nothing."""
     model = tiny_models.HandWritten(depth=2)
-    layer_map = layer_index_map(model)
-    optimizer = create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.3, layer_map=layer_map)
+    optimizer = create_lpwd_optimizer(model, lr=1e-3, weight_decay=0.3)
     expected = {f"weight_decay/layer_{layer}": pytest.approx(0.1 * layer) for layer in range(4)}
     assert [len(group["params"]) for group in optimizer.param_groups][-1] == 1
     for group in optimizer.param_groups:
         flat = torch.cat([parameter.detach().flatten() for parameter in group["params"]])
         group["params"] = [nn.Parameter(flat[: len(flat) // 2])] if stage == 1 else []
-    assert layer_values(optimizer.param_groups, layer_map) == expected
+    assert layer_values(optimizer.param_groups, optimizer.plan) == expected

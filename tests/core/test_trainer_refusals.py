@@ -1,6 +1,7 @@
 """Arguments of `LPWDTrainer`, optimizers that users bring, and what is refused."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_lpwd.factory import create_lpwd_optimizer, lpwd_optimizer_factory
+from hf_lpwd.factory import create_lpwd_optimizer
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin
-from hf_lpwd.training_args import LPWDTrainingArguments
+from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
+from hf_lpwd.training_args import LPWDArguments, LPWDTrainingArguments
 
 
 def test_arguments_keep_the_trainers_meaning_and_survive_json(tmp_path):
@@ -38,10 +40,10 @@ def test_arguments_keep_the_trainers_meaning_and_survive_json(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"decay_timing": "later"}, "unknown timing 'later'"),
-        ({"decay_coupling": "loose"}, "unknown coupling 'loose'"),
-        ({"decay_timing": "l2", "decay_coupling": "independent"}, "means nothing"),
-        ({"layer_schedule": "steep"}, "unknown schedule 'steep'"),
+        ({"decay_timing": "later"}, "unknown decay_timing 'later'"),
+        ({"decay_coupling": "loose"}, "unknown decay_coupling 'loose'"),
+        ({"decay_timing": "l2", "decay_coupling": "independent"}, "has no meaning"),
+        ({"layer_schedule": "steep"}, "unknown layer_schedule 'steep'"),
         ({"layer_schedule": "0.1,-0.2"}, r"rate of layer 1 is -0\.2"),
         ({"weight_decay": -0.1}, r"weight_decay is -0\.1"),
         ({"decay_all": True, "no_decay_pattern": "bias"}, "decay_all leaves nothing exempt"),
@@ -71,7 +73,7 @@ def test_optimizers_that_make_their_own_groups_are_refused(tmp_path, monkeypatch
     """GaLore, APOLLO, LOMO and their layer-wise variants; the packages need not be there."""
     trainer = make_trainer(tmp_path)
     monkeypatch.setattr(
-        trainer, "get_optimizer_cls_and_kwargs", lambda args, model: (torch.optim.AdamW, {"lr": 1.0, key: []})
+        trainer, "get_optimizer_cls_and_kwargs", lambda args, model: (torch.optim.AdamW, {"lr": 1.0, key: {}})
     )
     with pytest.raises(ValueError, match="makes its own parameter groups"):
         trainer.train()
@@ -122,13 +124,16 @@ def test_optimizers_passed_in(tmp_path):
     optimizer = create_lpwd_optimizer(model, lr=1e-2, weight_decay=0.5)
     trainer = LPWDTrainer(model, lpwd_args(tmp_path), train_dataset=Images(), optimizers=(optimizer, None))
     ours = trained(trainer)
-    assert trainer.layer_map.num_layers == 3
+    assert trainer.layer_plan.rates == {"": [0.0, 0.5 / 3, 0.5 * 2 / 3, 0.5]}
     assert_same(ours, trained(make_trainer(tmp_path)))
 
 
 def test_plain_arguments_are_refused(tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    with pytest.raises(TypeError, match="args must be LPWDTrainingArguments, not TrainingArguments"):
+    with pytest.raises(
+        TypeError,
+        match=r"decay settings, such as .* but got TrainingArguments; LPWDArguments adds",
+    ):
         LPWDTrainer(make_model(), args)
 
 
@@ -147,7 +152,8 @@ def test_pwd_under_deepspeed_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_mixin_goes_in_front_of_any_trainer(tmp_path):
-    class Arguments(LPWDTrainingArguments, Seq2SeqTrainingArguments):
+    @dataclass
+    class Arguments(LPWDArguments, Seq2SeqTrainingArguments):
         pass
 
     class Mine(LPWDTrainerMixin, Seq2SeqTrainer):

@@ -30,7 +30,7 @@ class Substitute:
     def for_class(self, optimizer_cls):
         def make(params, lr):
             optimizer = LayerwiseDecay(
-                params, optimizer_cls, timing=self.timing, weight_decay=WEIGHT_DECAY, lr=lr
+                params, optimizer_cls, decay_timing=self.timing, weight_decay=WEIGHT_DECAY, lr=lr
             )
             self.made.append(optimizer)
             optimizer.register_step_post_hook(self.count_step)

@@ -41,9 +41,10 @@ def build(optimizer_cls, timing, coupling="lr", seed=0, partitioned=False):
         optimizer_cls,
         lr=0.05,
         weight_decay=0.4,
-        timing=timing,
-        coupling=coupling,
-        match_budget=True,
+        decay_timing=timing,
+        decay_coupling=coupling,
+        match_decay_budget=True,
+        layer_lr_decay=0.9,
     )
 
 
@@ -82,6 +83,7 @@ def check(stage, optimizer_cls, timing, coupling, folder, partitioned):
     model, optimizer = build(optimizer_cls, timing, coupling, partitioned=partitioned)
     engine = initialize(model, optimizer, stage)
     train(engine, range(3))
+    assert optimizer.plan.differences(whole, optimizer.param_groups) == []
     engine.save_checkpoint(folder, tag="middle")
     train(engine, range(3, 6))
     final = weights(model)

@@ -25,16 +25,19 @@ WRITE_TOKEN = "hf_" + "MayWrite" * 4
 READ_TOKEN = "hf_" + "MayRead" * 4
 
 
-CUT, SILENT = 0, -1
+CUT, SILENT, DRIP, DRIPPING_HEADERS, ENDLESS = 0, -1, -2, -3, -4
+#: A message that would colour a terminal, or worse.
+ESCAPES = "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b2J"
 
 
 @dataclass
 class Failure:
-    """What goes wrong: requests that match are answered by `status`, `CUT` off in the middle, or `SILENT`."""
+    """What goes wrong: requests that match are answered by `status`, or as a constant above says."""
 
     request: str
     status: int
     times: int = 10**9
+    message: str = "as asked"
 
 
 @dataclass
@@ -64,6 +67,8 @@ class Hub(ThreadingHTTPServer):
         self.requests: list[str] = []
         #: Where files are kept by Xet, the Hub's storage for large files; None: by LFS.
         self.xet: Path | None = None
+        #: Whether it warns, with escape sequences.
+        self.escapes = False
         self.lock = threading.RLock()
 
     def __enter__(self) -> Hub:
@@ -122,11 +127,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         body = self.rfile.read(length)
+        if failure and failure.status < 0:
+            self._never_end(failure.status)
+            return
         if failure:
-            self._send(failure.status, {"error": "as asked"})
+            self._send(failure.status, {"error": failure.message})
             return
         with self.server.lock:
             self._route(path, query, body)
+
+    def _never_end(self, how: int) -> None:
+        """Sends until the client hangs up: a byte now and then, or as much as it takes."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n" if how == DRIPPING_HEADERS else b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            self.wfile.write({DRIP: b" ", DRIPPING_HEADERS: b"A: b\r\n", ENDLESS: b" " * 2**16}[how])
+            if how != ENDLESS:
+                # Not time.sleep, which `use_here` takes away from this whole process.
+                threading.Event().wait(0.02)
 
     do_GET = do_HEAD = do_POST = do_PUT = _handle
 
@@ -168,8 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
             storage = {"accessToken": "of Xet", "exp": 2**32, "casUrl": f"local://{self.server.xet}"}
             self._send(200 if self.server.xet else 404, storage)
         elif action == "branch":
-            repo.refs[rest] = repo.refs["main"]
-            self._send(200, {})
+            there = repo.refs.setdefault(rest, repo.refs["main"]) != repo.refs["main"] or rest == "main"
+            self._send(409 if there else 200, {})
         else:
             match = re.match(r"(refs/(?:pr|convert)/\w+|[^/]+)/?(.*)", rest or "main")
             revision, inner = match.groups()
@@ -209,7 +226,8 @@ class _Handler(BaseHTTPRequestHandler):
                 errors = [f"license is {front['license']!r}"]
         except yaml.YAMLError as error:
             errors = [str(error)]
-        self._send(400 if errors else 200, {"errors": [{"message": e} for e in errors], "warnings": []})
+        warnings = [{"message": ESCAPES}] if self.server.escapes else []
+        self._send(400 if errors else 200, {"errors": [{"message": e} for e in errors], "warnings": warnings})
 
     def _lfs(self, action: str, asked: dict[str, Any]) -> None:
         if action.endswith("verify"):

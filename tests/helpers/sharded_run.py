@@ -21,9 +21,10 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_lpwd.factory import create_lpwd_optimizer
+from hf_lpwd.config import LPWDConfig
+from hf_lpwd.factory import optimizer_from_plan
 from hf_lpwd.layer_log import layer_values
-from hf_lpwd.layers import layer_index_map
+from hf_lpwd.plan import plan_layers
 
 SETTINGS = [("l2", "lr")] + [(t, c) for t in ("wd", "rwd", "pwd") for c in ("lr", "independent")]
 BATCHES = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(0))
@@ -32,15 +33,14 @@ BATCHES = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(0))
 def build(optimizer_cls, timing, coupling, sharded=True, seed=0):
     torch.manual_seed(seed)
     model = tiny_models.HandWritten()
-    layer_map = layer_index_map(model)
+    config = LPWDConfig(0.4, decay_timing=timing, decay_coupling=coupling, layer_lr_decay=0.9)
+    plan = plan_layers(model, config)
     if sharded:
         for block in model.body:
             fully_shard(block)
         fully_shard(model)
-    optimizer = create_lpwd_optimizer(
-        model, optimizer_cls, lr=0.05, weight_decay=0.4, timing=timing, coupling=coupling, layer_map=layer_map
-    )
-    return model, optimizer, layer_map
+    optimizer = optimizer_from_plan(plan, model, optimizer_cls, lr=0.05)
+    return model, optimizer, plan
 
 
 def train(model, optimizer, steps, rank=None):
@@ -53,12 +53,13 @@ def train(model, optimizer, steps, rank=None):
 
 
 def check(rank, optimizer_cls, timing, coupling):
-    whole, whole_optimizer, layer_map = build(optimizer_cls, timing, coupling, sharded=False)
+    whole, whole_optimizer, plan = build(optimizer_cls, timing, coupling, sharded=False)
     sharded, optimizer, _ = build(optimizer_cls, timing, coupling)
     train(whole, whole_optimizer, range(3))
     train(sharded, optimizer, range(3), rank)
-    values = layer_values(optimizer.param_groups, layer_map)
-    for key, value in layer_values(whole_optimizer.param_groups, layer_map).items():
+    assert plan.differences(sharded, optimizer.param_groups) == []
+    values = layer_values(optimizer.param_groups, plan)
+    for key, value in layer_values(whole_optimizer.param_groups, plan).items():
         torch.testing.assert_close(torch.tensor(values[key]), torch.tensor(value), rtol=1e-5, atol=1e-6)
 
     optimizer.zero_grad()
@@ -89,8 +90,10 @@ def largest_difference(whole, trained):
 def check_ddp(rank, optimizer_cls, timing, coupling):
     whole, whole_optimizer, _ = build(optimizer_cls, timing, coupling, sharded=False)
     train(whole, whole_optimizer, range(6))
-    model, optimizer, _ = build(optimizer_cls, timing, coupling, sharded=False)
-    train(DistributedDataParallel(model), optimizer, range(6), rank)
+    model, optimizer, plan = build(optimizer_cls, timing, coupling, sharded=False)
+    wrapped = DistributedDataParallel(model)
+    train(wrapped, optimizer, range(6), rank)
+    assert plan.differences(wrapped, optimizer.param_groups) == []
     return largest_difference(whole, model)
 
 
@@ -104,9 +107,10 @@ def check_accelerate(rank, optimizer_cls, timing, coupling):
         torch.nn.utils.clip_grad_norm_(whole.parameters(), 0.5)
         whole_optimizer.step()
         whole_optimizer.zero_grad()
-    model, optimizer, _ = build(optimizer_cls, timing, coupling, sharded=False)
+    model, optimizer, plan = build(optimizer_cls, timing, coupling, sharded=False)
     accelerator = fsdp2_accelerator()
     model, optimizer = accelerator.prepare(model, optimizer)
+    assert plan.differences(model, optimizer.param_groups) == []
     assert all(hasattr(p, "full_tensor") for group in optimizer.param_groups for p in group["params"])
     for step in range(6):
         with accelerator.accumulate(model):

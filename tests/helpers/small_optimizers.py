@@ -29,7 +29,7 @@ def make(timing="pwd", coupling="lr", optimizer_cls=torch.optim.AdamW, model=Non
     model = make_model() if model is None else model
     kwargs = {"lr": 0.05, **kwargs}
     return model, LayerwiseDecay(
-        make_groups(model), optimizer_cls, timing=timing, coupling=coupling, **kwargs
+        make_groups(model), optimizer_cls, decay_timing=timing, decay_coupling=coupling, **kwargs
     )
 
 
@@ -46,6 +46,37 @@ def train_steps(model, optimizer, steps):
         optimizer.zero_grad()
         loss_of(model, step).backward()
         optimizer.step()
+
+
+@torch.no_grad()
+def step_by_hand(base, rates, timing, coupling, set_gradients):
+    """One step of an optimizer that does not decay, with the decay of its groups at `rates` around it.
+
+    `set_gradients()` takes the gradients at the weights of that moment.
+    """
+
+    def each():
+        for group, rate in zip(base.param_groups, rates, strict=True):
+            s = float(group["lr"]) * rate if coupling == "lr" else rate
+            for parameter in group["params"]:
+                yield group, rate, s, parameter
+
+    if timing == "pwd":
+        for _, _, s, parameter in each():
+            parameter.mul_(1 - s)
+    with torch.enable_grad():
+        set_gradients()
+    decays = []
+    for group, rate, s, parameter in each():
+        if timing == "l2" and parameter.grad is not None:
+            parameter.grad.add_(parameter, alpha=-rate if group.get("maximize") else rate)
+        decays.append(s * parameter)
+    base.step()
+    for (*_, s, parameter), decay in zip(each(), decays, strict=True):
+        if timing == "wd":
+            parameter.sub_(decay)
+        if timing == "rwd":
+            parameter.mul_(1 - s)
 
 
 def weights(model):

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 
+from hf_lpwd.study.records import Record, record_id
+
 TIMINGS = ("l2", "wd", "rwd", "pwd")
 
 
@@ -34,7 +36,7 @@ def made_record(timing="wd", schedule="uniform", decay=0.1, rate=1e-3, seed=0, g
     measured = {"steps": steps, "rates": {k: [0.01, 0.02, 0.01] for k in ("all", "layer_1")}}
     return {
         "format": 1,
-        "id": f"{abs(hash(json.dumps(settings))):016x}"[:16],
+        "id": record_id(settings),
         "settings": settings,
         "method": f"{timing} {schedule}",
         "versions": {"python": "3.11.7", "torch": "2.8"},
@@ -78,7 +80,7 @@ def failed_record(message="out of memory", **changes):
     record = made_record(**changes)
     kept = {key: record[key] for key in ("format", "settings", "method", "versions", "times")}
     error = {"type": "RuntimeError", "message": message}
-    return {**kept, "id": "f" * 16, "status": "failed", "error": error}
+    return {**kept, "id": record["id"], "status": "failed", "error": error}
 
 
 def write_records(records, folder):
@@ -87,3 +89,29 @@ def write_records(records, folder):
     for number, record in enumerate(records):
         (folder / f"{number:03}.json").write_text(json.dumps(record))
     return folder
+
+
+def run_of(method, seed, test, validation=None, **changes):
+    """A record of given accuracies as the reader returns it; `method` is "timing schedule" or a peer's name.
+
+    `changes` are settings; `record` among them replaces parts of the record itself.
+    """
+    parts = changes.pop("record", {})
+    settings = {"seed": seed, "weight_decay": 0.1, "learning_rate": 1e-3}
+    if len(words := method.split()) > 1 and words[0] in TIMINGS:
+        settings |= {"decay_timing": words[0], "layer_schedule": words[1]}
+        settings |= {"match_decay_budget": True} if "matched" in words else {}
+    else:
+        settings |= {"decay_timing": "wd", "layer_schedule": "uniform", "peer": method.replace(" ", "_")}
+    settings |= changes
+    validation = test if validation is None else validation
+    record = made_record(seed=seed) | {
+        "id": record_id(settings),
+        "settings": settings,
+        "method": method,
+        "metrics": {
+            "validation": {"loss": 1.0, "accuracy": float(validation)},
+            "test": {"loss": 1.0, "accuracy": float(test)},
+        },
+    }
+    return Record.model_validate({**record, **parts})

@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 import statistics
@@ -74,16 +75,16 @@ def test_the_card_gets_means_and_intervals_and_else_stays(runs, capsys):
         for split in ("validation", "test")
     }
     assert (
-        f"The weights are those of seed 2: number {places['validation']} of 3 by validation accuracy, "
+        f"The weights are from seed 2: number {places['validation']} of 3 by validation accuracy, "
         f"number {places['test']} of 3 by test accuracy." in text
     )
-    assert "with 3 seeds, 1, 2, 3, which differ in nothing else; each seed also cuts another" in text
+    assert "with 3 seeds, 1, 2, 3; only the seed differs, and with it the validation split" in text
     assert "\n\n\n" not in text
     # What is new stands in one place; one sentence is cut there, and one says something else.
-    start, end = text.index("\nThe same was run with"), text.index("\n![loss and accuracy")
+    start, end = text.index("\nThe same command was run with"), text.index("\n![loss and accuracy")
     rest = text[:start] + text[end:]
-    changed = before.replace("with seed 2; another seed would give another figure.", "with seed 2.")
-    one, several = "one training run, not", "one model and how much such runs differ by their seeds, not"
+    changed = before.replace("with seed 2; results vary with the seed.", "with seed 2.")
+    one, several = "one training run, not", "one model and how results vary with the seed, not"
     assert rest == changed.replace(one, several)
     assert changed.count(one) == 1
     # The metadata says what these weights measured.
@@ -93,14 +94,14 @@ def test_the_card_gets_means_and_intervals_and_else_stays(runs, capsys):
 def test_it_can_be_repeated_and_is_pushed(runs, hub, capsys):
     argv = ["card", str(runs[1]), "--over_seeds"]
     assert main([*argv, str(runs[2])]) == 0
-    assert "with 2 seeds, 1, 2, which" in (runs[1] / "README.md").read_text()
+    assert "with 2 seeds, 1, 2; only" in (runs[1] / "README.md").read_text()
     assert main([*argv, str(runs[3]), str(runs[2]), str(runs[1])]) == 0
-    assert "with 3 seeds, 1, 2, 3, which" in (runs[1] / "README.md").read_text()
+    assert "with 3 seeds, 1, 2, 3; only" in (runs[1] / "README.md").read_text()
     assert not [path for path in runs[1].iterdir() if path.name.startswith(".")]
     assert main(["push", str(runs[1]), "user/digits"]) == 0
     files = hub.repos["user/digits"].files("main")
     assert set(files) == PUBLISHED
-    assert b"with 3 seeds, 1, 2, 3, which" in files["README.md"]
+    assert b"with 3 seeds, 1, 2, 3; only" in files["README.md"]
 
 
 def test_equal_figures_have_an_interval_without_width(trained):
@@ -160,6 +161,24 @@ def test_folders_without_a_finished_run_are_refused(runs, tmp_path, capsys):
     (runs[2] / "card.json").unlink()
     message = refusal(capsys, runs[1], "--over_seeds", runs[2])
     assert message == f"the run in {runs[2]} has not ended: there is no card.json yet"
+
+
+def test_what_the_file_system_refuses_is_one_line(runs, tmp_path, capsys, monkeypatch):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    message = refusal(capsys, runs[1], "--over_seeds", tmp_path / "loop")
+    assert message == f"{tmp_path / 'loop'} holds no run of hf-lpwd train"
+    long = tmp_path / ("long" * 100)
+    assert (
+        refusal(capsys, runs[1], "--over_seeds", long)
+        == f"{long / 'run_settings.json'}: File name too long (OSError)"
+    )
+
+    def refuse(path, content):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("hf_lpwd.vision.hub.card.write_bytes", refuse)
+    message = refusal(capsys, runs[1], "--over_seeds", runs[2])
+    assert message == f"{runs[1] / 'README.md'}: Permission denied (PermissionError)"
 
 
 def test_a_card_that_was_edited_by_hand_is_kept(runs, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_lpwd.decay_groups import TIMINGS
+from hf_lpwd.config import TIMINGS
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.config import read_study
 from hf_lpwd.study.methods import method_name
@@ -124,9 +124,9 @@ def test_a_value_that_train_refuses_ends_the_sweep_before_it_begins(read, capsys
     with pytest.raises(SystemExit) as end:
         read("grid: {decay_timing: [wd, pwdd]}")
     assert end.value.code == 2
-    assert capsys.readouterr().err == (
-        "hf-lpwd sweep: error: unknown timing 'pwdd': choose one of l2, wd, rwd, pwd\n"
-    )
+    error = capsys.readouterr().err
+    assert "'pwdd'" in error
+    assert error.count("\n") == 1
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -37,7 +37,10 @@ def test_opposing_penalty_of_a_step_by_hand():
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 1.0, 1.0, -1.0]]))
     optimizer = LayerwiseDecay(
-        [{"params": [("weight", layer.weight)], "weight_decay": 0.4}], torch.optim.SGD, timing="wd", lr=0.5
+        [{"params": [("weight", layer.weight)], "weight_decay": 0.4}],
+        torch.optim.SGD,
+        decay_timing="wd",
+        lr=0.5,
     )
     # Updated weights 0.5, 0.05, -0.5 and -1: decay enlarges the second and the third.
     layer.weight.grad = torch.tensor([[1.0, 1.9, 3.0, 0.0]])
@@ -54,7 +57,7 @@ def test_opposing_penalty_of_a_step_by_hand():
 @pytest.mark.parametrize("timing", ["l2", "rwd", "pwd"])
 def test_opposing_penalty_is_measured_under_wd_alone(timing):
     layer = nn.Linear(4, 1)
-    optimizer = LayerwiseDecay(layer.named_parameters(), timing=timing, lr=0.1, weight_decay=0.1)
+    optimizer = LayerwiseDecay(layer.named_parameters(), decay_timing=timing, lr=0.1, weight_decay=0.1)
     optimizer.train()
     layer(torch.ones(4)).sum().backward()
     callback = OpposingPenalty({"weight": "layer_1", "bias": "layer_1"})

@@ -8,7 +8,7 @@ from torch import nn
 
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.study.decay_callbacks import CautiousDecay, DecayTowardsStart
-from hf_lpwd.study.peers import LAYER_DECAY, apply_peer
+from hf_lpwd.study.peers import apply_peer
 from hf_lpwd.study.run import quiet_run
 
 
@@ -18,7 +18,7 @@ def one_step(callback, gradient):
     layer = nn.Linear(4, 1, bias=False)
     nn.init.constant_(layer.weight, 2.0)
     optimizer = LayerwiseDecay(
-        layer.named_parameters(), torch.optim.SGD, timing="wd", lr=0.5, weight_decay=0.4
+        layer.named_parameters(), torch.optim.SGD, decay_timing="wd", lr=0.5, weight_decay=0.4
     )
     callback.on_train_begin(None, None, None, model=layer)
     with torch.no_grad():
@@ -52,18 +52,6 @@ def digits():
         yield prepared
 
 
-def test_layer_wise_learning_rates_are_timms(digits):
-    run, args = digits
-    _, optimizer = apply_peer("layer_wise_lr", run, args)
-    learning_rate = {name: g["lr"] for g in optimizer.param_groups for name in g["param_names"]}
-    decay = {name: g["weight_decay"] for g in optimizer.param_groups for name in g["param_names"]}
-    parameters = run.explanation.parameters
-    assert learning_rate.keys() == parameters.keys()
-    for name, about in parameters.items():
-        assert learning_rate[name] == pytest.approx(1e-2 * LAYER_DECAY ** (5 - about["layer"]), rel=1e-12)
-        assert decay[name] == (0.1 if about["not_decayed"] is None else 0.0)
-
-
 def test_cautious_adamw_is_timms(digits):
     from timm.optim import AdamWLegacy
 
@@ -78,5 +66,5 @@ def test_head_only(digits):
     run, args = digits
     changed, optimizer = apply_peer("head_only", run, args)
     assert optimizer is None
-    assert [layer.rate for layer in changed.explanation.layers] == [0.0] * 5 + [0.1]
+    assert [layer.rate for layer in changed.plan.layers] == [0.0] * 5 + [0.1]
     assert args.layer_schedule == "0.0,0.0,0.0,0.0,0.0,0.1"

@@ -1,12 +1,20 @@
 import json
+import re
 from argparse import Namespace
 
 import pytest
 import torch
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, set_hf_deepspeed_config
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 
-from hf_lpwd.vision.arguments import DIGITS_RUN, parse_args, set_up_launch
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.vision.arguments import DIGITS_RUN, arguments_from, make_parser, parse_args
+from hf_lpwd.vision.launch import check_packages, set_up_launch
 from hf_lpwd.vision.model_args import parse_overrides
+from hf_lpwd.vision.old_flags import OLD_FLAGS
 
 
 def error_of(argv, capsys):
@@ -110,9 +118,12 @@ def test_flags_win_over_the_config_file(tmp_path, suffix):
         (["--weight_decay", "-0.1"], "weight_decay is -0.1, but must be finite and >= 0"),
         (["--weight_decay", "nan"], "weight_decay is nan, but must be finite and >= 0"),
         (["--weight_decay", "much"], "invalid float value: 'much'"),
-        (["--learning_rate", "-1"], "learning_rate is -1.0, but must be finite and >= 0"),
-        (["--decay_timing", "later"], "unknown timing 'later': choose one of l2, wd, rwd, pwd"),
-        (["--layer_schedule", "liner"], "unknown schedule 'liner': choose one of uniform, linear, reverse,"),
+        (["--learning_rate", "-1"], "learning_rate is -1.0, but must be at least 0 and at most 10000"),
+        (["--decay_timing", "later"], "invalid choice: 'later' (choose from 'l2', 'wd', 'rwd', 'pwd')"),
+        (
+            ["--layer_schedule", "liner"],
+            "layer_schedule 'liner': did you mean 'linear'?; choose one of uniform,",
+        ),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--model_name_or_path", "x", "--config_overrides", "a=1"], "config_overrides changes a model"),
         (["--model_type", "vit", "--config_overrides", "hidden_size"], "config_overrides is 'hidden_size'"),
@@ -132,6 +143,19 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, message, capsys):
         ("a: [", "cannot be read"),
         ("weight_decay: -1", "weight_decay is -1.0"),
         ("token: {unclosed", "cannot be read"),
+        ("disable_tqdm: [false]", "run.yaml: disable_tqdm is [False], but takes one value"),
+        ("model_type: [vit]", "model_type is ['vit'], but takes one value"),
+        ("weight_decay: {a: 1}", "weight_decay is {'a': 1}, but takes one value"),
+        ("report_to: [{a: 1}]", "report_to is {'a': 1}, but takes values"),
+        (
+            "per_device_train_batch_size: 8.5",
+            "per_device_train_batch_size is 8.5, but must be a whole number",
+        ),
+        ("learning_rate: fast", "learning_rate is 'fast', but must be a number"),
+        ("do_train: perhaps", "do_train is 'perhaps', but must be true or false"),
+        ("dataset_name: no", "dataset_name is False, but takes text: put it in quotes"),
+        ("lr_scheduler_type: cosin", "lr_scheduler_type is 'cosin', but must be one of linear, cosine"),
+        ("evaluation_strategy: no", "there is no setting 'evaluation_strategy': use --eval_strategy"),
     ],
 )
 def test_bad_config_files(tmp_path, text, message, capsys):
@@ -150,6 +174,105 @@ def test_bad_config_files(tmp_path, text, message, capsys):
 )
 def test_parse_overrides(text, expected):
     assert parse_overrides(text) == expected
+
+
+def test_a_file_is_read_as_the_flags_are(tmp_path):
+    """YAML's ``no`` is false, 1e-3 is text, and a mapping may stand where a flag takes JSON."""
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "eval_strategy: no\nsave_strategy: no\nlearning_rate: 1e-3\nwarmup_steps: 10\nmodel_type: vit\n"
+        "config_overrides: {hidden_size: 64, hidden_act: relu}\nresume_from_checkpoint: true\n"
+        "lr_scheduler_type: cosine\noutput_dir: 2026\nreport_to: [tensorboard]\nbf16_full_eval: off\n"
+    )
+    model_args, _, args = parse_args([str(config)])
+    assert (args.eval_strategy, args.save_strategy, args.lr_scheduler_type) == ("no", "no", "cosine")
+    assert (args.learning_rate, args.warmup_steps, args.output_dir) == (0.001, 10.0, "2026")
+    assert parse_overrides(model_args.config_overrides) == {"hidden_size": 64, "hidden_act": "relu"}
+    assert (args.resume_from_checkpoint, args.report_to) == ("True", ["tensorboard"])
+    assert args.bf16_full_eval is False
+
+
+def test_a_file_changes_the_digits_run_even_back_to_a_default(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("learning_rate: 5.0e-5\n")
+    model_args, _, args = parse_args([str(config)])
+    assert (args.learning_rate, args.num_train_epochs) == (5e-5, DIGITS_RUN["num_train_epochs"])
+    assert model_args.model_type == "vit"
+
+
+def test_settings_need_no_command_line():
+    _, data_args, args = arguments_from({"dataset_name": "beans", "learning_rate": "1e-3", "seed": 4})
+    assert (data_args.dataset_name, args.learning_rate, args.seed) == ("beans", 1e-3, 4)
+    with pytest.raises(BadInputError, match="unknown setting 'sede': did you mean 'seed'"):
+        arguments_from({"sede": 1})
+
+
+@pytest.mark.parametrize(
+    ("flag", "instead"),
+    [
+        ("--overwrite_output_dir", "name another --output_dir, or delete that folder yourself"),
+        ("--use-auth-token", "use --token, or `hf auth login`"),
+        ("--logging_dir=x", "set the environment variable TENSORBOARD_LOGGING_DIR"),
+        ("--evaluation_strategy", "use --eval_strategy"),
+        ("--warmup_ratio", "use --warmup_steps with a number below 1, a fraction of all steps"),
+    ],
+)
+def test_flags_of_older_releases_are_answered_with_those_of_today(flag, instead, capsys):
+    assert error_of([flag, "x"], capsys) == f"there is no flag {flag.partition('=')[0]!r}: {instead}"
+
+
+def test_no_old_flag_is_one_of_today():
+    assert not OLD_FLAGS.keys() & make_parser().flags.keys()
+
+
+def test_a_switch_needs_no_value():
+    flags = ["--load_best_model_at_end", "--do_train", "--do_eval", "--disable_tqdm", "--greater_is_better"]
+    args = parse_args(["--dataset_name", "beans", *flags])[2]
+    assert (args.load_best_model_at_end, args.do_train, args.do_eval) == (True, True, True)
+    assert (args.disable_tqdm, args.greater_is_better, args.do_predict) == (True, True, False)
+
+
+def test_the_help_shows_groups_first_and_the_rest_on_request(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    short = capsys.readouterr().out
+    titles = ["run:", "data:", "model:", "weight decay:", "augmentation:", "training:", "Hub:", "help:"]
+    assert [line for line in short.splitlines() if line in titles] == titles
+    assert "--layer_schedule" in short
+    assert "--torch_empty_cache_steps" not in short
+    with pytest.raises(SystemExit):
+        parse_args(["--help-all"])
+    whole = capsys.readouterr().out
+    assert all(f"--{name}" in whole for name in make_parser().flags)
+
+
+def test_arguments_change_nothing_outside_of_them():
+    in_use = Namespace(is_zero3=lambda: True)
+    set_hf_deepspeed_config(in_use)
+    try:
+        parse_args([])
+        assert is_deepspeed_zero3_enabled()
+    finally:
+        unset_hf_deepspeed_config()
+
+
+def test_what_a_package_is_missing_for_is_said_before_anything_loads():
+    for changes, message in (
+        ({"report_to": ["dvclive"]}, "report_to is 'dvclive', which is not installed"),
+        ({"optim": "adamw_bnb_8bit"}, "optim is 'adamw_bnb_8bit': You need to install `bitsandbytes`"),
+        ({"optim_args": "weight_decay=3"}, "optim_args sets weight_decay: use --weight_decay"),
+        (
+            {"optim_args": "momentum=0.9"},
+            "optim_args sets momentum, which optim 'adamw_torch_fused' does not",
+        ),
+        (
+            {"optim": "sgd", "optim_args": "momentum"},
+            "optim_args is 'momentum', but must be like 'momentum=0",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            check_packages(arguments_from(changes)[2])
+    check_packages(arguments_from({"optim": "sgd", "optim_args": "momentum=0.9, nesterov=True"})[2])
 
 
 def test_under_deepspeed_whole_weights_are_loaded_and_saved_and_pwd_is_refused():

@@ -1,10 +1,16 @@
+import json
 import re
 import subprocess
 import sys
 
 import pytest
+import timm
 import torch
+from PIL import Image
+from timm.models import save_for_hf
 from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
     AutoModelForImageClassification,
     ViTConfig,
     ViTForImageClassification,
@@ -149,3 +155,87 @@ def test_a_model_is_explained_without_importing_what_trains():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "stem" in answer.stdout
+
+
+def written_by_timm(folder, model):
+    save_for_hf(
+        model, folder, safe_serialization=True, model_config={"label_names": OLD[: model.num_classes]}
+    )
+
+
+def written_by_older_timm(folder, model):
+    written_by_timm(folder, model)
+    config = json.loads((folder / "config.json").read_text())
+    del config["model_args"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def written_by_transformers(folder, model):
+    written_by_timm(folder / "first", model)
+    config = AutoConfig.from_pretrained(folder / "first", num_labels=model.num_classes)
+    config.model_args = None
+    again = AutoModelForImageClassification.from_pretrained(folder / "first", config=config)
+    again.save_pretrained(folder)
+    AutoImageProcessor.from_pretrained(folder / "first").save_pretrained(folder)
+
+
+OLD = [f"old {i}" for i in range(1000)]
+
+
+@pytest.mark.parametrize("write", [written_by_timm, written_by_older_timm, written_by_transformers])
+@pytest.mark.parametrize("num_classes", [3, 1000])
+def test_a_timm_checkpoint_gets_the_classes_of_the_data(tmp_path, write, num_classes):
+    """https://github.com/huggingface/pytorch-image-models: `save_for_hf` of this and of older releases."""
+    source = timm.create_model("test_vit", num_classes=num_classes)
+    write(tmp_path / "old", source)
+    args = {"model_name_or_path": str(tmp_path / "old")}
+    if num_classes != 3:
+        with pytest.raises(
+            ValueError, match=r"the head of .*old has 1000 classes, the dataset 3: --ignore_mis"
+        ):
+            load_model_and_processor(ModelArguments(**args), NAMES)
+        args["ignore_mismatched_sizes"] = True
+    model, processor = load_model_and_processor(ModelArguments(**args), NAMES)
+    saved = source.state_dict()
+    for name, weight in model.timm_model.state_dict().items():
+        if not name.startswith("head.") or num_classes == 3:
+            assert torch.equal(weight, saved[name]), name
+    assert model.timm_model.head.out_features == 3
+    model.save_pretrained(tmp_path / "new")
+    processor.save_pretrained(tmp_path / "new")
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "new")
+    assert again.config.id2label == {0: "cat", 1: "dog", 2: "eel"}
+    assert again.config.label2id == {"cat": 0, "dog": 1, "eel": 2}
+    pixels = AutoImageProcessor.from_pretrained(tmp_path / "new")(Image.new("RGB", (170, 170), "teal"))
+    images = torch.as_tensor(pixels["pixel_values"])
+    assert torch.equal(images, processor(Image.new("RGB", (170, 170), "teal"))["pixel_values"])
+    with torch.no_grad():
+        assert torch.equal(again.eval()(images).logits, model.eval()(images).logits)
+
+
+def test_only_a_head_is_replaced(checkpoint, tmp_path):
+    config = AutoConfig.from_pretrained(checkpoint, image_size=16)
+    config.save_pretrained(tmp_path / "config")
+    args = ModelArguments(
+        model_name_or_path=str(checkpoint),
+        config_name=str(tmp_path / "config"),
+        ignore_mismatched_sizes=True,
+    )
+    with pytest.raises(ValueError, match=r"position_embeddings is \[1, 5, 16\], the model's \[1, 17"):
+        load_model_and_processor(args, NAMES)
+
+
+@pytest.mark.parametrize("key", ["num_labels=7", "id2label={0: a}", "label2id={a: 0}", "num_classes=7"])
+def test_the_classes_are_those_of_the_data_alone(key):
+    args = ModelArguments(model_type="vit", config_overrides=f"{TINY},{key}")
+    with pytest.raises(ValueError, match=f"config_overrides: {key.partition('=')[0]} is set by the dataset"):
+        load_model_and_processor(args, NAMES)
+
+
+def test_a_checkpoint_for_several_labels_an_image_learns_one(checkpoint):
+    config = AutoConfig.from_pretrained(checkpoint, problem_type="multi_label_classification")
+    config.save_pretrained(checkpoint)
+    model, _ = load_model_and_processor(ModelArguments(model_name_or_path=str(checkpoint)), NAMES)
+    outputs = model(pixel_values=torch.zeros(2, 3, 8, 8), labels=torch.tensor([0, 2]))
+    expected = torch.nn.functional.cross_entropy(outputs.logits, torch.tensor([0, 2]))
+    assert torch.equal(outputs.loss, expected)

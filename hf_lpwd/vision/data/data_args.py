@@ -19,47 +19,61 @@ class DataTrainingArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Name of a data set on the Hub, a local folder, or files (parquet, csv, json; a glob is "
-            "allowed). Without it and without --train_dir: the digits that ship inside scikit-learn."
+            "help": "Name of a dataset on the Hub, a local folder, an archive (zip, tar), or files (parquet, "
+            "csv, tsv, json; a glob is allowed). Without it and without --train_dir: the digits that ship "
+            "inside scikit-learn."
         },
     )
     dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of the data set on the Hub."}
+        default=None, metadata={"help": "Configuration of the dataset on the Hub."}
     )
     train_dir: str | None = field(
-        default=None, metadata={"help": "Folder of training pictures, one folder a class."}
+        default=None, metadata={"help": "Folder of training images, one folder a class."}
     )
     validation_dir: str | None = field(
-        default=None, metadata={"help": "Folder of validation pictures, one folder a class."}
+        default=None, metadata={"help": "Folder of validation images, one folder a class."}
     )
     train_val_split: float = field(
         default=0.15,
-        metadata={"help": "Share of the training data cut off for validation where the data set has none."},
+        metadata={"help": "Share of the training data cut off for validation where the dataset has none."},
+    )
+    test_split: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the training data cut off for a test split first, where the dataset has none; "
+            "the same images for every seed."
+        },
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on at most this many pictures, drawn by seed and class."}
+        default=None, metadata={"help": "Train on at most this many images, drawn by seed and class."}
     )
     max_eval_samples: int | None = field(
         default=None,
-        metadata={"help": "Validate and test on at most this many pictures each, drawn by seed and class."},
+        metadata={"help": "Validate and test on at most this many images each, drawn by seed and class."},
     )
     image_column_name: str | None = field(
-        default=None, metadata={"help": "Column of the pictures. Default: image or img."}
+        default=None, metadata={"help": "Column of the images. Default: image or img."}
     )
     label_column_name: str | None = field(
         default=None, metadata={"help": "Column of the labels. Default: label, labels or fine_label."}
     )
     skip_bad_images: bool = field(
         default=False,
-        metadata={"help": "Leave out pictures that cannot be decoded, and count them, instead of stopping."},
+        metadata={"help": "Leave out images that cannot be decoded, and count them, instead of stopping."},
+    )
+    skip_unlabelled: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out rows without a label (empty or -1), and count them, instead of stopping."
+        },
     )
     augmentation: str | None = field(
         default=None,
         metadata={
-            "help": "What is done to training pictures. random_resized_crop: a random part, resized, and a "
+            "help": "What is done to training images. random_resized_crop: a random part, resized, and a "
             "horizontal flip. crop_flip: a shift by up to 1/8 of the side with zeros moved in, and a "
-            "horizontal flip. crop: the shift alone, for pictures such as digits whose mirror image means "
-            "something else. none. Default: crop for scikit-learn's digits, crop_flip for pictures of up to "
+            "horizontal flip. crop: the shift alone, for images such as digits whose mirror image means "
+            "something else. none. Default: crop for scikit-learn's digits, crop_flip for images of up to "
             "64 pixels a side, else random_resized_crop.",
             "choices": list(AUGMENTATIONS),
         },
@@ -94,8 +108,10 @@ class DataTrainingArguments:
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.train_val_split < 1:
-            raise ValueError(f"train_val_split must lie between 0 and 1, not {self.train_val_split}")
+        for name in ("train_val_split", "test_split"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, not {value}")
         for name in ("max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:

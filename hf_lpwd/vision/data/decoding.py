@@ -3,28 +3,95 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets.utils.file_utils import xopen
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+try:  # an extra: it makes PIL read the photographs of iPhones
+    import pillow_heif  # type: ignore[import-not-found, unused-ignore]
+except ImportError:
+    pass
+else:
+    pillow_heif.register_heif_opener()
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+# PIL claims these, but they hold films, documents or measurements.
+_NO_IMAGES = {
+    ".mpg",
+    ".mpeg",
+    ".ps",
+    ".eps",
+    ".h5",
+    ".hdf",
+    ".grib",
+    ".bufr",
+    ".fit",
+    ".fits",
+    ".wmf",
+    ".emf",
+}
 #: How many times the wanted pixels a picture that is decoded at a reduced size keeps along each side.
 _SPARE = 2
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Which stored values become 255 in grey images of more than 8 bits; one for a whole dataset.
+
+    Attributes:
+        integers: 255, 1023, 4095 or 65535, for 8, 10, 12 or 16 bits.
+        floats: 1 or 255.
+    """
+
+    integers: int = 65535
+    floats: int = 1
+
+    @classmethod
+    def of(cls, highest: Iterable[int | float]) -> Scale:
+        """Returns the scale of images with these highest values: the smallest that holds all of them.
+
+        Example:
+            >>> Scale.of([900, 3000])
+            Scale(integers=4095, floats=1)
+        """
+        most = {int: -1.0, float: 0.0}
+        for value in highest:
+            most[type(value)] = max(most[type(value)], value)
+        integers = next((white for white in (255, 1023, 4095) if 0 <= most[int] <= white), cls.integers)
+        return cls(integers, 1 if most[float] <= 1 else 255)
+
+    def describe(self) -> str:
+        """Returns the scale in words."""
+        return f"more than 8 bits (integers to {self.integers} and floats to {self.floats} become 0 to 255)"
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Returns the lower-case suffixes of the image files that PIL can read here."""
+    Image.init()
+    known = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+    return frozenset(known - _NO_IMAGES)
 
 
 def read_image(
     cell: dict[str, Any] | None,
     box: Callable[[int, int], Sequence[int]] | None = None,
     size: tuple[int, int] | None = None,
+    scale: Scale | None = None,
 ) -> np.ndarray:
     """Decodes one cell of an undecoded `datasets.Image` column as `transformers.image_utils.load_image` does.
 
     That is: turned by its EXIF orientation, then converted to RGB. Only grey pictures of more than 8 bits
-    differ: PIL clips them to white, here 0..65535 become 0..255.
+    differ: PIL clips them to white, here they are scaled to 0..255.
 
     A large JPEG of which little will be left is decoded at a half, a quarter or an eighth of its size, where
     each side keeps at least twice the pixels that are wanted; resized then, its values differ by about half a
@@ -35,6 +102,7 @@ def read_image(
         box: From height and width of the upright picture to top, left, height and width of the part that is
             wanted; default all of it.
         size: Height and width to which that part will be resized.
+        scale: Which values of more than 8 bits are white; default: decided from this image alone.
 
     Returns:
         uint8 array [3, H, W]; in memory a pixel's three values lie side by side, as PIL has them, which is
@@ -55,13 +123,17 @@ def read_image(
             image.load()
             # In place, and converted only if need be: each copy that PIL makes takes time.
             ImageOps.exif_transpose(image, in_place=True)
+            deep = _is_deep(image)
+            if deep and scale is None:
+                scale = Scale.of([_highest(image)])
             if box is not None:
-                scale = np.array([image.height / height, image.width / width])
-                top, left = np.rint(part[:2] * scale)
-                bottom, right = np.rint((part[:2] + part[2:]) * scale)
+                shrunk = np.array([image.height / height, image.width / width])
+                top, left = np.rint(part[:2] * shrunk)
+                bottom, right = np.rint((part[:2] + part[2:]) * shrunk)
                 image = image.crop((left, top, right, bottom))
-            if image.mode == "F" or image.mode.startswith("I"):
-                return np.repeat(_to_8_bit(np.asarray(image))[..., None], 3, axis=2).transpose(2, 0, 1)
+            if deep:
+                grey = _to_8_bit(np.asarray(image), scale or Scale())
+                return np.repeat(grey[..., None], 3, axis=2).transpose(2, 0, 1)
             return np.array(image if image.mode == "RGB" else image.convert("RGB")).transpose(2, 0, 1)
     except Exception as error:  # each of PIL's format plugins fails in its own way on damaged files
         raise ValueError(_reason(error)) from error
@@ -72,6 +144,7 @@ def read_images(
     boxes: Sequence[Callable[[int, int], Sequence[int]] | None],
     size: tuple[int, int] | None = None,
     threads: int = 1,
+    scale: Scale | None = None,
 ) -> Iterator[np.ndarray | ValueError]:
     """Yields what `read_image` returns or raises for each cell, in their order.
 
@@ -81,13 +154,14 @@ def read_images(
         size: As for `read_image`.
         threads: How many decode side by side. Worth while for photographs; pictures of 32 pixels take longer
             to hand over than to decode.
+        scale: As for `read_image`.
     """
 
     def read(
         cell: dict[str, Any] | None, box: Callable[[int, int], Sequence[int]] | None
     ) -> np.ndarray | ValueError:
         try:
-            return read_image(cell, box, size)
+            return read_image(cell, box, size, scale)
         except ValueError as error:
             return error
 
@@ -96,6 +170,15 @@ def read_images(
         return
     with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(read, cells, boxes)
+
+
+def deep_highest(cell: dict[str, Any] | None) -> int | float | None:
+    """Returns the highest value of a grey image of more than 8 bits; None for another or a damaged image."""
+    try:
+        with Image.open(_open(cell)) as image:
+            return _highest(image) if _is_deep(image) else None
+    except Exception:  # as in read_image, which says it where the image is used
+        return None
 
 
 def image_size(cell: dict[str, Any] | None) -> tuple[int, int]:
@@ -113,11 +196,23 @@ def image_size(cell: dict[str, Any] | None) -> tuple[int, int]:
 
 def _open(cell: dict[str, Any] | None) -> io.BytesIO:
     content, path = (None, None) if cell is None else (cell["bytes"], cell["path"])
-    if content is None and path:
+    if content is None and path and _URL.match(path):
+        # As `datasets` reads it, which knows the Hub, its tokens and cloud storage.
+        with xopen(path, "rb") as file:
+            content = file.read()
+    elif content is None and path:
         content = Path(path).read_bytes()
     if not content:
         raise ValueError("there are no bytes")
     return io.BytesIO(content)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _highest(image: Image.Image) -> int | float:
+    return np.asarray(image).max().item()
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -136,15 +231,9 @@ def _reason(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Scales grey values to 0..255.
-
-    Integers count as 0..65535; floats as 0..1, or as 0..255 where one exceeds 1.
-    """
-    if np.issubdtype(values.dtype, np.floating):
-        limit, scale = (1, 255.0) if values.max() <= 1 else (255, 1.0)
-    else:
-        limit, scale = 65535, 1 / 257
-    if not (values.min() >= 0 and values.max() <= limit):
-        raise ValueError(f"grey values from {values.min()} to {values.max()}, expected 0 to {limit}")
-    return np.rint(values * scale).astype(np.uint8)
+def _to_8_bit(values: np.ndarray, scale: Scale) -> np.ndarray:
+    """Scales grey values to 0..255."""
+    white = scale.floats if np.issubdtype(values.dtype, np.floating) else scale.integers
+    if not (values.min() >= 0 and values.max() <= white):
+        raise ValueError(f"grey values from {values.min()} to {values.max()}, expected 0 to {white}")
+    return np.rint(values * (255 / white)).astype(np.uint8)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-_MOST_NAMES = 10
+from hf_lpwd.vision.data.decoding import Scale
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class ImageFacts:
     Attributes:
         smallest: Height and width of the smallest image, in pixels.
         largest: Height and width of the largest.
-        bits: Bits of the stored values, e.g. ``"8 bits"`` or ``"floats 0 to 1"``.
+        scale: Which stored values become 255, if there are grey images of more than 8 bits.
         lowest: Lowest value, after scaling to 0..255.
         highest: Highest value, after scaling.
     """
 
     smallest: tuple[int, int]
     largest: tuple[int, int]
-    bits: str
+    scale: Scale | None
     lowest: int
     highest: int
 
@@ -85,8 +85,8 @@ class DataFacts:
         if self.images is not None:
             sentences.append(_images(self.images))
         if self.without_training_images:
-            sentences.append(f"Without a training image: {_names(self.without_training_images)}")
-        sentences += [f"First seen in {role}: {_names(names)}" for role, names in self.first_seen.items()]
+            sentences.append(f"Without a training image: {list_names(self.without_training_images)}")
+        sentences += [f"First seen in {role}: {list_names(names)}" for role, names in self.first_seen.items()]
         if self.left_out:
             listed = ", ".join(f"{why} ({count})" for why, count in self.left_out.items())
             sentences.append(f"Left out: {listed}")
@@ -103,7 +103,7 @@ class DataFacts:
         return asdict(self)
 
     def _classes(self) -> str:
-        return f"{len(self.class_names)} classes ({_names(self.class_names)})"
+        return f"{len(self.class_names)} classes ({list_names(self.class_names, 10)})"
 
 
 def _split(role: str, split: SplitFacts) -> str:
@@ -116,10 +116,17 @@ def _split(role: str, split: SplitFacts) -> str:
 def _images(images: ImageFacts) -> str:
     sizes = [f"{width} x {height}" for height, width in (images.smallest, images.largest)]
     size = sizes[0] if sizes[0] == sizes[1] else f"{sizes[0]} to {sizes[1]}"
-    return f"Images of {size} pixels, {images.bits}, values {images.lowest} to {images.highest} of 255"
+    bits = "8 bits" if images.scale is None else images.scale.describe()
+    return f"Images of {size} pixels, {bits}, values {images.lowest} to {images.highest} of 255"
 
 
-def _names(names: Iterable[str]) -> str:
+def list_names(names: Iterable[str], most: int = 6) -> str:
+    """Returns names in a row; of many or long ones the beginning.
+
+    Example:
+        >>> list_names(["cat", "dog", "fox"], most=2)
+        'cat, dog and 1 more'
+    """
     names = list(names)
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name if len(name) <= 40 else name[:37] + "..." for name in names[:most]) + more

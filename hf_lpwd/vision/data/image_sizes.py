@@ -1,49 +1,105 @@
-"""What the sizes of some pictures tell of a data set: how to augment it, and whether it fits in memory."""
+"""What some images tell of a dataset: sizes, values, how to augment it, whether it fits in memory."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 
-from hf_lpwd.vision.data.decoding import image_size
+from hf_lpwd.vision.data.decoding import Scale, deep_highest, image_size, read_image
+from hf_lpwd.vision.data.facts import ImageFacts
 from hf_lpwd.vision.data.free_memory import free_memory
-from hf_lpwd.vision.data.splits import DIGITS, Splits
+from hf_lpwd.vision.data.sources import DIGITS
+
+if TYPE_CHECKING:
+    from hf_lpwd.vision.data.splits import Splits
 
 _SMALL_SIDE = 64
 _SAMPLE = 64
+# Of images of more than 8 bits more are read, as their highest value decides about all of them.
+_DEEP_SAMPLE = 4096
+
+
+def look_at_images(
+    parts: Iterable[datasets.Dataset], column: str, scale: Scale | None = None
+) -> ImageFacts | None:
+    """Looks at images that are spread over the splits of a dataset.
+
+    Args:
+        parts: The splits, the training images first.
+        column: Column of the images.
+        scale: Which stored values are white; default: decided from the images.
+
+    Returns:
+        What they show; None if none of those looked at can be read.
+    """
+    files = [undecoded(part, column) for part in parts]
+    scale = scale or find_scale(files, column)
+    sizes, lowest, highest = [], 255, 0
+    for cell in _spread(files[:1], column, _SAMPLE):
+        try:
+            image = read_image(cell, scale=scale or Scale())
+        except ValueError:
+            continue
+        sizes.append((image.shape[1], image.shape[2]))
+        lowest, highest = min(lowest, int(image.min())), max(highest, int(image.max()))
+    if not sizes:
+        return None
+    return ImageFacts(min(sizes, key=np.prod), max(sizes, key=np.prod), scale, lowest, highest)
+
+
+def find_scale(files: list[datasets.Dataset], column: str) -> Scale | None:
+    """Decides from the highest values which stored values are white; None if no image has more than 8 bits.
+
+    Args:
+        files: Splits from `undecoded`.
+        column: Column of the images.
+    """
+    if all(deep_highest(cell) is None for cell in _spread(files, column, _SAMPLE)):
+        return None
+    found = (deep_highest(cell) for cell in _spread(files, column, _DEEP_SAMPLE))
+    return Scale.of(value for value in found if value is not None)
 
 
 def default_augmentation(splits: Splits) -> str:
-    """Chooses crop for scikit-learn's digits, crop_flip for small pictures, else random_resized_crop."""
+    """Chooses crop for scikit-learn's digits, crop_flip for small images, else random_resized_crop."""
     if splits.name == DIGITS:
         return "crop"
     sizes = _sample_sizes(undecoded(splits.train, splits.image_column), splits.image_column)
     return "crop_flip" if sizes and max(map(max, sizes)) <= _SMALL_SIDE else "random_resized_crop"
 
 
-def undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
-    """Returns the column of pictures alone, as bytes and paths."""
-    return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-
-
-def _sample_sizes(files: datasets.Dataset, column: str) -> list[tuple[int, int]]:
-    """Returns height and width of some pictures spread over the data set, without those that are damaged."""
-    sizes = []
-    for cell in files[np.unique(np.linspace(0, len(files) - 1, _SAMPLE).astype(int))][column]:
-        try:
-            sizes.append(image_size(cell))
-        except ValueError:
-            continue
-    return sizes
-
-
 def fits_in_memory(files: datasets.Dataset, column: str) -> bool:
-    """Whether the decoded pictures take less than this process's part of half the free memory."""
+    """Whether the decoded images take less than this process's part of half the free memory."""
     sizes = _sample_sizes(files, column)
     if not sizes:
         return True
     estimate = len(files) * 3 * float(np.mean([height * width for height, width in sizes]))
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return estimate < free_memory() / 2 / processes
+
+
+def undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+    """Returns the column of images alone, as bytes and paths."""
+    return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+
+def _spread(parts: list[datasets.Dataset], column: str, count: int) -> Iterator[dict[str, Any] | None]:
+    """Yields up to `count` cells of each split, spread evenly over it."""
+    for files in parts:
+        for row in np.unique(np.linspace(0, len(files) - 1, count).astype(int)).tolist():
+            yield files[row][column]
+
+
+def _sample_sizes(files: datasets.Dataset, column: str) -> list[tuple[int, int]]:
+    """Returns height and width of some images spread over the dataset, without those that are damaged."""
+    sizes = []
+    for cell in _spread([files], column, _SAMPLE):
+        try:
+            sizes.append(image_size(cell))
+        except ValueError:
+            continue
+    return sizes

@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.augmentation import Images, uniforms
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
-from hf_lpwd.vision.data.decoding import read_images
-from hf_lpwd.vision.data.image_sizes import default_augmentation, fits_in_memory, undecoded
+from hf_lpwd.vision.data.decoding import Scale, read_images
+from hf_lpwd.vision.data.image_sizes import default_augmentation, find_scale, fits_in_memory, undecoded
 from hf_lpwd.vision.data.splits import Splits
 from hf_lpwd.vision.data.transforms import ImageTransform
 
@@ -46,6 +46,7 @@ class ImageDataset(torch.utils.data.Dataset):
         source: Name of the split that the rows come from, for errors.
         rows: Their numbers in that split, for errors; default 0, 1, ...
         seed: Seed of the augmentation.
+        scale: Which stored values of more than 8 bits are white; default: decided from these images.
         skip_bad_images: Leave out what cannot be decoded; `num_skipped` counts it.
         in_memory: Whether to decode once; by default, whether it fits.
         unfinished: Serve batches that `transform.finish` makes complete, on the device where the model is,
@@ -66,6 +67,7 @@ class ImageDataset(torch.utils.data.Dataset):
         source: str = "train",
         rows: Sequence[int] | np.ndarray | None = None,
         seed: int = 0,
+        scale: Scale | None = None,
         skip_bad_images: bool = False,
         in_memory: bool | None = None,
         unfinished: bool = False,
@@ -79,6 +81,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._column = image_column
         self._files: datasets.Dataset | None = undecoded(dataset, image_column)
+        self._scale = scale or find_scale([self._files], image_column) or Scale()
         labels = torch.tensor(dataset.select_columns([label_column])[:][label_column], dtype=torch.int64)
         self.in_memory = fits_in_memory(self._files, image_column) if in_memory is None else in_memory
 
@@ -131,6 +134,7 @@ class ImageDataset(torch.utils.data.Dataset):
             source=splits.sources[role],
             rows=splits.rows[role],
             seed=seed,
+            scale=(splits.facts.images and splits.facts.images.scale) or Scale(),
             skip_bad_images=args.skip_bad_images,
         )
         dataset.unfinished = unfinished or not dataset.in_memory
@@ -200,7 +204,9 @@ class ImageDataset(torch.utils.data.Dataset):
         if draws is not None and size is not None:
             boxes = [partial(self.transform.box, numbers) for numbers in draws]
         cells = self._files[rows][self._column]
-        for row, cell, image in zip(rows, cells, read_images(cells, boxes, size, threads), strict=True):
+        for row, cell, image in zip(
+            rows, cells, read_images(cells, boxes, size, threads, self._scale), strict=True
+        ):
             if not isinstance(image, ValueError):
                 yield row, image
             elif not skip:

@@ -3,77 +3,82 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_lpwd.messages import BadInputError
+from hf_lpwd.messages import BadInputError, unknown
+from hf_lpwd.vision.data.facts import list_names
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-_DISCRETE = re.compile(r"(large_)?string|u?int\d+|bool")
+#: Values that mean: no label.
+MISSING = (None, "", -1, "-1")
+
+_WHOLE = re.compile(r"(0|-?[1-9]\d*)(\.0+)?")
 
 
 def encode_labels(
-    parts: dict[str, Dataset], sources: dict[str, str], column: str
+    parts: dict[str, Dataset],
+    sources: dict[str, str],
+    column: str,
+    *,
+    skip_unlabelled: bool = False,
 ) -> tuple[list[str], dict[str, Dataset], dict[str, np.ndarray]]:
     """Makes the label column a `datasets.ClassLabel` in every split.
 
-    A `ClassLabel` keeps its names. Strings, integers and booleans become classes in the sorted order of the
-    values found in `"train"`. A validation or test split in which no row has a label (the column, or every
-    value, is missing, or every value is -1) is left out, with a warning.
+    A `ClassLabel` keeps its names. Text, integers, booleans and whole floats become classes in the sorted
+    order of the values in `"train"`: by number if all are whole numbers without leading zeros, else by text.
+    None, NaN, an empty text and -1 mean: no label. A validation or test split without any label is left out,
+    with a warning.
 
     Args:
         parts: The splits by role; `"train"` must be there.
-        sources: Name of each split in the data set, for errors.
+        sources: Name of each split in the dataset, for errors.
         column: The label column.
+        skip_unlabelled: Whether rows without a label are allowed.
 
     Returns:
-        The class names, the splits that have labels, and their labels as int64 arrays.
+        The class names, the splits that have labels, and their labels as int64 arrays, with -1 for none.
 
     Raises:
         BadInputError: If the column holds something else, or a label is missing or is none of the classes.
     """
     import datasets
 
+    names_of = labels_by_name(parts, sources, column)
     feature = parts["train"].features[column]
-    values = {role: _values(part, column) for role, part in parts.items()}
     if isinstance(feature, datasets.ClassLabel):
-        names = list(feature.names)
-        index: dict[Any, int] = {label: label for label in range(len(names))}
-    elif isinstance(feature, datasets.Value) and _DISCRETE.fullmatch(feature.dtype):
-        classes = sorted({value for value in values["train"] if value is not None})
-        names = [str(value) for value in classes]
-        index = {value: label for label, value in enumerate(classes)}
+        classes = list(feature.names)
     else:
-        raise BadInputError(
-            f"label column {column!r} holds {feature}: labels must be strings, integers or classes"
-        )
-
+        found = {name for name in names_of["train"] if name is not None}
+        classes = sorted(found, key=int if all(map(_WHOLE.fullmatch, found)) else str)
+    index = {name: label for label, name in enumerate(classes)}
     encoded, labels = {}, {}
     for role, part in parts.items():
-        unlabelled = all(value is None or (value == -1 and -1 not in index) for value in values[role])
-        if unlabelled and role != "train":
+        if role != "train" and all(name is None for name in names_of[role]):
             logger.warning("the %s split (%s) has no labels and is not used", role, sources[role])
             continue
-        labels[role] = _encode(values[role], index, sources[role], len(names))
-        if isinstance(feature, datasets.ClassLabel):
-            encoded[role] = part
-        else:
-            class_label = datasets.ClassLabel(names=names)
-            encoded[role] = part.remove_columns(column).add_column(column, labels[role], feature=class_label)
-    return names, encoded, labels
+        _check(names_of[role], classes, sources[role], skip_unlabelled)
+        labels[role] = np.array([-1 if name is None else index[name] for name in names_of[role]], np.int64)
+        class_label = datasets.ClassLabel(names=classes)
+        encoded[role] = part
+        if part.features.get(column) != class_label:
+            kept = part.remove_columns(column) if column in part.column_names else part
+            encoded[role] = kept.add_column(column, labels[role], feature=class_label)
+    return classes, encoded, labels
 
 
 def stratified_cut(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts `size` rows off, with every class in proportion.
+    """Cuts `size` rows off, with every class in proportion, and leaves at least one row of every class.
 
-    A class with a single row stays whole in the rest. Where `size`, or what remains, is smaller than the
-    number of classes the rows are drawn without regard to the class, with a warning.
+    Where `size`, or what remains, is smaller than the number of classes, the rows are drawn without regard to
+    the class, with a warning. Where the classes cannot spare `size` rows, fewer are cut off, with a warning.
 
     Args:
         labels: Label of each row.
@@ -82,7 +87,32 @@ def stratified_cut(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray
 
     Returns:
         The row numbers that remain and those cut off, both sorted.
+
+    Raises:
+        BadInputError: If there is only one row of each class.
     """
+    spare = len(labels) - len(np.unique(labels))
+    if spare == 0:
+        raise BadInputError(
+            f"{len(labels)} training images of {len(labels)} classes: none can be cut off for validation "
+            "or test; give more images, or a dataset that has these splits"
+        )
+    if size > spare:
+        logger.warning(
+            "%d of %d rows are cut off instead of %d: every class keeps one", spare, len(labels), size
+        )
+        size = spare
+    rest, cut = _draw(labels, size, seed)
+    return _with_every_class(labels, rest, cut)
+
+
+def stratified_subset(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Returns `size` row numbers, sorted, with every class in proportion and, if `size` allows, in it."""
+    rest, subset = _draw(labels, size, seed)
+    return _with_every_class(labels, subset, rest)[0]
+
+
+def _draw(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.model_selection import train_test_split
 
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -95,6 +125,52 @@ def stratified_cut(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray
     return np.setdiff1d(np.arange(len(labels)), cut), np.sort(cut)
 
 
+def _with_every_class(
+    labels: np.ndarray, kept: np.ndarray, other: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Swaps a row of each class that only `other` has for one of the class that `kept` has most of."""
+    kept, other = kept.copy(), other.copy()
+    for label in np.setdiff1d(labels[other], labels[kept]):
+        classes, counts = np.unique(labels[kept], return_counts=True)
+        if counts.max() == 1:
+            break
+        given = np.flatnonzero(labels[kept] == classes[counts.argmax()])[-1]
+        taken = np.flatnonzero(labels[other] == label)[0]
+        kept[given], other[taken] = other[taken], kept[given]
+    return np.sort(kept), np.sort(other)
+
+
+def labels_by_name(
+    parts: dict[str, Dataset], sources: dict[str, str], column: str
+) -> dict[str, list[str | None]]:
+    """Returns the labels of each split as text, None where there is none (None, NaN, an empty text or -1).
+
+    Args:
+        parts: The splits by role.
+        sources: Name of each split in the dataset, for errors.
+        column: The label column.
+
+    Raises:
+        BadInputError: If a label is neither text nor a whole number nor a class.
+    """
+    import datasets
+
+    names: dict[str, list[str | None]] = {}
+    for role, part in parts.items():
+        values = _values(part, column)
+        feature = part.features.get(column)
+        if isinstance(feature, datasets.ClassLabel):
+            names[role] = [
+                _class_name(value, feature.names, sources[role], row) for row, value in enumerate(values)
+            ]
+        else:
+            names[role] = [_as_text(value, column, sources[role], row) for row, value in enumerate(values)]
+    texts = [name for role in names for name in names[role] if name is not None]
+    if all(_WHOLE.fullmatch(text) for text in texts):  # 1 and 1.0 are the same class
+        names = {role: [name and name.partition(".")[0] for name in names[role]] for role in names}
+    return names
+
+
 def _values(dataset: Dataset, column: str) -> list[Any]:
     """Returns the labels as Python values, None where there is none."""
     if column not in dataset.column_names:
@@ -102,15 +178,43 @@ def _values(dataset: Dataset, column: str) -> list[Any]:
     return dataset.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
 
 
-def _encode(values: list[Any], index: dict[Any, int], source: str, num_classes: int) -> np.ndarray:
-    labels = [index.get(value, -1) for value in values]
-    if -1 in labels:
-        row = labels.index(-1)
-        value = values[row]
-        fault = (
-            "the label is missing"
-            if value is None
-            else f"label {value!r} is none of the {num_classes} classes"
+def _class_name(value: int | None, names: list[str], source: str, row: int) -> str | None:
+    if value in MISSING:
+        return None
+    if not 0 <= value < len(names):
+        raise BadInputError(f"{source} row {row}: label {value} is none of the {len(names)} classes")
+    return names[value]
+
+
+def _as_text(value: Any, column: str, source: str, row: int) -> str | None:
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    if value in MISSING:
+        return None
+    if isinstance(value, str | int):
+        return str(value)
+    shown = list_names([repr(value)])
+    raise BadInputError(
+        f"label column {column!r} holds {shown} ({source} row {row}): labels must be text, whole "
+        "numbers or classes"
+    )
+
+
+def _check(names: list[str | None], classes: list[str], source: str, skip_unlabelled: bool) -> None:
+    """Raises if a label is missing or is none of the classes."""
+    missing = [row for row, name in enumerate(names) if name is None]
+    if missing and not skip_unlabelled:
+        raise BadInputError(
+            f"{source}: {len(missing)} of {len(names)} labels are missing (empty or -1), the first in row "
+            f"{missing[0]}: --skip_unlabelled leaves these rows out"
         )
-        raise BadInputError(f"{source} row {row}: {fault}")
-    return np.array(labels, dtype=np.int64)
+    known = set(classes)
+    strange = [row for row, name in enumerate(names) if name is not None and name not in known]
+    if strange:
+        fault = unknown("label", names[strange[0]], classes)
+        raise BadInputError(
+            f"{source}: {len(strange)} of {len(names)} labels are none of the {len(classes)} classes "
+            f"({list_names(classes)}), the first in row {strange[0]}: {fault}"
+        )

@@ -1,36 +1,30 @@
-"""Data set -> training, validation and test split, their columns and their classes."""
+"""Dataset -> training, validation and test split, their columns and their classes."""
 
 from __future__ import annotations
 
-import glob
-import os
+import logging
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from datasets import ClassLabel, Dataset, Image, Value
 
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
-from hf_lpwd.vision.data.facts import DataFacts, SplitFacts
-from hf_lpwd.vision.data.labels import encode_labels, stratified_cut
+from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
+from hf_lpwd.vision.data.image_sizes import look_at_images
+from hf_lpwd.vision.data.labels import encode_labels, stratified_cut, stratified_subset
+from hf_lpwd.vision.data.layout import LABEL_COLUMNS, ROLES
+from hf_lpwd.vision.data.shared_images import count_shared_images
+from hf_lpwd.vision.data.sources import Source, load_source
+from hf_lpwd.vision.data.tables import IMAGE_COLUMNS
 
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+# The same for every seed of a run, so that no run trains on the test images of another one.
+_TEST_SEED = 0
 
-DIGITS = "digits"
-
-_ROLES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "eval"),
-    "test": ("test", "testing"),
-}
-_IMAGE_COLUMNS = ("image", "img")
-_LABEL_COLUMNS = ("label", "labels", "fine_label")
-_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
-# The seed and share of the digits' test split: constants, so that every run has the same test pictures.
-_DIGITS_TEST_SEED, _DIGITS_TEST_SHARE = 0, 0.2
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,14 +32,14 @@ class Splits:
     """The data of one run.
 
     Attributes:
-        name: The data set's name or path, `"digits"` for those of scikit-learn.
+        name: The dataset's name or path, `"digits"` for those of scikit-learn.
         train: Training rows; the label column is a `datasets.ClassLabel`.
         validation: Rows for model selection.
-        test: Rows to read once, at the end; None if the data set has no labelled test split.
+        test: Rows to read once, at the end; None if the dataset has no labelled test split.
         class_names: Name of each class, by label.
-        image_column: Column of the pictures, a `datasets.Image` feature.
+        image_column: Column of the images, a `datasets.Image` feature.
         label_column: Column of the labels.
-        sources: For each of `"train"`, `"validation"`, `"test"` present: the split of the data set that its
+        sources: For each of `"train"`, `"validation"`, `"test"` present: the split of the dataset that its
             rows come from.
         rows: For the same keys: the row numbers in that split, an int64 array.
         source_sizes: Rows of each split as loaded.
@@ -68,41 +62,45 @@ class Splits:
 def load_splits(
     args: DataTrainingArguments, *, seed: int, cache_dir: str | None = None, token: str | bool | None = None
 ) -> Splits:
-    """Loads the data set and gives it a training, a validation and, where it has one, a test split.
+    """Loads the dataset and gives it a training, a validation and, where it has one, a test split.
 
-    Without a validation split one is cut from the training data, stratified by label. A test split without
-    labels (-1 or missing, as in many challenges) counts as none. Labels that are strings, integers or
-    booleans become classes in sorted order.
+    With `args.test_split` a test split is cut from the training data first. Without a validation split one is
+    cut from what remains. A validation or test split without labels counts as none.
 
     Args:
         args: Which data, which columns, how many rows.
         seed: Seed of the validation cut and of `max_train_samples` and `max_eval_samples`.
         cache_dir: Where `datasets` keeps what it downloads and converts.
-        token: Hub token for private data sets.
+        token: Hub token for private datasets.
 
     Returns:
         The splits, with columns and classes found and checked.
 
     Raises:
-        BadInputError: If there is no such data set or column, fewer than two classes to train on, or a label
+        BadInputError: If there is no such dataset or column, fewer than two classes to train on, or a label
             that is missing or outside the classes.
     """
-    name, loaded = _load(args, cache_dir, token)
-    sources = _assign_roles(loaded, name)
-    parts = {role: loaded[source] for role, source in sources.items()}
-    image_column = _find_column(parts["train"], args.image_column_name, _IMAGE_COLUMNS, "image")
-    label_column = _find_column(parts["train"], args.label_column_name, _LABEL_COLUMNS, "label")
-    parts = {role: _as_images(part, image_column) for role, part in parts.items()}
-    class_names, parts, labels = encode_labels(parts, sources, label_column)
-    _require_two_classes(labels["train"], class_names, name)
+    source = load_source(args, cache_dir=cache_dir, token=token)
+    sources = _assign_roles(source)
+    if args.test_split is not None and "test" in sources:
+        raise BadInputError(f"{source.name} has a test split ({sources['test']}): leave test_split out")
+    parts, columns = with_columns({role: source.splits[split] for role, split in sources.items()}, args)
+    class_names, parts, labels = encode_labels(
+        parts, sources, columns[1], skip_unlabelled=args.skip_unlabelled
+    )
+    rows = {role: np.flatnonzero(values >= 0) for role, values in labels.items()}
+    left_out = source.left_out + _unlabelled(labels, sources, source.splits)
+    _require_two_classes(labels["train"][rows["train"]], class_names, source.name)
 
-    rows = {role: np.arange(len(part)) for role, part in parts.items()}
-    if "validation" not in parts:
-        total = len(labels["train"])
-        size = min(max(1, round(args.train_val_split * total)), total - 1)
-        rows["train"], rows["validation"] = stratified_cut(labels["train"], size, seed)
-        parts["validation"], sources["validation"] = parts["train"], sources["train"]
-        labels["validation"] = labels["train"]
+    for role, fraction, cut_seed in (
+        ("test", args.test_split, _TEST_SEED),
+        ("validation", args.train_val_split, seed),
+    ):
+        if fraction is not None and role not in rows:
+            of_train = rows["train"]
+            rest, cut = cut_split(labels["train"][of_train], fraction, cut_seed)
+            rows["train"], rows[role] = of_train[rest], of_train[cut]
+            parts[role], labels[role], sources[role] = parts["train"], labels["train"], sources["train"]
     available = {role: len(index) for role, index in rows.items()}
     for role, limit in (
         ("train", args.max_train_samples),
@@ -110,173 +108,187 @@ def load_splits(
         ("test", args.max_eval_samples),
     ):
         if role in rows and limit is not None and limit < len(rows[role]):
-            rows[role] = rows[role][stratified_cut(labels[role][rows[role]], limit, seed)[1]]
+            rows[role] = rows[role][stratified_subset(labels[role][rows[role]], limit, seed)]
 
-    _require_two_classes(labels["train"][rows["train"]], class_names, name)
+    used = {role: labels[role][rows[role]] for role in rows}
+    _require_two_classes(used["train"], class_names, source.name)
     chosen = {role: parts[role].select(index) for role, index in rows.items()}
+    facts = DataFacts(
+        source.name,
+        {
+            role: SplitFacts(len(rows[role]), _origin(role, sources, available), available[role])
+            for role in rows
+        },
+        class_names,
+        images=look_at_images(chosen.values(), columns[0]),
+        without_training_images=[
+            class_names[label] for label in np.setdiff1d(range(len(class_names)), used["train"])
+        ],
+        first_seen=_first_seen(used, class_names),
+        left_out={why: count for why, count in left_out.items() if count},
+        shared=count_shared_images(chosen, columns[0]),
+        notes=source.notes,
+    )
+    _warn(facts)
     return Splits(
-        name=name,
+        name=source.name,
         train=chosen["train"],
         validation=chosen["validation"],
         test=chosen.get("test"),
         class_names=class_names,
-        image_column=image_column,
-        label_column=label_column,
+        image_column=columns[0],
+        label_column=columns[1],
         sources={role: sources[role] for role in rows},
         rows=rows,
-        source_sizes={source: len(part) for source, part in loaded.items()},
-        facts=DataFacts(
-            name,
-            {role: SplitFacts(len(rows[role]), sources[role], available[role]) for role in rows},
-            class_names,
-        ),
+        source_sizes={split: len(part) for split, part in source.splits.items()},
+        facts=facts,
     )
 
 
-def load_digits() -> DatasetDict:
-    """Returns scikit-learn's 1,797 handwritten digits, 8x8 grey, with a test split that never changes.
+def cut_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts a fraction of the training rows off for another split: stratified, one of every class is left.
 
-    The values 0..16 become 0..255. A fifth, stratified by label with a fixed seed, is the test split.
+    Args:
+        labels: Label of each training row.
+        fraction: Between 0 and 1.
+        seed: Seed of the draw.
+
+    Returns:
+        The row numbers that remain for training and those cut off, both sorted.
+
+    Raises:
+        BadInputError: If there is only one row of each class.
     """
-    import datasets
-    from sklearn.datasets import load_digits as sklearn_digits
-
-    digits = sklearn_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    size = round(_DIGITS_TEST_SHARE * len(images))
-    train, test = stratified_cut(digits.target, size, _DIGITS_TEST_SEED)
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(digit) for digit in range(10)])}
-    )
-    return datasets.DatasetDict(
-        {
-            split: datasets.Dataset.from_dict(
-                {"image": list(images[rows]), "label": digits.target[rows]}, features=features
-            )
-            for split, rows in (("train", train), ("test", test))
-        }
-    )
+    total = len(labels)
+    return stratified_cut(labels, min(max(1, round(fraction * total)), total - 1), seed)
 
 
-def _load(
-    args: DataTrainingArguments, cache_dir: str | None, token: str | bool | None
-) -> tuple[str, DatasetDict]:
-    """Returns the name to report and the data set as `datasets` loads it."""
-    if args.dataset_name is None and args.train_dir is None:
-        return DIGITS, load_digits()
-    if args.train_dir is not None:
-        folders = {"train": args.train_dir, "validation": args.validation_dir}
-        data_files = {split: str(_folder(path) / "**") for split, path in folders.items() if path is not None}
-        return args.train_dir, _load_dataset(args.train_dir, "imagefolder", cache_dir, data_files=data_files)
-
-    name = args.dataset_name or ""
-    path = os.path.expanduser(name)
-    builder = _BUILDERS.get(Path(path).suffix.lower())
-    if builder is not None:
-        files = sorted(glob.glob(path, recursive=True))
-        if not files:
-            raise BadInputError(f"no such file: {name}")
-        _refuse_mixed_splits(name, files)
-        return name, _load_dataset(name, builder, cache_dir, data_files=files)
-    if name.startswith((".", "~")) or os.path.isabs(name) or path.count(os.sep) > 1:
-        _folder(path)
-    return name, _load_dataset(name, path, cache_dir, name=args.dataset_config_name, token=token)
-
-
-def _folder(path: str) -> Path:
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise BadInputError(f"no such folder: {path}")
-    return folder
-
-
-def _refuse_mixed_splits(name: str, files: list[str]) -> None:
-    """Raises if a glob would read test or validation files into the training data."""
-    words = {role: {word for word in words if word != "eval"} for role, words in _ROLES.items()}
-    found = {
-        role
-        for file in files
-        for role, names in words.items()
-        if names & set(re.split(r"[^a-z]+", Path(file).stem.lower()))
-    }
-    if len(found) > 1:
-        raise BadInputError(
-            f"{name} matches files of several splits ({', '.join(sorted(found))}): name the folder"
-        )
-
-
-def _load_dataset(label: str, path: str, cache_dir: str | None, **kwargs: Any) -> DatasetDict:
-    """Calls `datasets.load_dataset`; what fails becomes a `BadInputError` of one line without the token."""
-    import datasets
-
-    try:
-        return datasets.load_dataset(path, cache_dir=cache_dir, **kwargs)
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
-        lines = str(cause or error).strip().splitlines() or [type(error).__name__]
-        message = re.sub(r"\bhf_\w+", "hf_***", lines[0])
-        token = kwargs.get("token")
-        if isinstance(token, str) and token:
-            message = message.replace(token, "***")
-        raise BadInputError(f"data set {label!r} cannot be loaded: {message}") from error
-
-
-def _assign_roles(loaded: DatasetDict, name: str) -> dict[str, str]:
-    """Returns which split of the data set is the training, validation and test split."""
-    sources = {
-        role: next(split for split in names if split in loaded)
-        for role, names in _ROLES.items()
-        if any(split in loaded for split in names)
-    }
+def _assign_roles(source: Source) -> dict[str, str]:
+    """Returns which split of the dataset is the training, validation and test split; notes which is none."""
+    loaded, name = source.splits, source.name
+    sources: dict[str, str] = {}
+    for role, names in ROLES.items():
+        found = [split for usual in names for split in loaded if split.lower() == usual]
+        if len(found) > 1 and found[0].lower() == found[1].lower():
+            raise BadInputError(f"{name} has the splits {found[0]} and {found[1]}: leave one of them")
+        if found:
+            sources[role] = found[0]
     if "train" not in sources:
         if len(loaded) > 1 or sources:
             raise BadInputError(f"{name} has no training split; it has {', '.join(loaded)}")
         sources = {"train": next(iter(loaded))}
-    for role, source in sources.items():
-        if len(loaded[source]) == 0:
-            raise BadInputError(f"{name}: the {role} split ({source}) is empty")
+    for role, split in sources.items():
+        if len(loaded[split]) == 0:
+            raise BadInputError(f"{name}: the {role} split ({split}) is empty")
+    source.left_out += Counter(
+        {f"row of the split {split}": len(loaded[split]) for split in loaded if split not in sources.values()}
+    )
     return sources
+
+
+def with_columns(
+    parts: dict[str, Dataset], args: DataTrainingArguments
+) -> tuple[dict[str, Dataset], tuple[str, str]]:
+    """Finds the columns of images and labels, and makes the images a `datasets.Image` column in every split.
+
+    Args:
+        parts: The splits by role.
+        args: Which columns; default: those with usual names, or the only one of the feature's type.
+
+    Returns:
+        The splits, and the names of the two columns.
+
+    Raises:
+        BadInputError: If there is no such column.
+    """
+    first = next(iter(parts.values()))
+    image_column = _find_column(first, args.image_column_name, IMAGE_COLUMNS, "image")
+    label_column = _find_column(first, args.label_column_name, LABEL_COLUMNS, "label")
+    return {role: _as_images(part, image_column) for role, part in parts.items()}, (
+        image_column,
+        label_column,
+    )
 
 
 def _find_column(dataset: Dataset, given: str | None, usual: tuple[str, ...], what: str) -> str:
     """Returns the named column, or else the usual one, or else the only one of the feature type."""
     columns = dataset.column_names
-    has = f"the data set has {', '.join(columns)}"
+    has = f"the dataset has {list_names(columns)}"
     if given is not None:
         if given in columns:
             return given
         raise BadInputError(f"{unknown(f'{what} column', given, columns)} ({has})")
     found = [column for column in usual if column in columns]
-    feature_type = {"image": "Image", "label": "ClassLabel"}[what]
-    found += [name for name, feature in dataset.features.items() if type(feature).__name__ == feature_type]
+    feature_type = {"image": Image, "label": ClassLabel}[what]
+    found += [name for name, feature in dataset.features.items() if isinstance(feature, feature_type)]
     if found and (found[0] in usual or len(found) == 1):
         return found[0]
-    hint = f"name it with {what}_column_name"
-    if what == "label":
-        hint += "; a folder of pictures needs two or more class folders"
-    raise BadInputError(f"no {what} column found: {has}; {hint}")
+    raise BadInputError(f"no {what} column found: {has}; name it with {what}_column_name")
+
+
+def _as_images(dataset: Dataset, column: str) -> Dataset:
+    """Makes the column a `datasets.Image`, which files without Hugging Face's metadata do not say."""
+    if column not in dataset.column_names:
+        raise BadInputError(f"split {dataset.split} has no image column {column!r}")
+    feature = dataset.features[column]
+    encoded = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    plain = isinstance(feature, Value) and re.fullmatch("(large_)?(string|binary)", feature.dtype)
+    if not (isinstance(feature, Image) or encoded or plain):
+        raise BadInputError(
+            f"column {column!r} holds {str(feature)[:100]}, not images (bytes, URLs or paths of image files)"
+        )
+    return dataset.cast_column(column, Image())
 
 
 def _require_two_classes(labels: np.ndarray, class_names: list[str], name: str) -> None:
     used = np.unique(labels)
     if len(used) < 2:
+        shown = ", ".join(repr(class_names[label]) for label in used)
         raise BadInputError(
-            f"{name}: the training data has one class only ({class_names[used[0]]!r}); "
-            "a classifier needs at least two"
+            f"{name}: the training data has one class only ({shown}); a classifier needs at least two"
         )
 
 
-def _as_images(dataset: Dataset, column: str) -> Dataset:
-    """Makes the column a `datasets.Image`, which files without Hugging Face's metadata do not say."""
-    import datasets
+def _unlabelled(
+    labels: Mapping[str, np.ndarray], sources: Mapping[str, str], splits: Mapping[str, Dataset]
+) -> Counter[str]:
+    """Counts the rows without a label, by split; a split that is not in `labels` has none at all."""
+    return Counter(
+        {
+            f"row of {split} without a label": int(np.count_nonzero(labels[role] < 0))
+            if role in labels
+            else len(splits[split])
+            for role, split in sources.items()
+        }
+    )
 
-    if column not in dataset.column_names:
-        raise BadInputError(f"split {dataset.split} has no image column {column!r}")
-    feature = dataset.features[column]
-    encoded = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
-    plain = isinstance(feature, datasets.Value) and re.fullmatch("(large_)?(string|binary)", feature.dtype)
-    if not (isinstance(feature, datasets.Image) or encoded or plain):
-        raise BadInputError(
-            f"column {column!r} holds {feature}, not pictures (bytes or paths of picture files)"
+
+def _origin(role: str, sources: Mapping[str, str], available: Mapping[str, int]) -> str:
+    """Returns the split that the rows come from, with their part of it if it is divided."""
+    together = [other for other in available if sources[other] == sources[role]]
+    if len(together) == 1:
+        return sources[role]
+    return f"{available[role] / sum(available[other] for other in together):.0%} of {sources[role]}"
+
+
+def _first_seen(used: Mapping[str, np.ndarray], class_names: list[str]) -> dict[str, list[str]]:
+    strange = {role: np.setdiff1d(labels, used["train"]) for role, labels in used.items() if role != "train"}
+    return {role: [class_names[label] for label in labels] for role, labels in strange.items() if len(labels)}
+
+
+def _warn(facts: DataFacts) -> None:
+    """Warns of what makes figures mean less than they seem to."""
+    if facts.without_training_images:
+        names = facts.without_training_images
+        logger.warning("%d classes have no training image: %s", len(names), list_names(names))
+    for role, names in facts.first_seen.items():
+        logger.warning(
+            "%d classes of %s are not in the training images: %s", len(names), role, list_names(names)
         )
-    return dataset.cast_column(column, datasets.Image())
+    for role, count in (facts.shared or {}).items():
+        if count:
+            logger.warning(
+                "%d of %d %s images are also training images", count, facts.splits[role].images, role
+            )
+    if facts.images is not None and facts.images.highest < 16:
+        logger.warning("the images are nearly black: their highest value is %d of 255", facts.images.highest)

@@ -7,7 +7,7 @@ import platform
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, fields
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,11 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import hide_tokens
+from hf_lpwd.plan_table import TEXT_COLUMNS, layer_table
 
 if TYPE_CHECKING:
-    from hf_lpwd.vision.arguments import ImageTrainingArguments
     from hf_lpwd.vision.prepare import Run
+    from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 CARD = "README.md"
 #: What the card says, as JSON.
@@ -29,34 +30,60 @@ FACTS = "card.json"
 
 _LIBRARIES = ("hf-lpwd", "torch", "transformers", "accelerate", "datasets", "timm")
 METRICS = {"accuracy": "Accuracy", "top5_accuracy": "Top-5 accuracy", "f1_macro": "Macro F1"}
-_SECRET_FLAGS = ("--token", "--hub_token", "--hub-token")
 #: Characters in a line of a command.
 _WIDTH = 100
 #: So many classes are named in the text; all of them are in config.json.
 _MOST_CLASSES = 50
+#: Shown in the command also where they are the defaults.
+_ALWAYS_SHOWN = (
+    *("weight_decay", "decay_timing", "layer_schedule", "learning_rate", "per_device_train_batch_size"),
+    *("num_train_epochs", "seed", "augmentation"),
+)
+#: What decides, beside the run's settings, which checkpoint a run keeps.
+_SELECTION = ("eval_strategy", "eval_steps", "metric_for_best_model")
 
 _TIMINGS = {
-    "l2": "as an L2 penalty: rate times weight is added to the gradient, before the optimizer sees it",
-    "wd": "decoupled from the gradient, at the weights of before the step, as in AdamW",
-    "rwd": "after the update, so that it sees the weight that the update has made (real-time weight decay)",
-    "pwd": "before the gradient is taken, and so at the decayed weights (pre-weight decay)",
+    "l2": "as an L2 penalty: rate times weight is added to the gradient before the optimizer sees it",
+    "wd": "decoupled from the gradient, computed from the weights before the step, as in AdamW",
+    "rwd": "after the update, to the updated weights (real-time weight decay)",
+    "pwd": "before the forward pass, so that the gradient is taken at the decayed weights (pre-weight decay)",
 }
 
 
-def public_command(argv: Sequence[str]) -> str:
-    """Returns a command line as it may be published: without tokens, and with the last part of full paths."""
-    shown = []
-    hide = False
-    for argument in argv:
-        flag, equals, value = argument.partition("=")
-        if hide or (equals and flag in _SECRET_FLAGS):
-            shown.append("..." if hide else f"{flag}=...")
-        elif equals and flag.startswith("--"):
-            shown.append(f"{flag}={_without_folders(value)}")
-        else:
-            shown.append(_without_folders(argument))
-        hide = argument in _SECRET_FLAGS
-    return hide_tokens(_in_lines(["hf-lpwd", "train", *shown]))
+def command_of(run: Run, args: ImageTrainingArguments) -> str:
+    """Returns the command of a run: every setting that decides what it computes, wherever it was given.
+
+    A setting that has its default is left out, except for the most important ones. Of full paths only the
+    last part is shown. The augmentation is the one in use, also where the data chose it.
+
+    Args:
+        run: The run, as `hf_lpwd.vision.prepare.prepare` made it.
+        args: How it was trained.
+    """
+    from hf_lpwd.vision.arguments import ImageTrainingArguments
+    from hf_lpwd.vision.data.data_args import DataTrainingArguments
+    from hf_lpwd.vision.model_args import ModelArguments
+
+    parts = (DataTrainingArguments, ModelArguments, ImageTrainingArguments)
+    known = {field.name: field for part in parts for field in fields(part) if field.name != "output_dir"}
+    values = run.settings | {name: getattr(args, name) for name in _SELECTION}
+    if values["mixed_precision"] in ("bf16", "fp16"):
+        values[values["mixed_precision"]] = True
+    if "train" in run.images:
+        values["augmentation"] = run.images["train"].transform.augmentation
+    flags = []
+    for name, field in known.items():
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        value, default = _plain_value(values.get(name)), _plain_value(default)
+        if value is not None and (value != default or name in _ALWAYS_SHOWN):
+            several = value if isinstance(value, list) else [value]
+            texts = (json.dumps(one) if isinstance(one, dict) else str(one) for one in several)
+            flags += [f"--{name}", *(str(_without_folders(text)) for text in texts)]
+    return hide_tokens(_in_lines(["hf-lpwd", "train", *flags]))
+
+
+def _plain_value(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
 
 
 def _in_lines(words: Sequence[str]) -> str:
@@ -85,7 +112,6 @@ def card_facts(
     run: Run,
     metrics: Mapping[str, Mapping[str, float]],
     args: ImageTrainingArguments,
-    command: Sequence[str],
 ) -> dict[str, Any]:
     """Returns all that a card says of a run, as JSON, so that it can be written again without model and data.
 
@@ -93,7 +119,6 @@ def card_facts(
         run: The run, as `finetune.prepare` made it.
         metrics: Split -> metric -> value.
         args: How it was trained; the last part of `output_dir` is the model's name.
-        command: The command line after ``hf-lpwd train``.
     """
     settings = run.settings
     # The path of a local folder says nothing to others and may say too much: its last part stands for it.
@@ -110,14 +135,15 @@ def card_facts(
         "dataset_id": dataset_id,
         "dataset": dataset_id or Path(run.splits.name).name,
         "class_names": run.splits.class_names,
-        "deep_pictures": _has_deep_pictures(run),
+        "deep_images": _has_deep_images(run),
         "settings": {key: _without_folders(value) for key, value in settings.items() if value is not None},
-        "layers": [asdict(row) for row in run.explanation.layers],
+        "layers": run.plan.to_dict()["layers"],
+        "mean_rate": run.plan.mean_rate,
         "metrics": measured,
         "sizes": {split: len(images) for split, images in run.images.items()},
         "validation_chose": bool(args.load_best_model_at_end) and "validation" in measured,
         "validation_is_cut": run.splits.sources.get("validation") == run.splits.sources["train"],
-        "command": public_command(command),
+        "command": command_of(run, args),
         "versions": {
             "Python": platform.python_version(),
             **{name: metadata.version(name) for name in _LIBRARIES},
@@ -157,14 +183,14 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         eval_results=_eval_results(facts),
     )
     shown = [key for key in METRICS if any(key in values for values in measured.values())]
-    several_stacks = len({row["stack"] for row in layers}) > 1
+    header, rows = layer_table(layers)
     classes = [plain(name) for name in facts["class_names"]]
     more = f" and {len(classes) - _MOST_CLASSES} more" if len(classes) > _MOST_CLASSES else ""
     return ModelCard.from_template(
         data,
         template_str=resources.files("hf_lpwd.model_cards").joinpath("template.md").read_text("utf-8"),
         **{key: facts[key] for key in ("sizes", "validation_chose", "validation_is_cut", "versions")},
-        **{key: facts[key] for key in ("deep_pictures", "over_seeds")},
+        **{key: facts[key] for key in ("deep_images", "over_seeds")},
         name=plain(facts["name"]),
         load_as=json.dumps(facts["name"]),
         base_model=plain(facts["base_model"]),
@@ -178,15 +204,12 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         timing=_TIMINGS[settings["decay_timing"]],
         match_budget=settings["match_decay_budget"],
         coupled=settings["decay_coupling"] == "lr",
-        layers=[
-            [
-                *([plain(row["stack"])] if several_stacks else []),
-                *(row["layer"], plain(", ".join(row["modules"]))),
-                *(f"{row['parameters']:,}", f"{row['decayed']:,}", f"{row['rate']:.4g}"),
-            ]
-            for row in layers
-        ],
-        several_stacks=several_stacks,
+        layer_header=[plain(name) for name in header],
+        layer_alignment=["---" if name in TEXT_COLUMNS else "--:" for name in header],
+        layer_rows=[[plain(cell) for cell in row] for row in rows],
+        mean_rate=facts.get("mean_rate"),
+        nothing_decays=facts.get("mean_rate") == 0,
+        layer_lr_decay=settings.get("layer_lr_decay", 1.0),
         metric_names=[METRICS[key] for key in shown],
         measured={
             split: [f"{values[key]:.4f}" if key in values else "" for key in shown]
@@ -218,7 +241,7 @@ def _eval_results(facts: Mapping[str, Any]) -> list[EvalResult] | None:
 
 
 def _hub_name(given: str | None) -> str | None:
-    """Returns the name of a model or data set on the Hub; None for local ones."""
+    """Returns the name of a model or dataset on the Hub; None for local ones."""
     if given is None or Path(given).expanduser().exists():
         return None
     try:
@@ -234,8 +257,8 @@ def _without_folders(value: Any) -> Any:
     return f".../{Path(value).name}" if whole else value
 
 
-def _has_deep_pictures(run: Run) -> bool:
-    """Whether the first training picture has more than 8 bits, as those of a data set do alike."""
+def _has_deep_images(run: Run) -> bool:
+    """Whether the first training image has more than 8 bits, as all of a dataset then have."""
     try:
         mode = run.splits.train[0][run.splits.image_column].mode
     except Exception:  # each of PIL's format plugins fails in its own way on damaged files

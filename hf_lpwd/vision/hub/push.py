@@ -1,21 +1,19 @@
-"""`hf-lpwd push`: which files of a run go to the Hub, how, and what is said when that fails."""
+"""Uploads to the Hub: which files of a run, how, and what is said when that fails."""
 
 from __future__ import annotations
 
+import os
 import re
 import stat
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hf_lpwd.files import FILE_SIZES
-from hf_lpwd.messages import OneLineParser, hide_tokens, refuse
+from hf_lpwd.files import FILE_SIZES, RECORD
+from hf_lpwd.messages import BadInputError, printable
+from hf_lpwd.vision.hub.patience import GaveUpError, patience
 
 if TYPE_CHECKING:
-    import argparse
-
     from huggingface_hub import HfApi
 
 #: What goes up of a run's folder: the model, its processor and code, the card and what it shows. Not the
@@ -33,10 +31,9 @@ PUBLISHED = (
 )
 #: Of a model with code of its own. Without one, such files are the user's, and no part of the run.
 _CODE = "*.py"
-#: A pickle, which nobody should have to load, and the list of a checkpoint's files, which names it.
-_NEVER = ("training_args.bin", FILE_SIZES)
-#: Seconds without a sign of life after which the Hub has failed; huggingface_hub itself waits for ever.
-PATIENCE = 120.0
+#: A pickle, which nobody should have to load, the list of a checkpoint's files, which names it, and settings,
+#: which hold paths of this machine.
+_NEVER = ("training_args.bin", FILE_SIZES, RECORD)
 
 
 class PushError(RuntimeError):
@@ -51,12 +48,12 @@ def files_to_push(folder: Path, checkpoints: Iterable[Path] = ()) -> dict[str, P
         checkpoints: Checkpoints inside `folder` that go up whole, with their optimizer states.
 
     Raises:
-        ValueError: There is no trained model, or a file is a link or otherwise not in `folder` itself.
+        BadInputError: There is no trained model, or a file is a link or otherwise not in `folder` itself.
     """
     found = sorted({path for pattern in PUBLISHED for path in folder.glob(pattern)})
     config = folder / "config.json"
     if config not in found or not any(path.suffix == ".safetensors" for path in found):
-        raise ValueError(f"{folder} holds no trained model: name the output_dir of a run of hf-lpwd train")
+        raise BadInputError(f"{folder} holds no trained model: name the output_dir of a run of hf-lpwd train")
     _refuse_link(config, folder)
     if '"auto_map"' in config.read_text("utf-8"):
         found += sorted(folder.glob(_CODE))
@@ -70,9 +67,9 @@ def files_to_push(folder: Path, checkpoints: Iterable[Path] = ()) -> dict[str, P
 
 def _refuse_link(path: Path, folder: Path) -> None:
     mode = path.lstat().st_mode
-    inside = path.resolve().is_relative_to(folder.resolve())
+    inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
     if not inside or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise ValueError(
+        raise BadInputError(
             f"{path} is a link or no regular file, and could bring up what lies outside of {folder}: "
             "put a copy in its place"
         )
@@ -87,19 +84,6 @@ def hub(token: str | None = None) -> HfApi:
     return HfApi(token=token, library_name="hf-lpwd", library_version=__version__)
 
 
-@contextmanager
-def _patience() -> Iterator[None]:
-    """Lets a request fail after `PATIENCE`, so that a Hub which has stopped answering does not hold a run."""
-    from huggingface_hub import get_session
-
-    client = get_session()
-    before, client.timeout = client.timeout, PATIENCE
-    try:
-        yield
-    finally:
-        client.timeout = before
-
-
 def upload(
     files: dict[str, Path],
     repo_id: str,
@@ -112,6 +96,9 @@ def upload(
     message: str = "Upload with hf-lpwd",
 ) -> tuple[str, bool]:
     """Makes a repository if there is none, and commits files to it; unchanged ones are not sent again.
+
+    `HfApi.upload_folder` does the same for a folder. It follows links, and cannot commit a run and its
+    checkpoint under another name at once, nor a card that loads the model by its name on the Hub.
 
     Args:
         files: Path in the repository -> file; if there are none, only the repository is made.
@@ -130,11 +117,11 @@ def upload(
         PushError: It did not succeed; the message says why. Whatever was sent before is used again next time.
     """
     from huggingface_hub import CommitOperationAdd
-    from huggingface_hub.errors import RevisionNotFoundError
 
     api = hub(token)
+    options: dict[str, Any] = {"repo_type": repo_type, "revision": revision}
     try:
-        with _patience():
+        with patience():
             url = api.create_repo(
                 repo_id,
                 repo_type=repo_type,
@@ -143,23 +130,20 @@ def upload(
                 space_sdk="gradio" if repo_type == "space" else None,
             )
             if not files:
-                return str(url), False
-            try:
-                before = api.repo_info(url.repo_id, repo_type=repo_type, revision=revision).sha
-            except RevisionNotFoundError:
-                api.create_branch(url.repo_id, repo_type=repo_type, branch=str(revision))
-                before = api.repo_info(url.repo_id, repo_type=repo_type, revision=revision).sha
+                return printable(url), False
+            if revision and not revision.startswith("refs/"):
+                api.create_branch(url.repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
+            before = api.repo_info(url.repo_id, **options).sha
             commit = api.create_commit(
                 url.repo_id,
                 [CommitOperationAdd(name, _content(path, url.repo_id)) for name, path in files.items()],
                 commit_message=message,
-                repo_type=repo_type,
-                revision=revision,
                 create_pr=create_pr,
+                **options,
             )
     except Exception as error:  # each layer beneath fails in its own way, and none of them may end a run
         raise PushError(f"not pushed to {repo_id}: {_why(error)}") from error
-    return commit.pr_url or commit.commit_url, commit.oid != before
+    return printable(commit.pr_url or commit.commit_url), commit.oid != before
 
 
 def _content(path: Path, repo_id: str) -> str | bytes:
@@ -192,83 +176,18 @@ def _why(error: BaseException) -> str:
             if status == 404 and "xet-write-token" in str(one):
                 return "this Hub has no Xet storage: set HF_HUB_DISABLE_XET=1"
         if status in advice or status >= 500:
-            message = " ".join(str(getattr(one, "server_message", None) or "").split())[:200]
-            detail = hide_tokens(f"{status}: {message}" if message else str(status))
+            message = printable(getattr(one, "server_message", None) or "")[:200]
+            detail = f"{status}: {message}" if message else str(status)
             return f"{advice.get(status, 'the Hub has a fault')} ({detail})"
+        if isinstance(one, GaveUpError):
+            return f"the Hub was given up: {one}"
         if isinstance(one, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set"
         if not status and (isinstance(one, ConnectionError) or type(one).__module__.startswith("httpx")):
             return f"the connection to the Hub failed ({type(one).__name__})"
     # huggingface_hub wraps what goes wrong with one file in a RuntimeError that names only the file.
     said = chain[1] if isinstance(error, RuntimeError) and len(chain) > 1 else error
-    return hide_tokens(" ".join(str(said).split())[:300])
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `hf-lpwd push`."""
-    parser = OneLineParser(
-        prog="hf-lpwd push",
-        description="Upload a run to the Hub: model, processor, card, curves, layer rates and metrics. Files "
-        "that are there already are not sent again. Exit code 1: it did not succeed and can be repeated.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("output_dir", help="output folder of a run of hf-lpwd train")
-    parser.add_argument("repo_id", help="user/name on the Hub, or a name alone under your own user")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument(
-        "--revision", help="branch, made if missing, or a pull request, refs/pr/1 (default: main)"
-    )
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--include_checkpoints", action="store_true", help="upload optimizer states too")
-    parser.add_argument("--dry_run", action="store_true", help="list what would be uploaded, without network")
-    parser.add_argument("--commit_message", default="Upload with hf-lpwd", help="default: %(default)s")
-    parser.add_argument("--token", help="token for the Hub; default: the one of `hf auth login`")
-    return parser
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd push`.
-
-    Args:
-        argv: Command line without the program's name.
-
-    Returns:
-        The exit code: 0; 1 where the Hub did not take it; 2 where the input is at fault. One line on standard
-        error then says why.
-    """
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    from huggingface_hub.utils import disable_progress_bars, validate_repo_id
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    folder = Path(args.output_dir)
-    try:
-        validate_repo_id(args.repo_id)
-        if args.create_pr and args.revision not in (None, "main"):
-            raise ValueError(f"create_pr opens a pull request against main, not {args.revision!r}: drop one")
-        checkpoints = sorted(folder.glob("checkpoint-*")) if args.include_checkpoints else []
-        files = files_to_push(folder, checkpoints)
-    except ValueError as error:
-        return refuse(parser.prog, error)
-    if args.dry_run:
-        print(f"would upload to {args.repo_id}, bytes and path:\n{listing(files)}")
-        return 0
-    try:
-        url, changed = upload(
-            files,
-            args.repo_id,
-            token=args.token,
-            private=args.private or None,
-            revision=args.revision,
-            create_pr=args.create_pr,
-            message=args.commit_message,
-        )
-    except PushError as error:
-        refuse(parser.prog, f"{error}; the same command tries again")
-        return 1
-    print(f"pushed: {url}" if changed else f"nothing to push, all files are there already: {url}")
-    return 0
+    return printable(said)[:300]
 
 
 def listing(files: dict[str, Path]) -> str:

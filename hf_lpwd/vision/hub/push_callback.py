@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
+from hf_lpwd.vision.hub.patience import leave_within_grace
 from hf_lpwd.vision.hub.push import PushError, files_to_push, upload
 
 logger = logging.get_logger(__name__)
@@ -25,19 +26,23 @@ class PushCallback(TrainerCallback):
     `finish` says what to do. Uploads during training run in a thread; if one is still under way at the next
     save, that one is left out, unless `hub_always_push` is set.
 
+    ``with PushCallback(args) as push:`` around training and `finish`: if a signal ends the process during an
+    upload, it ends within `hf_lpwd.vision.hub.patience.GRACE` seconds, and does not wait for the Hub.
+
     Args:
-        args: Its `push_to_hub` is set to False, so that the Trainer itself does not upload.
+        args: The Trainer's arguments, with `push_to_hub` off, so that the Trainer itself does not upload.
         token: For the Hub, where `args.hub_token` is not set.
 
     Raises:
-        ValueError: `hub_model_id` cannot be the name of a repository.
+        ValueError: `hub_model_id` cannot be the name of a repository, or `push_to_hub` is on.
     """
 
     def __init__(self, args: TrainingArguments, token: str | None = None) -> None:
         self.folder = Path(str(args.output_dir))
         self.repo_id = args.hub_model_id or self.folder.absolute().name
         validate_repo_id(self.repo_id)
-        args.push_to_hub = False
+        if args.push_to_hub:
+            raise ValueError("push_to_hub is on: with PushCallback, the Trainer must not upload too")
         self.options = {
             "token": args.hub_token or token,
             "private": args.hub_private_repo,
@@ -46,7 +51,15 @@ class PushCallback(TrainerCallback):
         self.strategy = HubStrategy(args.hub_strategy)
         self.always = args.hub_always_push
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="push")
-        self.last: Future[None] | None = None
+        self.last: Future[Any] | None = None
+
+    def __enter__(self) -> PushCallback:
+        return self
+
+    def __exit__(self, kind: Any, end: BaseException | None, trace: Any) -> None:
+        self.thread.shutdown(wait=False, cancel_futures=end is not None)
+        if isinstance(end, SystemExit) and self.last is not None and not self.last.done():
+            leave_within_grace(end.code if isinstance(end.code, int) else 1)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -86,8 +99,9 @@ class PushCallback(TrainerCallback):
         Raises:
             PushError: It did not succeed; the message says how to do it later.
         """
-        self.thread.shutdown()
-        return push_run(self.folder, self.repo_id, **self.options)
+        self.last = finished = self.thread.submit(push_run, self.folder, self.repo_id, **self.options)
+        # Waited for in a thread, as a signal would else wait for the Hub's answer.
+        return finished.result()
 
 
 def push_run(folder: Path, repo_id: str, **options: Any) -> str:
@@ -96,7 +110,7 @@ def push_run(folder: Path, repo_id: str, **options: Any) -> str:
     Args:
         folder: Its output folder.
         repo_id: ``user/name``, or a name under the token's user.
-        **options: For `hf_lpwd.vision.push.upload`, e.g. `token`.
+        **options: For `hf_lpwd.vision.hub.push.upload`, e.g. `token`.
 
     Returns:
         The address of the commit.

@@ -1,22 +1,16 @@
-"""`hf-lpwd space`: a run as an app for the browser, to be run here or pushed as a Space."""
+"""A run as a Gradio app, to be run here or pushed as a Space."""
 
 from __future__ import annotations
 
 import json
-import shlex
 import sys
-from collections.abc import Sequence
 from importlib import metadata, resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hf_lpwd.files import write_bytes
-from hf_lpwd.messages import OneLineParser, refuse
+from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.hub.card import plain
-from hf_lpwd.vision.hub.push import PushError, files_to_push, upload
-
-if TYPE_CHECKING:
-    import argparse
+from hf_lpwd.vision.hub.push import files_to_push
 
 #: The release that the app is tested with, in the browser.
 GRADIO = "6.31.0"
@@ -46,15 +40,15 @@ def write_space(output_dir: Path, out: Path) -> dict[str, Path]:
         The files by their path in `out`.
 
     Raises:
-        ValueError: There is no trained model with its layer rates, or `out` holds something else.
+        BadInputError: There is no trained model with its layer rates, or `out` holds something else.
     """
     from huggingface_hub import ModelCard, SpaceCard, SpaceCardData
 
     published = files_to_push(output_dir)
     if not {"layer_rates.json", "README.md"} <= published.keys():
-        raise ValueError(f"{output_dir} has no layer_rates.json or README.md: the run has not ended")
+        raise BadInputError(f"{output_dir} has no layer_rates.json or README.md: the run has not ended")
     if out.exists() and not (out / "app.py").exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty and holds no app: name another folder with --out")
+        raise BadInputError(f"{out} is not empty and holds no app: name another folder with --out")
     card = ModelCard.load(published["README.md"]).data
     title = str(card.model_name or output_dir.absolute().name)
     data = SpaceCardData(
@@ -91,56 +85,3 @@ def _requirements(config: Path) -> str:
     # A wheel for one machine has a local version, "2.8.0+cpu", that PyPI does not know.
     pins = [f"{library}=={metadata.version(library).partition('+')[0]}" for library in libraries]
     return "\n".join([f"gradio=={GRADIO}", *pins, ""])
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `hf-lpwd space`."""
-    parser = OneLineParser(
-        prog="hf-lpwd space",
-        description="Write a Gradio app of a run: drop a picture, see its class; see the layer rates.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("output_dir", help="output folder of a run of hf-lpwd train")
-    parser.add_argument("--out", help="folder of the app (default: OUTPUT_DIR/space)")
-    parser.add_argument("--push", metavar="REPO_ID", help="upload it as this Space")
-    parser.add_argument("--private", action="store_true", help="make a new Space private")
-    parser.add_argument("--token", help="token for the Hub; default: the one of `hf auth login`")
-    return parser
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd space`.
-
-    Args:
-        argv: Command line without the program's name.
-
-    Returns:
-        The exit code: 0; 1 where the app is written but the Hub did not take it; 2 where the input is at
-        fault. One line on standard error then says why.
-    """
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    from huggingface_hub.utils import validate_repo_id
-
-    output_dir = Path(args.output_dir)
-    try:
-        if args.push:
-            validate_repo_id(args.push)
-        elif args.private or args.token:
-            raise ValueError("private and token are for push: give --push REPO_ID too, or drop them")
-        out = Path(args.out) if args.out else output_dir / "space"
-        files = write_space(output_dir, out)
-    except ValueError as error:
-        return refuse(parser.prog, error)
-    folder = shlex.quote(str(out))
-    print(f"run it: pip install -r {folder}/requirements.txt && python {folder}/app.py")
-    if args.push:
-        try:
-            url, _ = upload(
-                files, args.push, token=args.token, repo_type="space", private=args.private or None
-            )
-        except PushError as error:
-            refuse(parser.prog, f"{error}; the same command tries again")
-            return 1
-        print(f"pushed: {url}")
-    return 0

@@ -17,21 +17,7 @@ CSS = "#picture img {width: 100%; height: 100%; object-fit: contain; image-rende
 def build(folder: Path) -> gr.Blocks:
     """Returns the app of the model in `folder`/model."""
     classify = pipeline("image-classification", model=str(folder / "model"))
-    layers = json.loads((folder / "model" / "layer_rates.json").read_text("utf-8"))["layers"]
-    headers = ["layer", "modules", "parameters", "of these decayed", "rate"]
-    rows = [
-        [
-            row["layer"],
-            ", ".join(row["modules"]),
-            row["parameters"],
-            row["decayed"],
-            float(f"{row['rate']:.4g}"),
-        ]
-        for row in layers
-    ]
-    if len({row["stack"] for row in layers}) > 1:
-        headers.insert(0, "stack")
-        rows = [[row["stack"], *cells] for row, cells in zip(layers, rows, strict=True)]
+    table = json.loads((folder / "model" / "layer_rates.json").read_text("utf-8"))["table"]
 
     def classes(picture: Any) -> dict[str, float]:
         return {} if picture is None else {a["label"]: a["score"] for a in classify(picture, top_k=5)}
@@ -44,7 +30,7 @@ def build(folder: Path) -> gr.Blocks:
             answer = gr.Label(label="Classes", num_top_classes=5)
         picture.change(classes, picture, answer, api_name="classify")
         gr.Markdown("## Weight decay by layer")
-        gr.Dataframe(rows, headers=headers, interactive=False, wrap=True)
+        gr.Dataframe(table["rows"], headers=table["header"], interactive=False, wrap=True)
     return app
 
 

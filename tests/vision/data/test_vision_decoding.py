@@ -75,10 +75,10 @@ def test_more_than_8_bits_are_scaled(values, file_format, expected):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.array([[-1, 5]], dtype=np.int32), "grey values from -1 to 5, expected 0 to 65535"),
+        (np.array([[-1, 5]], dtype=np.int32), "grey values from -1 to 5, expected 0 to 255"),
         (np.array([[0, 65536]], dtype=np.int32), "grey values from 0 to 65536, expected 0 to 65535"),
         (np.array([[0, 300]], dtype=np.float32), "grey values from 0.0 to 300.0, expected 0 to 255"),
-        (np.array([[0, np.nan]], dtype=np.float32), "grey values from nan to nan, expected 0 to 255"),
+        (np.array([[0, np.nan]], dtype=np.float32), "grey values from nan to nan, expected 0 to 1"),
     ],
 )
 def test_grey_values_of_no_known_range(values, message):

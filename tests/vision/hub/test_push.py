@@ -5,7 +5,19 @@ import sys
 
 import pytest
 import torch
-from hub_server import CUT, SILENT, WRITE_TOKEN, Failure, Hub, Repo, use_here
+from hub_server import (
+    CUT,
+    DRIP,
+    DRIPPING_HEADERS,
+    ENDLESS,
+    ESCAPES,
+    SILENT,
+    WRITE_TOKEN,
+    Failure,
+    Hub,
+    Repo,
+    use_here,
+)
 from pictures import CLASSES, table
 from processes import HELPERS
 from small_runs import PUBLISHED, on_the_hub, train
@@ -16,6 +28,9 @@ from hf_lpwd.vision.hub.push import files_to_push
 
 # huggingface_hub 2.4 sends LFS files with an argument that its HTTP client calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+NO_ANSWER = "the Hub was given up: no complete answer within 0.3 s"
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +117,22 @@ def test_a_branch_a_pull_request_and_the_checkpoints(run, hub, tmp_path):
         ("PUT /lfs/", 503, "the Hub has a fault (503: as asked)"),
         ("PUT /lfs/", CUT, "the connection to the Hub failed ("),
         ("/commit/", CUT, "the connection to the Hub failed ("),
-        ("POST /api/repos/create", SILENT, "the connection to the Hub failed (ReadTimeout)"),
-        ("/commit/", SILENT, "the connection to the Hub failed (ReadTimeout)"),
+        ("POST /api/repos/create", SILENT, NO_ANSWER),
+        ("/commit/", SILENT, NO_ANSWER),
+        ("PUT /lfs/", SILENT, NO_ANSWER),
+        ("/preupload/", DRIP, NO_ANSWER),
+        ("PUT /lfs/", DRIP, NO_ANSWER),
+        ("GET /api/models/user/digits", DRIPPING_HEADERS, NO_ANSWER),
+        ("/commit/", DRIPPING_HEADERS, NO_ANSWER),
+        ("/commit/", ENDLESS, "the Hub was given up: an answer of more than 1,000,000 bytes"),
     ],
 )
 def test_a_failed_push_says_why_in_one_line_and_can_be_repeated(
     run, hub, capsys, monkeypatch, request_, status, said
 ):
-    if status == SILENT:
-        monkeypatch.setattr("hf_lpwd.vision.hub.push.PATIENCE", 0.3)
+    if status < 0:
+        monkeypatch.setattr("hf_lpwd.vision.hub.patience.PATIENCE", 0.3)
+        monkeypatch.setattr("hf_lpwd.vision.hub.patience.LARGEST_ANSWER", 1_000_000)
     hub.failures.append(Failure(request_, status))
     assert main(["push", str(run), "user/digits", "--token", WRITE_TOKEN]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
@@ -123,6 +145,19 @@ def test_a_failed_push_says_why_in_one_line_and_can_be_repeated(
     assert main(["push", str(run), "user/digits"]) == 0
     assert set(hub.repos["user/digits"].files("main")) == PUBLISHED
     assert not [request for request in hub.uploads() if request.removeprefix("PUT /lfs/") in sent]
+
+
+def test_what_the_hub_says_commands_no_terminal(run, hub, tmp_path, capsys):
+    """Not as an error, and not in a process of its own as a warning."""
+    hub.failures.append(Failure("/commit/", 403, message=ESCAPES))
+    assert main(["push", str(run), "user/digits"]) == 1
+    assert "no right to write there (403: ?[31mred?[0m ?]0;title? ?2J)" in capsys.readouterr().err
+    hub.failures.clear()
+    hub.escapes = True
+    answer = push_in_a_process(run, hub, tmp_path / "cache")
+    assert answer.returncode == 0, answer.stderr
+    assert "Warnings while validating metadata in README.md: - ?[31mred?[0m" in answer.stderr
+    assert (answer.stdout + answer.stderr).replace("\n", "").isprintable()
 
 
 def test_after_a_break_in_the_middle_only_the_rest_is_sent(run, hub):
@@ -163,6 +198,7 @@ def test_without_network_it_fails_in_one_line(run, monkeypatch, capsys):
             "create_pr opens a pull request against main, not 'b'",
         ),
         (["RUN", "a", WRITE_TOKEN], "unrecognized arguments: hf_..."),
+        (["long" * 100, "user/a"], f"{'long' * 100}"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, hub, capsys, argv, message):

@@ -1,10 +1,15 @@
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
 from concurrent.futures import Future
 
 import pytest
 import torch
-from hub_server import READ_TOKEN, SILENT, WRITE_TOKEN, Failure, Hub, use_here
-from small_runs import PUBLISHED, on_the_hub, train
+from hub_server import READ_TOKEN, SILENT, WRITE_TOKEN, Failure, Hub, Repo, use_here
+from small_runs import PUBLISHED, SMALL, on_the_hub, train
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_lpwd.cli import main
@@ -77,10 +82,10 @@ def test_a_push_that_fails_once_is_made_up_for_by_the_next(hub, tmp_path, caplog
 
 
 def test_a_hub_that_stops_answering_holds_no_run(hub, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hf_lpwd.vision.hub.push.PATIENCE", 0.3)
+    monkeypatch.setattr("hf_lpwd.vision.hub.patience.PATIENCE", 0.3)
     hub.failures.append(Failure("/commit/", SILENT))
     assert train(tmp_path / "out", "--push_to_hub", "--hub_model_id", "user/digits") == 1
-    assert "the connection to the Hub failed (ReadTimeout)" in capsys.readouterr().err.splitlines()[-1]
+    assert "the Hub was given up: no complete answer within 0.3 s" in capsys.readouterr().err.splitlines()[-1]
     assert set(files_to_push(tmp_path / "out")) == PUBLISHED
 
 
@@ -140,3 +145,37 @@ def test_a_planted_token_is_nowhere(hub, tmp_path, capsys, monkeypatch):
     pickled = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
     assert pickled.hub_token is None
     assert pickled.learning_rate == 2e-3
+
+
+@pytest.mark.parametrize("strategy", ["end", "checkpoint"])
+def test_sigterm_during_an_upload_does_not_wait_for_the_hub(hub, tmp_path, strategy):
+    """The Hub does not answer to large files, which huggingface_hub sends in threads of its own."""
+    hub.failures.append(Failure("PUT /lfs/", SILENT))
+    hub.repos["user/digits"] = Repo()
+    flags = ["--push_to_hub", "--hub_model_id", "user/digits", "--output_dir", str(tmp_path / "out")]
+    flags += ["--hub_strategy", strategy]
+    program = (
+        "from hf_lpwd.cli import main; from hf_lpwd.vision.hub import patience; patience.GRACE = 1.0\n"
+        f"main({['train', *SMALL, *flags]!r})"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", program], env=hub.environment(tmp_path / "cache"), stderr=subprocess.PIPE
+    )
+    while not any(request.startswith("PUT /lfs/") for request in hub.requests):
+        assert run.poll() is None, run.stderr.read()
+        threading.Event().wait(0.1)
+    run.send_signal(signal.SIGTERM)
+    told = time.monotonic()
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 143
+    assert time.monotonic() - told < 10
+    assert b"hf-lpwd train: stopped by SIGTERM" in error
+    saved = {"end": tmp_path / "out", "checkpoint": tmp_path / "out" / "checkpoint-2"}[strategy]
+    assert "model.safetensors" in files_to_push(saved)
+
+
+def test_the_arguments_are_left_as_they_are(tmp_path):
+    args = TrainingArguments(str(tmp_path), push_to_hub=True)
+    with pytest.raises(ValueError, match="push_to_hub is on"):
+        PushCallback(args)
+    assert args.push_to_hub

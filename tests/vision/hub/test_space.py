@@ -87,6 +87,24 @@ def test_what_is_no_run_or_no_space_is_refused(run, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["letter.txt"]
 
 
+def test_what_the_file_system_refuses_is_one_line(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for out, reason in (
+        (tmp_path / "file" / "space", "Not a directory (NotADirectoryError)"),
+        (tmp_path / "loop", "File exists (FileExistsError)"),
+        (tmp_path / "loop" / "space", "Too many levels of symbolic links (OSError)"),
+        (tmp_path / ("long" * 100), "File name too long (OSError)"),
+    ):
+        assert main(["space", str(run), "--out", str(out)]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert error.startswith(f"hf-lpwd space: error: {tmp_path}")
+        assert error.endswith(f": {reason}")
+    assert main(["space", str(tmp_path / ("long" * 100))]) == 2
+    assert capsys.readouterr().err.endswith(": File name too long (OSError)\n")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_it_is_pushed_as_a_space(run, hub, tmp_path, capsys):
     argv = ["space", str(run), "--out", str(tmp_path / "space"), "--push", "user/demo", "--private"]
     hub.failures.append(Failure("/commit/", 403))

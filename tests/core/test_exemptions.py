@@ -1,4 +1,4 @@
-"""What decays, at which rate, in which group."""
+"""What does not decay, and why: all weights that decay in 24 small models, by name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from timm.optim import param_groups_weight_decay
 from tiny_models import TINY_MODELS, HandWritten
 from torch import nn
 
-from hf_lpwd.factory import create_lpwd_optimizer
-from hf_lpwd.layers import LayerMap, Place, layer_index_map
-from hf_lpwd.param_groups import decayed_scalars, layer_param_groups, no_decay_reasons, stack_rates
-from hf_lpwd.schedules import layer_rates
+from hf_lpwd.exemptions import exemptions
 
 _VIT = (
     {"embeddings.patch_embeddings.projection"}
@@ -164,7 +161,7 @@ def _named(model, patterns):
 
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_exactly_these_weights_decay(models, name):
-    exempt = no_decay_reasons(models[name])
+    exempt = exemptions(models[name])
     decayed = {key for key, _ in models[name].named_parameters() if key not in exempt}
     assert decayed == _named(models[name], DECAYED[name])
 
@@ -208,7 +205,7 @@ def test_exactly_these_weights_decay(models, name):
     ],
 )
 def test_reason_for_not_decaying(models, name, parameter, reason):
-    assert no_decay_reasons(models[name])[parameter] == reason
+    assert exemptions(models[name])[parameter] == reason
 
 
 @pytest.mark.parametrize("name", [name for name in TINY_MODELS if name.startswith("timm_")])
@@ -218,7 +215,7 @@ def test_what_timm_exempts_is_exempt(models, name):
     exempt, _ = param_groups_weight_decay(model, no_weight_decay_list=listed)
     exempt_ids = {id(parameter) for parameter in exempt["params"]}
     names = {key for key, parameter in model.named_parameters() if id(parameter) in exempt_ids}
-    assert no_decay_reasons(model).keys() >= names
+    assert exemptions(model).keys() >= names
 
 
 class _Gained(nn.Conv2d):
@@ -231,32 +228,20 @@ class _Gained(nn.Conv2d):
 
 def test_shape_tells_scales_from_matrices():
     model = nn.ModuleDict({"conv": _Gained(), "row": nn.Linear(4, 1, bias=False)})
-    assert no_decay_reasons(model) == {"conv.gain": "one-dimensional"}
-
-
-def test_partitioned_weights_are_told_from_biases():
-    model = HandWritten()
-    exempt, groups = no_decay_reasons(model), _groups(model)
-    counts = decayed_scalars(model, layer_index_map(model), exempt)
-    for parameter in model.parameters():
-        parameter.ds_shape = parameter.shape
-        parameter.data = torch.empty(0)
-    assert no_decay_reasons(model) == exempt
-    assert [group["param_names"] for group in _groups(model)] == [group["param_names"] for group in groups]
-    assert decayed_scalars(model, layer_index_map(model), exempt) == counts
+    assert exemptions(model) == {"conv.gain": "one-dimensional"}
 
 
 def test_decay_all_exempts_nothing(models):
-    assert no_decay_reasons(models["swinv2"], decay_all=True) == {}
+    assert exemptions(models["swinv2"], decay_all=True) == {}
 
 
-def test_pattern_of_the_user_takes_the_place_of_the_rule():
+def test_patterns_replace_the_rule():
     model = HandWritten(depth=1)
-    assert no_decay_reasons(model, no_decay=r"^out\.") == {
-        "out.weight": r"matches no_decay pattern '^out\\.'",
-        "out.bias": r"matches no_decay pattern '^out\\.'",
+    assert exemptions(model, no_decay_patterns=[r"^out\."]) == {
+        "out.weight": r"matches no_decay_pattern '^out\\.'",
+        "out.bias": r"matches no_decay_pattern '^out\\.'",
     }
-    assert no_decay_reasons(model, no_decay=["norm", r"\.bias$"]).keys() == {
+    assert exemptions(model, no_decay_patterns=["norm", r"\.bias$"]).keys() == {
         "project.bias",
         "body.0.norm.weight",
         "body.0.norm.bias",
@@ -268,152 +253,7 @@ def test_pattern_of_the_user_takes_the_place_of_the_rule():
     }
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"no_decay": "bias", "decay_all": True}, "no_decay='bias' is given: drop one"),
-        ({"no_decay": "("}, r"no_decay pattern '\(' is no regular expression"),
-        ({"no_decay": ["bias", "gamma"]}, "'gamma' matches no parameter; names are like 'project.weight'"),
-    ],
-)
-def test_wrong_no_decay_is_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        no_decay_reasons(HandWritten(), **settings)
-
-
-def _groups(model, schedule="linear", layers=None, **exempt):
-    layer_map = layer_index_map(model, layers)
-    reasons = no_decay_reasons(model, **exempt)
-    return layer_param_groups(
-        model, layer_map, stack_rates(model, layer_map, reasons, 0.8, schedule), reasons
-    )
-
-
-def test_one_group_for_each_rate():
+def test_a_parameter_can_refuse_to_decay():
     model = HandWritten()
-    groups = _groups(model)
-    assert [group["weight_decay"] for group in groups] == [0.0, 0.2, 0.4, 0.6000000000000001, 0.8]
-    assert [group["layer_indices"] for group in groups] == [[0, 1, 2, 3, 4], [1], [2], [3], [4]]
-    assert [group["param_names"] for group in groups[1:]] == [
-        ["body.0.up.weight", "body.0.down.weight"],
-        ["body.1.up.weight", "body.1.down.weight"],
-        ["body.2.up.weight", "body.2.down.weight"],
-        ["out.weight"],
-    ]
-    by_name = dict(model.named_parameters())
-    for group in groups:
-        assert group.keys() == {"params", "param_names", "weight_decay", "layer_indices"}
-        assert [id(p) for p in group["params"]] == [id(by_name[name]) for name in group["param_names"]]
-    names = [name for group in groups for name in group["param_names"]]
-    assert sorted(names) == sorted(by_name)
-
-
-def test_uniform_decays_stem_and_head_alike(models):
-    for name in ("bert", "gpt2", "vit"):
-        exempt, decayed = _groups(models[name], "uniform")
-        assert exempt["weight_decay"] == 0.0
-        assert decayed["weight_decay"] == 0.8
-        assert set(decayed["param_names"]) == _named(models[name], DECAYED[name])
-
-
-def test_decay_all_with_uniform_is_one_group():
-    model = HandWritten()
-    (group,) = _groups(model, "uniform", decay_all=True)
-    assert group["param_names"] == [name for name, _ in model.named_parameters()]
-    assert group["layer_indices"] == [0, 1, 2, 3, 4]
-
-
-def test_frozen_parameters_are_left_out():
-    model = HandWritten()
-    model.body[1].requires_grad_(False)
-    groups = _groups(model)
-    assert [group["weight_decay"] for group in groups] == [0.0, 0.2, 0.6000000000000001, 0.8]
-    assert not any(name.startswith("body.1.") for group in groups for name in group["param_names"])
-    model.requires_grad_(False)
-    with pytest.raises(ValueError, match="no trainable parameter"):
-        _groups(model)
-
-
-def test_tied_weight_is_in_one_group_at_its_first_layer():
-    model = TINY_MODELS["gpt2"]()
-    assert model.lm_head.weight is model.transformer.wte.weight
-    holders = [
-        (group["weight_decay"], group["layer_indices"][0])
-        for group in _groups(model, "reverse")
-        for parameter in group["params"]
-        if parameter is model.lm_head.weight
-    ]
-    assert holders == [(0.8, 0)]
-
-
-def test_each_tower_has_its_own_rates(models):
-    groups = _groups(models["clip"])
-    rate = {name: group["weight_decay"] for group in groups for name in group["param_names"]}
-    text, vision = layer_rates(0.8, 3), layer_rates(0.8, 4)
-    for i in range(2):
-        assert rate[f"text_model.encoder.layers.{i}.mlp.fc1.weight"] == text[i + 1]
-    for i in range(3):
-        assert rate[f"vision_model.encoder.layers.{i}.mlp.fc1.weight"] == vision[i + 1]
-    assert rate["text_projection.weight"] == rate["visual_projection.weight"] == 0.8
-    assert rate["text_model.embeddings.token_embedding.weight"] == 0.0
-
-
-def test_decayed_scalars_counts_by_layer():
-    model = HandWritten(depth=2, width=8)
-    layer_map = layer_index_map(model)
-    assert decayed_scalars(model, layer_map, no_decay_reasons(model)) == {"": [32, 256, 256, 24]}
-    assert decayed_scalars(model, layer_map, {}) == {"": [40, 296, 296, 16 + 27]}
-    model.body[0].up.requires_grad_(False)
-    assert decayed_scalars(model, layer_map, no_decay_reasons(model)) == {"": [32, 128, 256, 24]}
-
-
-@pytest.mark.parametrize("name", ["clip", "t5", "swin"])
-@pytest.mark.parametrize("schedule", ["linear", "reverse", "cosine"])
-def test_budget_is_matched_in_each_stack(models, name, schedule):
-    model = models[name]
-    layer_map = layer_index_map(model)
-    exempt = no_decay_reasons(model)
-    rates = stack_rates(model, layer_map, exempt, 0.8, schedule, match_budget=True)
-    groups = layer_param_groups(model, layer_map, rates, exempt)
-    for stack in layer_map.num_layers_by_stack:
-        decayed = [
-            (parameter.numel(), group["weight_decay"])
-            for group in groups
-            for key, parameter in zip(group["param_names"], group["params"], strict=True)
-            if layer_map.stack_by_name[key] == stack and key not in exempt
-        ]
-        mean = sum(size * rate for size, rate in decayed) / sum(size for size, _ in decayed)
-        assert mean == pytest.approx(0.8, rel=1e-12)
-
-
-def test_list_of_rates_has_to_fit_every_stack(models):
-    layer_map = layer_index_map(models["clip"])
-    with pytest.raises(ValueError, match="lists 5 rates, but the model has 4 layer indices"):
-        stack_rates(models["clip"], layer_map, {}, 0.8, [0.0, 0.1, 0.2, 0.3, 0.4])
-
-
-def test_optimizer_takes_rules_and_maps():
-    rules = {"project.*": "stem", r"body\.(\d+)\..*": "block", ".*": "head"}
-    settings = {"lr": 0.1, "weight_decay": 0.8}
-    found = create_lpwd_optimizer(HandWritten(), **settings)
-    for given in (rules, layer_index_map(HandWritten())):
-        optimizer = create_lpwd_optimizer(HandWritten(), layer_map=given, **settings)
-        assert [(g["weight_decay"], g["param_names"]) for g in optimizer.param_groups] == [
-            (g["weight_decay"], g["param_names"]) for g in found.param_groups
-        ]
-
-
-def test_layer_map_of_the_user_decides():
-    rules = {r"body\.(\d+)\..*": "block", "project.*": "head", ".*": "stem"}
-    rate = {
-        name: group["weight_decay"]
-        for group in _groups(HandWritten(), layers=rules)
-        for name in group["param_names"]
-    }
-    assert rate["project.weight"] == 0.8
-    assert rate["body.0.up.weight"] == 0.2
-    assert rate["out.weight"] == 0.0
-    layer_map = layer_index_map(HandWritten())
-    moved = LayerMap({**layer_map.places, "out.weight": Place("", 2, "mine")}, {"": 4})
-    groups = _groups(HandWritten(), layers=moved)
-    assert ["body.1.up.weight", "body.1.down.weight", "out.weight"] in [g["param_names"] for g in groups]
+    model.out.weight._no_weight_decay = True
+    assert exemptions(model)["out.weight"] == "marked with _no_weight_decay"

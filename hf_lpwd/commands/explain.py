@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, field
 
-from hf_lpwd.explain import explain
-from hf_lpwd.messages import refuse
-from hf_lpwd.schedules import SCHEDULES, parse_schedule
+from transformers import HfArgumentParser
+
+from hf_lpwd.config import LPWDConfig
+from hf_lpwd.messages import OneLineParser, refuse
+from hf_lpwd.training_args import LPWDArguments, setting
 
 
-def make_parser() -> argparse.ArgumentParser:
+@dataclass
+class _Settings(LPWDArguments):
+    weight_decay: float = setting("weight_decay", default=0.05)
+    log_layers: bool = field(default=False, init=False)
+
+
+class _Parser(HfArgumentParser):
+    error = OneLineParser.error
+
+
+def make_parser() -> HfArgumentParser:
     """Returns the parser of `hf-lpwd explain`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
+        _Settings,
         prog="hf-lpwd explain",
         description="Show a model's layers, the decay rate of each, and what does not decay and why. "
         "Needs the model's configuration, not its weights.",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "model",
         help="a folder or configuration file, a transformers model type (vit), a timm architecture "
         "(vit_small_patch16_224, timm/resnet18.a1_in1k), or a name on the Hub",
     )
-    parser.add_argument("--weight_decay", type=float, default=0.05, help="lambda (default: %(default)s)")
-    parser.add_argument(
-        "--layer_schedule",
-        default="linear",
-        help=f"{', '.join(SCHEDULES)}, power:<exponent>, or the rates of layers 0..n separated by commas "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--match_decay_budget",
-        action="store_true",
-        help="scale the rates so that their mean over all decayed scalars is lambda",
-    )
-    parser.add_argument("--decay_all", action="store_true", help="decay biases, norms and embeddings too")
-    parser.add_argument("--no_decay_pattern", help="regular expression of names that alone do not decay")
     parser.add_argument("--config_overrides", help="changes to the configuration: 'num_hidden_layers=4'")
     parser.add_argument("--model_revision", default="main", help="branch, tag or commit on the Hub")
     parser.add_argument("--token", help="token for the Hub; default: the one of `hf auth login`")
@@ -58,9 +57,11 @@ def main(argv: Sequence[str]) -> int:
         The exit code: 0, or 2 where the input is at fault, which one line on standard error then says.
     """
     parser = make_parser()
-    args = parser.parse_args(argv)
+    parser.parse_args(argv)  # refuses unknown flags, which the next only collects
     try:
-        schedule = parse_schedule(args.layer_schedule)
+        settings, args = parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
+        config = LPWDConfig.from_args(settings)
+        from hf_lpwd.plan import plan_layers
         from hf_lpwd.vision.models import model_skeleton
 
         model = model_skeleton(
@@ -70,15 +71,8 @@ def main(argv: Sequence[str]) -> int:
             token=args.token,
             trust_remote_code=args.trust_remote_code,
         )
-        explanation = explain(
-            model,
-            weight_decay=args.weight_decay,
-            schedule=schedule,
-            match_budget=args.match_decay_budget,
-            decay_all=args.decay_all,
-            no_decay=args.no_decay_pattern,
-        )
-    except ValueError as error:
+        plan = plan_layers(model, config)
+    except (TypeError, ValueError) as error:
         return refuse(parser.prog, error)
-    print(json.dumps(asdict(explanation), indent=2) if args.json else explanation)
+    print(json.dumps(plan.to_dict(), indent=2) if args.json else plan)
     return 0

@@ -1,0 +1,181 @@
+"""`hf-lpwd evaluate`: what a trained run gets right on a labelled dataset, class by class."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_lpwd.checkpoints.run_record import read_record
+from hf_lpwd.files import write_bytes, write_json
+from hf_lpwd.messages import BadInputError, OneLineParser, say
+
+if TYPE_CHECKING:
+    from hf_lpwd.vision.data.labelled import LabelledImages
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `hf-lpwd evaluate`."""
+    parser = OneLineParser(
+        prog="hf-lpwd evaluate",
+        description="Measure a trained run on all images of a labelled dataset. Classes are matched by name. "
+        "Prints a table of the classes and writes results.json, classes.csv, "
+        "confusion.csv and confusion.svg. Exit code 1: some images could not be read; each is named on "
+        "standard error and counted in results.json.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", help="output folder of a run of hf-lpwd train, or a model's name on the Hub")
+    parser.add_argument(
+        "dataset", help="a folder of class folders, files (parquet, csv, json), or a dataset on the Hub"
+    )
+    parser.add_argument(
+        "--split", help="split to measure (default: test, else validation, else the only one)"
+    )
+    parser.add_argument("--dataset_config_name", help="configuration of the dataset on the Hub")
+    parser.add_argument("--image_column_name", help="column of the images (default: image or img)")
+    parser.add_argument(
+        "--label_column_name", help="column of the labels (default: label, labels, fine_label)"
+    )
+    parser.add_argument("--skip_unlabelled", action="store_true", help="leave out images without a label")
+    parser.add_argument("--out", help="folder to write (default: RUN/evaluation-DATASET-SPLIT)")
+    parser.add_argument("--batch_size", type=int, default=32, help="images at once (default: %(default)s)")
+    parser.add_argument("--token", help="token for the Hub; default: the one of `hf auth login`")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `hf-lpwd evaluate`.
+
+    Args:
+        argv: Command line without the program's name.
+
+    Returns:
+        The exit code: 0; 1 where some images could not be read; 2 where the input is at fault. Standard error
+        then says which, and why.
+    """
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.batch_size < 1:
+        raise BadInputError(f"batch_size must be at least 1, not {args.batch_size}")
+    results, out = evaluate(args)
+    accuracies = ", ".join(f"{name} {value:.4f}" for name, value in results["metrics"].items())
+    print(f"\n{results['images']} images: {accuracies}; in {out}")
+    return 1 if results["unreadable"] else 0
+
+
+def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    """Measures a model, prints the table of its classes, and writes the files.
+
+    Args:
+        args: From `make_parser`.
+
+    Returns:
+        What results.json holds, and the folder.
+
+    Raises:
+        ValueError: Model, dataset or labels are at fault, or the images are those of the run's training.
+    """
+    # What loads models and datasets takes seconds to import.
+    import datasets
+    import numpy as np
+    from transformers import EvalPrediction
+
+    from hf_lpwd.vision.classifier import Classifier
+    from hf_lpwd.vision.data.data_args import DataTrainingArguments
+    from hf_lpwd.vision.data.labelled import load_labelled
+    from hf_lpwd.vision.evaluation import (
+        class_rows,
+        classes_csv,
+        classes_text,
+        confusion_csv,
+        confusion_matrix,
+        confusion_svg,
+    )
+    from hf_lpwd.vision.metrics import compute_metrics
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    data_args = DataTrainingArguments(
+        dataset_name=args.dataset,
+        dataset_config_name=args.dataset_config_name,
+        image_column_name=args.image_column_name,
+        label_column_name=args.label_column_name,
+    )
+    classifier = Classifier(args.run)
+    names = classifier.class_names
+    data = load_labelled(data_args, names, args.split, skip_unlabelled=args.skip_unlabelled, token=args.token)
+    training_images = may_be_training_images(Path(args.run), data, args.dataset_config_name)
+    if training_images:
+        what = f"{data.where} holds the images that {args.run} was trained on"
+        if args.split is None:
+            raise BadInputError(
+                f"{what}: name another dataset, or --split {data.split} if that is what you want"
+            )
+        say(f"hf-lpwd evaluate: {what}: the figures say nothing about new images")
+    logits, labels, unreadable = [], [], []
+    for row, answer in enumerate(classifier.logits(data.cells(), args.batch_size)):
+        if isinstance(answer, ValueError):
+            unreadable.append(data.describe(row))
+            say(f"hf-lpwd evaluate: {unreadable[-1]} cannot be read: {answer}")
+        else:
+            logits.append(answer.numpy())
+            labels.append(data.labels[row])
+    if not labels:
+        raise BadInputError(f"{data.where}: none of {len(data.labels)} images can be read")
+    matrix = confusion_matrix(np.array(labels), np.array(logits).argmax(axis=1), len(names))
+    rows = class_rows(matrix, names)
+    results = {
+        "model": args.run,
+        "dataset": data.name,
+        "split": data.split,
+        "images": len(labels),
+        "unlabelled": data.unlabelled,
+        "unreadable": unreadable,
+        "training_images": training_images,
+        "classes_without_images": [row.name for row in rows if row.images == 0],
+        "metrics": compute_metrics(EvalPrediction(predictions=np.array(logits), label_ids=np.array(labels))),
+    }
+    out = Path(args.out) if args.out else _folder(args.run, data)
+    title = f"{Path(data.where).name}: accuracy {results['metrics']['accuracy']:.4f}"
+    write_json(out / "results.json", results)
+    write_bytes(out / "classes.csv", classes_csv(rows).encode())
+    write_bytes(out / "confusion.csv", confusion_csv(matrix, names).encode())
+    write_bytes(out / "confusion.svg", confusion_svg(matrix, names, title))
+    print(classes_text(rows))
+    for count, what in (
+        (len(results["classes_without_images"]), f"of the model's {len(names)} classes have no image here"),
+        (data.unlabelled, "images without a label are left out"),
+        (len(unreadable), f"of {len(unreadable) + len(labels)} images could not be read and are left out"),
+    ):
+        if count:
+            say(f"hf-lpwd evaluate: {count} {what}")
+    return results, out
+
+
+def may_be_training_images(run: Path, data: LabelledImages, config_name: str | None) -> bool:
+    """Whether a run was trained on the split of these images, or on what contains it, by the run's record."""
+    from hf_lpwd.vision.data.layout import role_of
+
+    settings = read_record(run) or read_record(run.parent)
+    if settings is None:
+        return False
+    trained = settings.get("train_dir") or settings.get("dataset_name")
+    if trained is None or settings.get("dataset_config_name") != config_name:
+        return False
+    inside: tuple[str, ...] = ()
+    if trained != data.name:
+        ours, theirs = (Path(name).expanduser().resolve() for name in (data.name, trained))
+        if not ours.is_relative_to(theirs):
+            return False
+        inside = ours.relative_to(theirs).parts
+    roles = {role_of(name) for name in (*inside, *([] if len(data.splits) == 1 else [data.split]))}
+    return not roles & {"validation", "test"}
+
+
+def _folder(run: str, data: LabelledImages) -> Path:
+    """Returns the default of ``--out``: in the run's folder, or here for a model on the Hub."""
+    name = re.sub(r"[^\w.-]+", "-", f"evaluation-{Path(data.where).name}").strip("-")
+    return Path(run) / name if Path(run).is_dir() else Path(name)

@@ -1,0 +1,137 @@
+"""`hf-lpwd predict`: the classes of images, by a trained run, as CSV."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_lpwd.files import write_bytes
+from hf_lpwd.messages import BadInputError, OneLineParser, say
+
+COLUMNS = ("image", "rank", "class", "score")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `hf-lpwd predict`."""
+    parser = OneLineParser(
+        prog="hf-lpwd predict",
+        description="Classify images with a trained run and its image processor. Writes CSV: image, rank, "
+        "class, score. Exit code 1: some images could not be read; each is named on standard error.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", help="output folder of a run of hf-lpwd train, or a model's name on the Hub")
+    parser.add_argument("images", nargs="+", help="image files, and folders, which are searched for images")
+    parser.add_argument("--out", help="CSV file to write (default: standard output)")
+    parser.add_argument("--top_k", type=int, default=1, help="classes for each image (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=32, help="images at once (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `hf-lpwd predict`.
+
+    Args:
+        argv: Command line without the program's name.
+
+    Returns:
+        The exit code: 0; 1 where some images could not be read; 2 where the input is at fault. Standard error
+        then says which, and why.
+    """
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    for name in ("top_k", "batch_size"):
+        if getattr(args, name) < 1:
+            raise BadInputError(f"{name} must be at least 1, not {getattr(args, name)}")
+    paths = find_images(args.images)
+    text, unreadable = predict(args.run, paths, args.top_k, args.batch_size)
+    if args.out:
+        write_bytes(args.out, text.encode("utf-8", "surrogateescape"))
+    else:
+        print(text, end="")
+    for path, why in unreadable.items():
+        say(f"{parser.prog}: {path} cannot be read: {why}")
+    classified = f"{len(paths) - len(unreadable)} of {len(paths)} images classified"
+    say(f"{parser.prog}: {classified}" + (f", in {args.out}" if args.out else ""))
+    return 1 if unreadable else 0
+
+
+def find_images(names: Sequence[str]) -> list[Path]:
+    """Returns the image files that are named, and those in folders that are named, in sorted order.
+
+    Links are followed. Files in folders that are no images by their extension are counted in a line on
+    standard error.
+
+    Raises:
+        BadInputError: A name does not exist, or a folder holds no image.
+    """
+    from PIL import Image
+
+    extensions = Image.registered_extensions()
+    paths: list[Path] = []
+    left_out: Counter[str] = Counter()
+    for name in names:
+        path = Path(name).expanduser()
+        if not path.is_dir():
+            if not path.exists():
+                raise BadInputError(f"no such file or folder: {name}")
+            paths.append(path)
+            continue
+        inside = _files_in(path)
+        images = [file for file in inside if file.suffix.lower() in extensions]
+        if not images:
+            raise BadInputError(f"{name} holds no image file, of {len(inside)} files")
+        left_out.update(file.suffix.lower() or "no extension" for file in inside if file not in set(images))
+        paths += images
+    if left_out:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in left_out.most_common())
+        say(f"hf-lpwd predict: {left_out.total()} files are left out for their extensions: {kinds}")
+    return paths
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Returns all files beneath a folder, through links too, each folder once."""
+    files, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(root))
+        folders[:] = sorted(f for f in folders if os.path.realpath(os.path.join(root, f)) not in seen)
+        files += [Path(root, name) for name in names]
+    return sorted(files)
+
+
+def predict(
+    run: str, paths: Sequence[Path], top_k: int = 1, batch_size: int = 32
+) -> tuple[str, dict[Path, str]]:
+    """Classifies image files.
+
+    Args:
+        run: As for `Classifier`.
+        paths: The images.
+        top_k: How many classes to give for each image, best first.
+        batch_size: How many images are classified at once.
+
+    Returns:
+        CSV with the columns `COLUMNS`, and the images that cannot be read with the reason. The score is the
+        softmax over all classes, as in ``pipeline("image-classification")``.
+    """
+    # What loads models takes seconds to import.
+    from hf_lpwd.vision.classifier import Classifier
+
+    classifier = Classifier(run)
+    cells = ({"bytes": None, "path": str(path)} for path in paths)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    unreadable = {}
+    for path, logits in zip(paths, classifier.logits(cells, batch_size), strict=True):
+        if isinstance(logits, ValueError):
+            unreadable[path] = str(logits)
+            continue
+        scores, classes = logits.softmax(-1).topk(min(top_k, len(logits)))
+        for rank, (score, index) in enumerate(zip(scores.tolist(), classes.tolist(), strict=True), start=1):
+            writer.writerow([path, rank, classifier.class_names[index], f"{score:.6g}"])
+    return table.getvalue(), unreadable

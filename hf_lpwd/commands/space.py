@@ -1,0 +1,62 @@
+"""`hf-lpwd space`: writes a Gradio app of a run, and pushes it as a Space where asked."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_lpwd.messages import BadInputError, OneLineParser, refuse
+from hf_lpwd.vision.hub.push import PushError, upload
+from hf_lpwd.vision.hub.space import write_space
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `hf-lpwd space`."""
+    parser = OneLineParser(
+        prog="hf-lpwd space",
+        description="Write a Gradio app of a run: drop a picture, see its class; see the layer rates.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("output_dir", help="output folder of a run of hf-lpwd train")
+    parser.add_argument("--out", help="folder of the app (default: OUTPUT_DIR/space)")
+    parser.add_argument("--push", metavar="REPO_ID", help="upload it as this Space")
+    parser.add_argument("--private", action="store_true", help="make a new Space private")
+    parser.add_argument("--token", help="token for the Hub; default: the one of `hf auth login`")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `hf-lpwd space`.
+
+    Args:
+        argv: Command line without the program's name.
+
+    Returns:
+        The exit code: 0; 1 where the app is written but the Hub did not take it; 2 where the input is at
+        fault. One line on standard error then says why.
+    """
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    from huggingface_hub.utils import validate_repo_id
+
+    output_dir = Path(args.output_dir)
+    if args.push:
+        validate_repo_id(args.push)
+    elif args.private or args.token:
+        raise BadInputError("private and token are for push: give --push REPO_ID too, or drop them")
+    out = Path(args.out) if args.out else output_dir / "space"
+    files = write_space(output_dir, out)
+    folder = shlex.quote(str(out))
+    print(f"run it: pip install -r {folder}/requirements.txt && python {folder}/app.py")
+    if args.push:
+        try:
+            url, _ = upload(
+                files, args.push, token=args.token, repo_type="space", private=args.private or None
+            )
+        except PushError as error:
+            refuse(parser.prog, f"{error}; the same command tries again")
+            return 1
+        print(f"pushed: {url}")
+    return 0

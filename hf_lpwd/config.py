@@ -1,0 +1,201 @@
+"""`LPWDConfig`: what the user wants of weight decay: each setting's name, default, check and help text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from hf_lpwd.messages import unknown
+from hf_lpwd.schedules import SCHEDULES, Schedule, check_rate, parse_schedule
+
+if TYPE_CHECKING:
+    from hf_lpwd.layers import Layers
+
+#: When weight decay is applied; `hf_lpwd.LayerwiseDecay` has the formulas.
+Timing: TypeAlias = Literal["l2", "wd", "rwd", "pwd"]
+#: What a step multiplies the rate by: the learning rate, or nothing.
+Coupling: TypeAlias = Literal["lr", "independent"]
+
+TIMINGS: tuple[str, ...] = get_args(Timing)
+COUPLINGS: tuple[str, ...] = get_args(Coupling)
+
+
+def check_timing(timing: str, coupling: str = "lr") -> None:
+    """Raises a ValueError unless `timing` and `coupling` exist and go together."""
+    for what, value, known in (("decay_timing", timing, TIMINGS), ("decay_coupling", coupling, COUPLINGS)):
+        if value not in known:
+            raise ValueError(f"{unknown(what, value, known)}; choose one of {', '.join(known)}")
+    if timing == "l2" and coupling == "independent":
+        raise ValueError(
+            "decay_timing 'l2' adds the decay to the gradient, so decay_coupling 'independent' has no meaning"
+        )
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass(frozen=True)
+class LPWDConfig:
+    """The settings of layer-wise weight decay, in the words of the flags, the records and the cards.
+
+    Each field's metadata holds its help text, from which command lines take it.
+
+    Raises:
+        ValueError: A setting has no such value, or two of them exclude each other.
+        TypeError: A setting is of the wrong type.
+
+    Examples:
+        >>> LPWDConfig(weight_decay=0.05, layer_schedule="power:2").decay_timing
+        'pwd'
+    """
+
+    weight_decay: float = field(
+        metadata=_help(
+            "Weight decay: the highest rate of the layer schedule. The mean rate over all decayed weights is "
+            "lower (linear: 0.50 of it in ViT, 0.74 in Swin-T, 0.73 in ConvNeXt-T, 0.78 in ResNet-18) "
+            "unless match_decay_budget is set."
+        )
+    )
+    decay_timing: Timing = field(
+        default="pwd",
+        metadata=_help(
+            "When weight decay is applied: l2 (added to the gradient), wd (decoupled, as in AdamW), rwd "
+            "(after the update) or pwd (before the gradient is taken)."
+        ),
+    )
+    layer_schedule: Schedule = field(
+        default="linear",
+        metadata=_help(
+            f"How weight_decay is distributed over the layers: {', '.join(SCHEDULES)}, power:<exponent>, or "
+            "the rates of layers 0..n separated by commas."
+        ),
+    )
+    decay_coupling: Coupling = field(
+        default="lr",
+        metadata=_help(
+            "What a step multiplies the rate by: lr (the learning rate) or independent (nothing)."
+        ),
+    )
+    match_decay_budget: bool = field(
+        default=False,
+        metadata=_help(
+            "Scale the schedule's rates so that their mean over all decayed weights is weight_decay."
+        ),
+    )
+    decay_all: bool = field(
+        default=False, metadata=_help("Decay biases, norms, position and token embeddings too.")
+    )
+    no_decay_pattern: str | Sequence[str] | None = field(
+        default=None,
+        metadata=_help(
+            "Regular expression, searched in parameter names: only what it matches does not decay."
+        ),
+    )
+    decay_by_pattern: Mapping[str, float] | None = field(
+        default=None,
+        metadata=_help(
+            "Regular expression, searched in parameter names -> weight decay of what it matches, exempt or "
+            "not, in place of its layer's rate; the first that matches counts. On a command line JSON: "
+            "'{\"head\": 0.1}'."
+        ),
+    )
+    layer_lr_decay: float = field(
+        default=1.0,
+        metadata=_help(
+            "Learning rate by layer, as in BEiT: layer i of n has the learning rate times this^(n - i). "
+            "1 is off; 0.75 is usual."
+        ),
+    )
+    layer_map: Layers | None = field(
+        default=None,
+        metadata=_help(
+            "Layers by rules instead of detection: parameter name or regular expression of the whole name -> "
+            'index, "stem", "block" or "head". On a command line JSON: '
+            '\'{"embed.*": "stem", "layers\\.(\\d+)\\..*": "block", ".*": "head"}\'.'
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("weight_decay", "layer_lr_decay"):
+            value = getattr(self, name)
+            if isinstance(value, (str, bool)):
+                raise TypeError(f"{name} is {value!r}, but must be a number")
+        check_rate(self.weight_decay, "weight_decay")
+        check_timing(self.decay_timing, self.decay_coupling)
+        if isinstance(self.layer_schedule, str):
+            parse_schedule(self.layer_schedule)
+        for name in ("match_decay_budget", "decay_all"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}, but must be True or False")
+        if self.decay_all and self.no_decay_pattern is not None:
+            raise ValueError(
+                f"decay_all leaves nothing exempt, but no_decay_pattern is {self.no_decay_pattern!r}: "
+                "drop one"
+            )
+        for pattern in self.no_decay_patterns:
+            _check_pattern("no_decay_pattern", pattern)
+        if not isinstance(self.decay_by_pattern or {}, Mapping):
+            raise TypeError(
+                f"decay_by_pattern is {self.decay_by_pattern!r}, but must be a dict: pattern -> rate"
+            )
+        for pattern, rate in (self.decay_by_pattern or {}).items():
+            _check_pattern("decay_by_pattern", pattern)
+            check_rate(rate, f"decay_by_pattern[{pattern!r}]")
+        if not 0.0 < self.layer_lr_decay <= 1.0:
+            raise ValueError(f"layer_lr_decay is {self.layer_lr_decay!r}, but must be above 0 and at most 1")
+
+    @property
+    def no_decay_patterns(self) -> tuple[str, ...]:
+        """The patterns of `no_decay_pattern`, which may be one or several."""
+        given = self.no_decay_pattern
+        return () if given is None else (given,) if isinstance(given, str) else tuple(given)
+
+    @classmethod
+    def from_args(cls, args: Any, **changes: Any) -> LPWDConfig:
+        """Takes the settings from the attributes of any object; what it lacks has its default.
+
+        Args:
+            args: `LPWDTrainingArguments`, the namespace of a parsed command line, or the like.
+            **changes: Settings that replace those of `args`.
+        """
+        return cls(**{name: getattr(args, name) for name in SETTINGS if hasattr(args, name)} | changes)
+
+    @classmethod
+    def from_kwargs(cls, **settings: Any) -> LPWDConfig:
+        """Takes keyword arguments; an unknown one is answered with the nearest name.
+
+        Raises:
+            TypeError: A setting has no such name.
+        """
+        for name in settings:
+            if name not in SETTINGS:
+                raise TypeError(unknown("setting", name, SETTINGS))
+        return cls(**settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as JSON; a function or a `LayerMap` is named by its type."""
+        return {name: _as_json(getattr(self, name)) for name in SETTINGS}
+
+
+#: The names of all settings.
+SETTINGS: tuple[str, ...] = tuple(f.name for f in fields(LPWDConfig))
+
+
+def _as_json(value: Any) -> Any:
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    return getattr(value, "__name__", f"<{type(value).__name__}>")
+
+
+def _check_pattern(name: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{name} {pattern!r} is not a regular expression: {error}") from None

@@ -1,0 +1,144 @@
+"""The study's answer in words: what to use, why, what was ruled out, what could not be decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_lpwd.study.analysis import MethodResult, Study
+from hf_lpwd.study.compare import Comparison
+from hf_lpwd.study.plan import Question
+from hf_lpwd.study.stats import CONFIDENCE, Estimate
+from hf_lpwd.study.tasks import Task
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer for one task.
+
+    Attributes:
+        task: Its name.
+        compared: Model, data, sizes, length and device of the runs.
+        headline: "Use X ...", one sentence.
+        why: What speaks for it.
+        ruled_out: What is worse.
+        equivalent: What is as good, within the margin.
+        undecided: What could not be decided, with the smallest difference that could have been seen.
+    """
+
+    task: str
+    compared: str
+    headline: str
+    why: list[str]
+    ruled_out: list[str]
+    equivalent: list[str]
+    undecided: list[str]
+
+
+def answers(study: Study) -> list[Answer]:
+    """One answer for each task, from the primary questions alone."""
+    return [_answer(study, task) for task in study.tasks]
+
+
+def _answer(study: Study, task: Task) -> Answer:
+    mine = [c for _, comparisons in study.primary for c in comparisons if c.task == task.name]
+    by_verdict = {
+        verdict: [c for c in mine if c.verdict == verdict]
+        for verdict in ("better", "worse", "equivalent", "undecided")
+    }
+    results = {result.name: result for result in study.results[task.name]}
+    better = sorted(by_verdict["better"], key=lambda c: -c.difference.value)
+    return Answer(
+        task=task.name,
+        compared=compared(task),
+        headline=_headline(study, better, mine, results),
+        why=[sentence(c) for c in better],
+        ruled_out=[sentence(c) for c in by_verdict["worse"]],
+        equivalent=[sentence(c) for c in by_verdict["equivalent"]],
+        undecided=[sentence(c) for c in by_verdict["undecided"]],
+    )
+
+
+def _headline(
+    study: Study, better: Sequence[Comparison], mine: Sequence[Comparison], results: dict[str, MethodResult]
+) -> str:
+    baseline = study.baseline
+    if not mine:
+        return "Nothing was compared: only one method was run, or the baseline is not among them."
+    if study.unfinished:
+        counts = study.counts
+        done = counts["planned"] - counts["missing"]
+        return f"No answer yet: {done} of {counts['planned']} planned runs are done."
+    if all(c.withheld for c in mine):
+        return f"No answer: {mine[0].withheld}."
+    named = next((c for c in better if c.name in results and c.to == baseline), None)
+    if named is not None:
+        return f"Use {named.name} ({results[named.name].setting}): it is better than {baseline}."
+    chosen = f" ({results[baseline].setting})" if baseline in results else ""
+    undecided = sum(c.verdict == "undecided" for c in mine)
+    rest = f"; {undecided} of {len(mine)} comparisons could not be decided" if undecided else ""
+    return f"Use {baseline}{chosen}: nothing was shown to be better{rest}."
+
+
+def compared(task: Task) -> str:
+    """What the runs of a task were: sizes, epochs, batch and device, as far as the records tell."""
+    run = next(record for record in task.records)
+    settings, parts = run.settings, []
+    if run.layers:
+        parts.append(f"{sum(layer.parameters for layer in run.layers):,} parameters")
+    if run.data:
+        sizes = [f"{size:,} {split}" for split, size in run.data.sizes.items()]
+        parts.append(f"{', '.join(sizes)} images of {run.data.num_classes} classes")
+    elif settings.get("max_train_samples"):
+        parts.append(f"at most {settings.get('max_train_samples'):,} training images")
+    if run.epochs:
+        parts.append(f"{run.epochs[-1].step:,} steps, {run.epochs[-1].epoch:.3g} epochs")
+    if settings.get("per_device_train_batch_size"):
+        parts.append(f"batches of {settings.get('per_device_train_batch_size')}")
+    if run.environment:
+        parts.append(f"{run.environment.device_name}, {run.environment.threads} threads a run")
+    seeds = sorted({record.seed for record in task.records})
+    return f"{task.name}: {'; '.join([*parts, f'{len(seeds)} seeds'])}."
+
+
+def sentence(c: Comparison) -> str:
+    """Says in words how one side compares with the other."""
+    margin = f"{100.0 * c.margin:g} points"
+    if c.paired is None:
+        return f"{c.name} against {c.to}: no verdict, {c.withheld}."
+    numbers = f"{points(c.difference)} points, {c.paired.num_seeds} seeds"
+    if c.withheld:
+        return f"{c.name} against {c.to}: no verdict, {c.withheld} ({numbers})."
+    if c.verdict == "equivalent":
+        return f"{c.name} is equivalent to {c.to} within {margin}: {numbers}, {p_value(c.p_equivalence)}."
+    if c.verdict == "undecided":
+        return (
+            f"{c.name} against {c.to}: undecided, {numbers}. These runs could have shown a difference of "
+            f"{100.0 * c.detectable:.2g} points (at 80% power)."
+        )
+    text = f"{c.name} is {c.verdict} than {c.to}: {numbers}, {p_value(c.p_difference)}."
+    images = c.over_images
+    if images is not None and images.low <= 0.0 <= images.high:
+        text += f" Over other test images of this kind it may be none: {points(images)}."
+    return text
+
+
+def question_text(question: Question) -> str:
+    """A primary question as a sentence."""
+    sides = ", ".join(map(str, question.compare)) or "each method of the grid"
+    how = "each at its best setting on validation" if question.at == "best" else "over all equal settings"
+    what = (
+        "test accuracy" if question.measure == "accuracy" else "range of test accuracy over the decay rates"
+    )
+    return f"Is {sides} better than {question.to} in {what}, {how}? Margin: {question.margin:g} points."
+
+
+def points(estimate: Estimate) -> str:
+    """A difference with its interval, in points of accuracy."""
+    value, low, high = (f"{100.0 * one:+.2f}" for one in (estimate.value, estimate.low, estimate.high))
+    return value if "nan" in low else f"{value} ({CONFIDENCE:.0%} interval {low} to {high})"
+
+
+def p_value(p: float) -> str:
+    """A corrected p-value."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

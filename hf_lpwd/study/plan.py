@@ -1,0 +1,142 @@
+"""What a study set out to do: its questions and runs, stored with the records before the first run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hf_lpwd.files import write_json
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.study.records import PLAN, plan_text
+from hf_lpwd.study.stats import DEFAULT_MARGIN
+
+#: AdamW: plain decay, the same rate in each layer.
+DEFAULT_BASELINE = "wd uniform"
+
+#: A method by its name, or all runs with these settings: `{decay_timing: rwd}`.
+Side = str | dict[str, Any]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Question(_Part):
+    """A question that the study answers; its comparisons, over all tasks, are one family.
+
+    Attributes:
+        compare: The sides that are compared, each on its own; empty: every method of the grid.
+        to: The side that they are compared to.
+        at: ``"best"``: each side at its setting that is best on validation; ``"equal"``: the mean over all
+            pairs of runs that differ in nothing but what the sides name.
+        measure: ``"accuracy"`` on test, or ``"range"``: the highest minus the lowest test accuracy over
+            the decay rates, where less is better.
+        margin: Difference in points of accuracy that would matter.
+    """
+
+    compare: list[Side] = []
+    to: Side = DEFAULT_BASELINE
+    at: Literal["best", "equal"] = "best"
+    measure: Literal["accuracy", "range"] = "accuracy"
+    margin: Annotated[float, Field(gt=0.0, le=100.0)] = 100.0 * DEFAULT_MARGIN
+
+
+class PlannedRun(_Part):
+    """A run that the study wants; `added` if the plan had been stored before."""
+
+    id: str
+    method: str
+    settings: dict[str, Any]
+    added: bool = False
+
+
+class Plan(_Part):
+    """The plan of a study.
+
+    Attributes:
+        created: When it was stored, in UTC.
+        questions: The primary questions.
+        runs: The runs, those added later at the end.
+        registered: Hash of questions and first runs, if the plan was registered; see `Plan.hash`.
+    """
+
+    created: str
+    questions: list[Question]
+    runs: list[PlannedRun]
+    registered: str | None = None
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the questions and of the runs that were not added later, and of nothing else."""
+        frozen = {
+            "questions": [question.model_dump() for question in self.questions],
+            "runs": sorted(run.id for run in self.runs if not run.added),
+        }
+        return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
+
+
+def read_plan(path: str) -> Plan | None:
+    """Reads the plan that stands with the records of a folder or of a packed file; None if there is none.
+
+    Raises:
+        BadInputError: It was damaged.
+    """
+    try:
+        text = plan_text(path)
+        return None if text is None else Plan.model_validate_json(text)
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            fault = error.errors()[0]
+            reason = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+        raise BadInputError(f"{path}: {PLAN} cannot be read: {reason}") from None
+
+
+def store_plan(
+    folder: str, questions: Sequence[Question], runs: Sequence[PlannedRun], *, register: bool = False
+) -> Plan:
+    """Stores the plan with the records, before the first run; a plan that is there is only added to.
+
+    Args:
+        folder: Of the records; made if missing.
+        questions: The primary questions.
+        runs: All runs of the study.
+        register: Freeze the plan: its hash stands in it, and the report says each deviation.
+
+    Raises:
+        BadInputError: There is a plan with other questions, or, to register, with other runs; or records
+            without a plan are to be registered.
+    """
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".plan.lock"):
+        there = read_plan(folder)
+        if there is None:
+            if register and any(root.glob("*.json")):
+                raise BadInputError(
+                    f"{folder} holds records already: a plan is registered before the first run"
+                )
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            plan = Plan(created=now, questions=list(questions), runs=list(runs))
+        else:
+            known = {run.id for run in there.runs}
+            new = [run.model_copy(update={"added": True}) for run in runs if run.id not in known]
+            if list(questions) != there.questions:
+                raise BadInputError(
+                    f"{folder} holds the plan of other questions: put the study's questions back, or name "
+                    "another folder"
+                )
+            if register and (new or there.registered):
+                raise BadInputError(f"{folder} holds a plan already, from {there.created}")
+            plan = there.model_copy(update={"runs": [*there.runs, *new]})
+        if register:
+            plan = plan.model_copy(update={"registered": plan.hash})
+        write_json(root / PLAN, plan.model_dump())
+    return plan

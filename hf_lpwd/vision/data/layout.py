@@ -1,0 +1,264 @@
+"""The files of a folder -> its splits and the class of each image, from folder names and metadata files."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from hf_lpwd.messages import BadInputError, unknown
+from hf_lpwd.vision.data.facts import list_names
+from hf_lpwd.vision.data.labels import MISSING
+from hf_lpwd.vision.data.listing import File, Listing
+from hf_lpwd.vision.data.tables import read_rows
+
+#: Role of a split -> the names that it usually has, in lower case, the most usual one first.
+ROLES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Layout:
+    """A folder of images as a dataset.
+
+    Attributes:
+        paths: The image files of each split.
+        labels: For each of them its class's name, or the value in a metadata file, or None.
+        class_names: The classes, if the training images have them from their folders.
+        label_column: Name of the label column.
+        left_out: Images that are not used: why, and how many.
+        notes: What was decided, a sentence each.
+    """
+
+    paths: dict[str, list[str]]
+    labels: dict[str, list[Any]]
+    class_names: list[str] | None
+    label_column: str
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """An image, and the folders between its split and itself."""
+
+    file: File
+    folders: tuple[str, ...]
+
+
+def role_of(name: str) -> str | None:
+    """Returns the role of a split of this name, in upper or lower case: train, validation, test or None."""
+    return next((role for role, names in ROLES.items() if name.lower() in names), None)
+
+
+def find_layout(
+    listing: Listing, name: str, *, label_column: str | None = None, class_names: Sequence[str] | None = None
+) -> Layout:
+    """Finds the splits of a folder of images, and the label of each image.
+
+    A split is a folder with a usual name (see `ROLES`), beside others of its kind, above or inside the class
+    folders. The classes are the folders in which the training images lie; where folders lie in folders, the
+    outermost ones, as in torchvision, with a warning. A metadata file with a column of labels goes first.
+
+    Args:
+        listing: From `list_folder`.
+        name: The folder's name, for errors.
+        label_column: Column of the labels in metadata files; default: label, labels or fine_label.
+        class_names: The classes of a model; default: those of the training images.
+
+    Raises:
+        BadInputError: If there is no label, or one that is none of the classes.
+    """
+    splits, left_out = _find_splits(listing)
+    layout = Layout({}, {}, None, label_column or LABEL_COLUMNS[0], left_out)
+    metadata = _read_metadata(listing, layout, label_column)
+    # The training images come first: they define the classes.
+    order = sorted(splits, key=lambda split: role_of(split) != "train")
+    known = None if class_names is None else list(class_names)
+    for split in order:
+        items = splits[split]
+        rows = {item.file: metadata[key] for item in items if (key := _key(item.file)) in metadata}
+        if rows:
+            labels: list[Any] = [rows[item.file] for item in items if item.file in rows]
+            left_out["image without a row in its metadata file"] += len(items) - len(labels)
+            if known is not None:
+                labels = [None if label in MISSING else str(label) for label in labels]
+                _require_known([label for label in labels if label is not None], known, split)
+            else:
+                known = sorted({str(label) for label in labels if label not in MISSING})
+            items = [item for item in items if item.file in rows]
+        else:
+            items, labels = _labels_by_folder(items, split, known, layout, listing)
+            if known is None and any(label is not None for label in labels):
+                layout.class_names = known = sorted({label for label in labels if label is not None})
+        layout.paths[split] = [item.file.path for item in items]
+        layout.labels[split] = labels
+    layout.left_out = Counter({why: count for why, count in left_out.items() if count})
+    return layout
+
+
+def _find_splits(listing: Listing) -> tuple[dict[str, list[_Item]], Counter[str]]:
+    """Returns the images by the name of their split, ``"train"`` if there is none, and what lies beside."""
+    images = listing.images
+    for depth in range(max((len(file.folders) for file in images), default=0)):
+        inner = [file for file in images if len(file.folders) > depth]
+        names = {file.folders[depth] for file in inner}
+        if _are_splits(names, depth, listing):
+            return _by_split(inner, depth, images)
+        if len(names) > 1:
+            deeper = {file.folders[depth + 1] if len(file.folders) > depth + 1 else "" for file in inner}
+            if _are_splits(deeper, depth + 1, listing) and all(map(role_of, deeper)):
+                return _by_split(inner, depth + 1, images, keep=depth)
+            break
+    return {"train": [_Item(file, file.folders) for file in images]}, Counter()
+
+
+def _are_splits(names: set[str], depth: int, listing: Listing) -> bool:
+    """Whether folders of these names are splits, and not classes that are called train, test..."""
+    splits = {name for name in names if role_of(name)}
+    if splits == names:
+        return bool(names)
+    training = {name for name in splits if role_of(name) == "train"}
+    held = [file.folders for file in listing.metadata] + [
+        file.folders[:-1] for file in listing.images if len(file.folders) > depth + 1
+    ]
+    return any(len(folders) > depth and folders[depth] in training for folders in held)
+
+
+def _by_split(
+    inner: list[File], depth: int, images: list[File], keep: int | None = None
+) -> tuple[dict[str, list[_Item]], Counter[str]]:
+    splits: dict[str, list[_Item]] = {}
+    left_out: Counter[str] = Counter({"image outside the folders of the splits": len(images) - len(inner)})
+    for file in inner:
+        split = file.folders[depth]
+        if role_of(split) is None:
+            left_out[f"image in {split}, beside the folders of the splits"] += 1
+            continue
+        above = () if keep is None else (file.folders[keep],)
+        splits.setdefault(split, []).append(_Item(file, above + file.folders[depth + 1 :]))
+    return splits, left_out
+
+
+def _labels_by_folder(
+    items: list[_Item], split: str, known: list[str] | None, layout: Layout, listing: Listing
+) -> tuple[list[_Item], list[str | None]]:
+    """Returns the images that lie in class folders and their classes; all of them, and None, if none does."""
+    level = _class_level(items) if known is None else _level_of(items, known)
+    inside = [item for item in items if level is not None and len(item.folders) > level]
+    if not inside or level is None:
+        if known is not None:
+            folders = sorted({item.folders[0] for item in items if item.folders})
+            where = (
+                f"in {list_names(folders)}, which is no class of the training images"
+                if folders
+                else "unlabelled"
+            )
+            layout.notes.append(f"{split} is not used: its {len(items)} images are {where}")
+        return items, [None] * len(items)
+    layout.left_out[f"image outside the class folders of {split}"] += len(items) - len(inside)
+    labels = [item.folders[level] for item in inside]
+    if known is not None:
+        _require_known(labels, known, split)
+    else:
+        inner = sorted({item.folders[level + 1] for item in inside if len(item.folders) > level + 1})
+        if len(inner) > 1:
+            _say(
+                layout,
+                f"The classes are the outer folders ({list_names(sorted(set(labels)))}), not the folders "
+                f"inside them ({list_names(inner)})",
+            )
+        _say_empty(inside[0], level, set(labels), layout, listing)
+    return inside, list(labels)
+
+
+def _class_level(items: list[_Item]) -> int | None:
+    """Returns the depth of the class folders of training images: the first with several, or with images."""
+    level = 0
+    while True:
+        deep = [item.folders for item in items if len(item.folders) > level]
+        if not deep:
+            return None
+        if len({folders[level] for folders in deep}) > 1 or any(
+            len(folders) == level + 1 for folders in deep
+        ):
+            return level
+        level += 1
+
+
+def _level_of(items: list[_Item], known: list[str]) -> int | None:
+    """Returns at which level of folders most names are those of classes; None if none is at any."""
+    names = set(known)
+    deepest = max((len(item.folders) for item in items), default=0)
+    counts = [
+        sum(len(item.folders) > level and item.folders[level] in names for item in items)
+        for level in range(deepest)
+    ]
+    return counts.index(max(counts)) if any(counts) else None
+
+
+def _require_known(labels: list[str], known: list[str], split: str) -> None:
+    strange = Counter(label for label in labels if label not in set(known))
+    if strange:
+        name = next(iter(strange))
+        others = f", and {sum(strange.values()) - strange[name]} more images" if len(strange) > 1 else ""
+        raise BadInputError(
+            f"{split}: {strange[name]} images are in {unknown('class folder', name, known)}{others}: "
+            f"the {len(known)} classes are {list_names(known)}; move it away or add training images"
+        )
+
+
+def _say_empty(item: _Item, level: int, classes: set[str], layout: Layout, listing: Listing) -> None:
+    """Says which class folders beside that of `item` hold no image."""
+    at = len(item.file.folders) - len(item.folders) + level
+    around = item.file.folders[:at]
+    names = {folders[at] for folders in listing.folders if len(folders) == at + 1 and folders[:at] == around}
+    empty = sorted(name for name in names - classes if role_of(name) is None)
+    if empty:
+        _say(layout, f"Class folders without an image that can be read: {list_names(empty)}")
+
+
+def _read_metadata(listing: Listing, layout: Layout, label_column: str | None) -> dict[tuple[str, ...], Any]:
+    """Returns the labels in the metadata files by the folders and the name of the image."""
+    labels: dict[tuple[str, ...], Any] = {}
+    there = {_key(file) for file in listing.images}
+    for file in listing.metadata:
+        shown = "/".join(_key(file))
+        rows = read_rows(file.path)
+        names = [column for column in rows if column == "file_name" or column.endswith("_file_name")]
+        wanted = LABEL_COLUMNS if label_column is None else (label_column,)
+        column = next((column for column in wanted if column in rows), None)
+        if column is None or not names:
+            _say(layout, f"{shown} has no label column (it has {list_names(rows)}) and is not used")
+            continue
+        layout.label_column = column
+        found = {
+            (*file.folders, *PurePosixPath(str(path).replace("\\", "/")).parts): label
+            for path, label in zip(rows[names[0]], rows[column], strict=True)
+        }
+        missing = [key for key in found if key not in there]
+        if missing:
+            raise BadInputError(
+                f"{shown} names {len(missing)} files that are not there, the first "
+                f"{'/'.join(missing[0][len(file.folders) :])[-100:]}"
+            )
+        labels |= found
+    return labels
+
+
+def _key(file: File) -> tuple[str, ...]:
+    return (*file.folders, file.name)
+
+
+def _say(layout: Layout, sentence: str) -> None:
+    layout.notes.append(sentence)
+    logger.warning("%s", sentence)

@@ -1,0 +1,195 @@
+"""The files below a folder, as this package finds them: by links too, and whatever their names hold."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.vision.data.decoding import image_suffixes
+from hf_lpwd.vision.data.tables import BUILDERS
+
+_ARCHIVES = tuple(suffix for _, suffixes, _ in shutil.get_unpack_formats() for suffix in suffixes)
+_HEIF = (".heic", ".heif", ".hif")
+_DOCUMENTS = re.compile(
+    r"\.(txt|md|rst|pdf|html?|xml|ya?ml|toml|ini|log|py|ipynb|sh|mat|npy|npz|pkl|names|data|gitattributes)"
+)
+_SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini"}
+_METADATA = re.compile(r"metadata\.(csv|jsonl|parquet)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file below a folder.
+
+    Attributes:
+        folders: Names of the folders from the listed one down to the file.
+        name: Its own name.
+        path: Where it is, which differs from the above inside an archive.
+    """
+
+    folders: tuple[str, ...]
+    name: str
+    path: str
+
+
+@dataclass
+class Listing:
+    """What a folder holds, in the order of names.
+
+    Attributes:
+        images: Files that can be images, by their suffix.
+        metadata: Files called ``metadata.csv``, ``.jsonl`` or ``.parquet``.
+        tables: Other files that hold rows.
+        archives: Archives; `images` holds those inside them if no image is outside.
+        folders: All folders, for each the names from the listed folder down.
+        left_out: Files that are not read: why, and how many.
+    """
+
+    images: list[File] = field(default_factory=list)
+    metadata: list[File] = field(default_factory=list)
+    tables: list[File] = field(default_factory=list)
+    archives: list[File] = field(default_factory=list)
+    folders: list[tuple[str, ...]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def list_folder(folder: str | os.PathLike[str], cache_dir: str | None = None) -> Listing:
+    """Lists the images and tables in a folder, in the folders below it, and behind symbolic links.
+
+    Args:
+        folder: The folder.
+        cache_dir: Where archives are unpacked; default: where `datasets` keeps what it converts.
+
+    Raises:
+        BadInputError: If a symbolic link leads back to a folder that it is in, or if a folder cannot be read.
+    """
+    listing = Listing()
+    _list(Path(folder), (), (os.path.realpath(folder),), listing)
+    if listing.images or not listing.archives:
+        listing.left_out.update(f"archive {_suffix(file.name)}, beside images" for file in listing.archives)
+    else:
+        for file in listing.archives:
+            inside = unpack(file.path, cache_dir)
+            stem = file.name.removesuffix(_suffix(file.name)) or file.name
+            _list(inside, (*file.folders, stem), (os.path.realpath(inside),), listing)
+    return listing
+
+
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether the name is that of an archive that `unpack` takes."""
+    return Path(path).name.lower().endswith(_ARCHIVES)
+
+
+def unpack(path: str | os.PathLike[str], cache_dir: str | None = None) -> Path:
+    """Unpacks an archive, once for each state of the file, and returns the folder.
+
+    Raises:
+        BadInputError: If it is damaged, or holds links or paths that lead out of it.
+    """
+    import datasets
+
+    path = Path(path).absolute()
+    state = path.stat()
+    key = hashlib.sha256(f"{path} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
+    root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser() / "unpacked"
+    target = root / f"{key}-{path.name}"
+    if target.is_dir():
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root) as temporary:
+        try:
+            is_zip = path.suffix.lower() == ".zip"
+            options = {} if is_zip else {"filter": "data"}
+            # The name decides about the format, without regard to case here.
+            form = "zip" if is_zip else _tar_format(path.name.lower())
+            shutil.unpack_archive(path, f"{temporary}/all", form, **options)  # type: ignore[arg-type]
+        except Exception as error:  # zipfile, tarfile, zlib and lzma have errors of their own
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise BadInputError(f"{path.name} cannot be unpacked: {reason[:150]}") from error
+        try:
+            os.rename(f"{temporary}/all", target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster
+                raise
+    return target
+
+
+def _tar_format(name: str) -> str:
+    return next(form for form, suffixes, _ in shutil.get_unpack_formats() if name.endswith(tuple(suffixes)))
+
+
+def _list(folder: Path, folders: tuple[str, ...], above: tuple[str, ...], listing: Listing) -> None:
+    """Adds what is in `folder`; `above` are the real paths of the folders that it is in, itself included."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise BadInputError(f"{folder} cannot be read: {error.strerror}") from error
+    listing.folders.append(folders)
+    for entry in entries:
+        path = _link_as_text(entry) or entry.path
+        if os.path.isdir(path):
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                _count_hidden(entry, listing)
+                continue
+            real = os.path.realpath(path)
+            if real in above:
+                raise BadInputError(
+                    f"{entry.path} is a symbolic link to {real}, which it is in: remove the link"
+                )
+            _list(Path(path), (*folders, entry.name), (*above, real), listing)
+        else:
+            _add(File(folders, entry.name, entry.path), listing)
+
+
+def _link_as_text(entry: os.DirEntry[str]) -> str | None:
+    """Returns the folder that a file names if it is a symbolic link as git stores it where it has none."""
+    if "." in entry.name or not entry.is_file() or entry.stat().st_size > 1024:
+        return None
+    with open(entry.path, "rb") as file:
+        text = os.fsdecode(file.read())
+    target = os.path.join(os.path.dirname(entry.path), text)
+    return target if "/" in text and "\0" not in text and os.path.isdir(target) else None
+
+
+def _add(file: File, listing: Listing) -> None:
+    """Adds a file to the part of the listing where it belongs."""
+    suffix = _suffix(file.name)
+    if file.name.lower() in _SYSTEM_FILES or (file.name.startswith(".") and suffix not in image_suffixes()):
+        return
+    if file.name.startswith("."):
+        listing.left_out["hidden file"] += 1
+    elif not os.path.isfile(file.path):
+        listing.left_out["broken symbolic link"] += 1
+    elif suffix in image_suffixes():
+        listing.images.append(file)
+    elif _METADATA.fullmatch(file.name):
+        listing.metadata.append(file)
+    elif suffix in BUILDERS:
+        listing.tables.append(file)
+    elif suffix in _ARCHIVES:
+        listing.archives.append(file)
+    elif suffix in _HEIF:
+        listing.left_out[f"file {suffix}, which needs `pip install pillow-heif`"] += 1
+    elif _DOCUMENTS.fullmatch(suffix):
+        listing.left_out[f"document {suffix}"] += 1
+    else:
+        listing.left_out[f"file {suffix}" if suffix else "file without an extension"] += 1
+
+
+def _count_hidden(entry: os.DirEntry[str], listing: Listing) -> None:
+    names = [name for _, _, files in os.walk(entry.path) for name in files if not name.startswith("._")]
+    number = sum(_suffix(name) in image_suffixes() for name in names)
+    if number:
+        listing.left_out[f"image in the hidden folder {entry.name}"] += number
+
+
+def _suffix(name: str) -> str:
+    archive = next((suffix for suffix in _ARCHIVES if name.lower().endswith(suffix)), None)
+    return archive or os.path.splitext(name.lower())[1]

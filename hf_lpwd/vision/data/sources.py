@@ -1,0 +1,331 @@
+"""Where the data of a run comes from: a folder, archive or file on this machine, the Hub, or scikit-learn."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import logging
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_lpwd.files import RECORD
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.vision.data.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.facts import list_names
+from hf_lpwd.vision.data.labels import stratified_cut
+from hf_lpwd.vision.data.layout import find_layout, role_of
+from hf_lpwd.vision.data.listing import File, Listing, is_archive, list_folder, unpack
+from hf_lpwd.vision.data.tables import BUILDERS, read_tables
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+logger = logging.getLogger(__name__)
+
+DIGITS = "digits"
+# How the reasons begin for which files are left out that are no images.
+_HARMLESS = ("document ", "table")
+# The seed and share of the digits' test split: constants, so that every run has the same test images.
+_DIGITS_TEST_SEED, _DIGITS_TEST_SHARE = 0, 0.2
+
+
+@dataclass
+class Source:
+    """A dataset as it was found.
+
+    Attributes:
+        name: Its name or path, for messages and the record.
+        splits: Its splits by name.
+        left_out: Files that are not used: why, and how many.
+        notes: What was decided about it, a sentence each.
+    """
+
+    name: str
+    splits: DatasetDict
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+
+def load_source(
+    args: DataTrainingArguments,
+    *,
+    cache_dir: str | None = None,
+    token: str | bool | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Source:
+    """Loads the dataset that the arguments name, with all splits and columns that it has.
+
+    Args:
+        args: Which data.
+        cache_dir: Where `datasets` keeps what it downloads and converts.
+        token: Hub token for private datasets.
+        class_names: The classes that class folders are compared with; default: those of the training images.
+
+    Raises:
+        BadInputError: If there is no such dataset, or it cannot be read; the message says why.
+    """
+    import datasets
+
+    if args.dataset_name is None and args.train_dir is None:
+        return Source(DIGITS, load_digits())
+    if args.train_dir is None:
+        return _load_named(args.dataset_name or "", args, cache_dir, token, class_names)
+
+    source = Source(args.train_dir, datasets.DatasetDict())
+    names = class_names
+    for split, path in (("train", args.train_dir), ("validation", args.validation_dir)):
+        if path is None:
+            continue
+        part = _load_folder(_folder(path, cache_dir), path, args, cache_dir, names)
+        if len(part.splits) > 1:
+            raise BadInputError(
+                f"{path} holds several splits ({list_names(part.splits)}): give it as --dataset_name"
+            )
+        source.splits[split] = data = next(iter(part.splits.values()))
+        source.left_out += part.left_out
+        source.notes += part.notes
+        label = next((feature for feature in data.features.values() if hasattr(feature, "names")), None)
+        names = names if names is not None or label is None else label.names
+    return source
+
+
+def load_digits() -> DatasetDict:
+    """Returns scikit-learn's 1,797 handwritten digits, 8x8 grey, with a test split that never changes.
+
+    The values 0..16 become 0..255. A fifth, stratified by label with a fixed seed, is the test split.
+    """
+    import datasets
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    digits = sklearn_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    size = round(_DIGITS_TEST_SHARE * len(images))
+    train, test = stratified_cut(digits.target, size, _DIGITS_TEST_SEED)
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(digit) for digit in range(10)])}
+    )
+    return datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict(
+                {"image": list(images[rows]), "label": digits.target[rows]}, features=features
+            )
+            for split, rows in (("train", train), ("test", test))
+        }
+    )
+
+
+def _load_named(
+    name: str,
+    args: DataTrainingArguments,
+    cache_dir: str | None,
+    token: str | bool | None,
+    class_names: Sequence[str] | None,
+) -> Source:
+    path = os.path.expanduser(name)
+    is_path = name.startswith((".", "~")) or os.path.isabs(name) or path.count(os.sep) > 1
+    is_run = os.path.isfile(os.path.join(path, RECORD))
+    if is_run and is_path:
+        raise BadInputError(f"{name} is the folder of a run of hf-lpwd, not a dataset")
+    if os.path.isdir(path) and not is_run:
+        return _load_folder(Path(path), name, args, cache_dir, class_names)
+    if is_archive(path):
+        return _load_folder(_folder(name, cache_dir), name, args, cache_dir, class_names)
+    if Path(path).suffix.lower() in BUILDERS:
+        files = [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
+        if not files:
+            raise BadInputError(f"no such file: {name}")
+        _refuse_mixed_splits(name, files)
+        return Source(name, _as_train(_read_tables(name, files, args, cache_dir)))
+    if is_path:
+        _folder(name, cache_dir)
+    options: dict[str, Any] = {"name": args.dataset_config_name, "token": token}
+    if not is_run:
+        return Source(name, _load_dataset(name, path, cache_dir, **options))
+    cache_dir = cache_dir and os.path.abspath(cache_dir)
+    with _away_from_runs():
+        return Source(name, _load_dataset(name, path, cache_dir, **options))
+
+
+def _load_folder(
+    folder: Path,
+    name: str,
+    args: DataTrainingArguments,
+    cache_dir: str | None,
+    class_names: Sequence[str] | None,
+) -> Source:
+    """Loads a folder of images, or of files that hold rows."""
+    import datasets
+
+    if (folder / RECORD).is_file():
+        raise BadInputError(f"{name} is the folder of a run of hf-lpwd, not a dataset")
+    if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        saved = datasets.load_from_disk(str(folder))
+        return Source(name, saved if isinstance(saved, datasets.DatasetDict) else _as_train(saved))
+    if _has_configuration(folder):
+        return Source(name, _load_dataset(name, str(folder), cache_dir, name=args.dataset_config_name))
+    listing = list_folder(folder, cache_dir)
+    if listing.images:
+        source = _images_of(listing, name, args, class_names)
+    elif listing.tables:
+        source = _tables_of(listing, name, args, cache_dir)
+    else:
+        held = ", ".join(f"{count} x {why}" for why, count in listing.left_out.most_common(3)) or "no file"
+        raise BadInputError(f"{name} has no image and no table that can be read; it holds {held}")
+    source.left_out += listing.left_out
+    _warn_of_loss(source)
+    return source
+
+
+def _images_of(
+    listing: Listing, name: str, args: DataTrainingArguments, class_names: Sequence[str] | None
+) -> Source:
+    import datasets
+
+    layout = find_layout(listing, name, label_column=args.label_column_name, class_names=class_names)
+    names = layout.class_names if class_names is None else list(class_names)
+    splits = datasets.DatasetDict()
+    unlabelled = [split for split, labels in layout.labels.items() if all(label is None for label in labels)]
+    for split, paths in layout.paths.items():
+        labels = layout.labels[split]
+        features = None
+        if names is not None:
+            index = {label: number for number, label in enumerate(names)}
+            labels = [index.get(label) for label in labels]
+            features = datasets.Features(
+                {"image": datasets.Image(), layout.label_column: datasets.ClassLabel(names=names)}
+            )
+        data = datasets.Dataset.from_dict({"image": paths, layout.label_column: labels}, features=features)
+        splits[split] = data.cast_column("image", datasets.Image())
+    if unlabelled == list(layout.paths) or any(role_of(split) == "train" for split in unlabelled):
+        tables = (
+            f"; for labels in a table: --dataset_name {name}/{_name(listing.tables)}"
+            if listing.tables
+            else ""
+        )
+        raise BadInputError(
+            f"{name}: the {len(layout.paths[unlabelled[0]])} images of {unlabelled[0]} have no labels: they "
+            f"need a folder for each class, or a metadata.csv with the columns file_name and label{tables}"
+        )
+    left_out = layout.left_out + Counter({"table": len(listing.tables)})
+    return Source(name, splits, left_out, layout.notes)
+
+
+def _name(files: list[File]) -> str:
+    return "/".join((*files[0].folders, files[0].name))
+
+
+def _tables_of(listing: Listing, name: str, args: DataTrainingArguments, cache_dir: str | None) -> Source:
+    """Loads the files of a folder that hold rows, each for the split that its name or folder says."""
+    import datasets
+
+    splits: dict[str, list[str]] = {}
+    rest: list[str] = []
+    files = listing.tables + listing.metadata
+    for file in files:
+        words = [*reversed(file.folders), *re.split(r"[^a-z]+", Path(file.name).stem.lower())]
+        role = next((role for word in words if (role := role_of(word))), None)
+        (rest if role is None else splits.setdefault(role, [])).append(file.path)
+    if splits and rest:
+        listing.left_out["table whose name has no split"] += len(rest)
+    splits = splits or {"train": rest}
+    return Source(
+        name,
+        datasets.DatasetDict(
+            {split: _read_tables(name, paths, args, cache_dir) for split, paths in splits.items()}
+        ),
+    )
+
+
+def _read_tables(name: str, paths: list[str], args: DataTrainingArguments, cache_dir: str | None) -> Dataset:
+    with _one_line_errors(name):
+        return read_tables(
+            paths,
+            image_column=args.image_column_name,
+            may_lack_images=args.skip_bad_images,
+            cache_dir=cache_dir,
+        )
+
+
+def _as_train(data: Dataset) -> DatasetDict:
+    import datasets
+
+    return datasets.DatasetDict({"train": data})
+
+
+def _folder(path: str, cache_dir: str | None) -> Path:
+    folder = Path(path).expanduser()
+    if folder.is_file() and is_archive(folder):
+        return unpack(folder, cache_dir)
+    if folder.is_file():
+        raise BadInputError(f"{path} is a file, not a folder of images; a table is given as --dataset_name")
+    if not folder.is_dir():
+        raise BadInputError(f"no such {'file' if is_archive(folder) else 'folder'}: {path}")
+    return folder
+
+
+def _has_configuration(folder: Path) -> bool:
+    """Whether the folder is a copy of a dataset on the Hub whose README says what its files are."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return False
+    header = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    return header is not None and re.search(r"^configs:", header[1], re.MULTILINE) is not None
+
+
+def _refuse_mixed_splits(name: str, files: list[str]) -> None:
+    """Raises if a glob would read test or validation files into the training data."""
+    words = {word for file in files for word in re.split(r"[^a-z]+", Path(file).stem.lower())}
+    found = {role for word in words - {"eval"} if (role := role_of(word))}
+    if len(found) > 1:
+        raise BadInputError(
+            f"{name} matches files of several splits ({', '.join(sorted(found))}): name the folder"
+        )
+
+
+def _warn_of_loss(source: Source) -> None:
+    """Warns of files that may be images and are not read; documents and tables beside them are none."""
+    lost = {why: count for why, count in source.left_out.items() if count and not why.startswith(_HARMLESS)}
+    if lost:
+        listed = ", ".join(f"{why} ({count})" for why, count in lost.items())
+        logger.warning("%s: %d files are left out: %s", source.name, sum(lost.values()), listed)
+
+
+def _load_dataset(label: str, path: str, cache_dir: str | None, **kwargs: Any) -> DatasetDict:
+    import datasets
+
+    with _one_line_errors(label, kwargs.get("token")):
+        return datasets.load_dataset(path, cache_dir=cache_dir, **kwargs)
+
+
+@contextlib.contextmanager
+def _one_line_errors(name: str, token: str | bool | None = None) -> Iterator[None]:
+    """Makes what fails in `datasets` a `BadInputError` of one line, without the token."""
+    import datasets
+
+    try:
+        yield
+    except BadInputError:
+        raise
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+        lines = str(cause or error).strip().splitlines() or [type(error).__name__]
+        message = re.sub(r"\bhf_\w+", "hf_***", lines[0])
+        if isinstance(token, str) and token:
+            message = message.replace(token, "***")
+        message = message if len(message) <= 200 else message[:197] + "..."
+        raise BadInputError(f"dataset {name!r} cannot be loaded: {message}") from error
+
+
+@contextlib.contextmanager
+def _away_from_runs() -> Iterator[None]:
+    """Leaves the working directory, where `datasets` would take the folder of a run for the Hub's dataset."""
+    with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
+        yield

@@ -1,0 +1,160 @@
+"""A parser of dataclasses: flags, a file of settings beneath them, help in groups, errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+
+from hf_lpwd.messages import BadInputError, refuse, unknown
+from hf_lpwd.settings_file import read_settings
+from hf_lpwd.vision.old_flags import OLD_FLAGS
+
+
+class FlagParser(HfArgumentParser):
+    """`HfArgumentParser` that also reads a file of settings and shows its flags in groups.
+
+    Args:
+        dataclass_types: The dataclasses to fill.
+        groups: Title -> flags; the help shows these, ``--help-all`` also the other ones.
+        show_all: Whether this help shows all flags.
+        **kwargs: For `ArgumentParser`.
+
+    Attributes:
+        flags: Name -> its argparse action.
+        set_by_file: Names that a file or other settings have given a value.
+    """
+
+    def __init__(
+        self,
+        dataclass_types: Iterable[type],
+        groups: Mapping[str, Sequence[str]],
+        show_all: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.flags: dict[str, argparse.Action] = {}
+        self.set_by_file: set[str] = set()
+        self._titles = {name: title for title, names in groups.items() for name in names}
+        self._shown = [*groups, *(["all other flags"] if show_all else [])]
+        self._groups: dict[str, Any] = {}
+        self._complete = partial(FlagParser, dataclass_types, groups, True, **kwargs)
+        # HfArgumentParser adds the flags of the dataclasses.
+        super().__init__(dataclass_types, add_help=False, allow_abbrev=False, **kwargs)
+        self.add_argument("--config", help="YAML or JSON file of these flags; flags on the command line win.")
+        options = self.add_argument_group("help")
+        options.add_argument("-h", "--help", action="help", help="the flags that most runs need")
+        options.add_argument("--help-all", nargs=0, action=_HelpAll, help="all flags")
+        self._hints = {
+            name: hint for part in self.dataclass_types for name, hint in get_type_hints(part).items()
+        }
+
+    def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
+        """Adds a flag to the group that names it."""
+        if kwargs.get("type") is string_to_bool and "nargs" not in kwargs:
+            kwargs |= {"nargs": "?", "const": True}
+        if not self._groups:
+            self._groups = {title: self.add_argument_group(title) for title in self._shown}
+        title = self._titles.get(str(names[0]).lstrip("-"), "all other flags")
+        if title in self._groups:
+            action = self._groups[title].add_argument(*names, **kwargs)
+        else:
+            action = super().add_argument(*names, **kwargs | {"help": argparse.SUPPRESS})
+        self.flags.setdefault(action.dest, action)
+        return action
+
+    def show_all(self) -> None:
+        """Prints the help of all flags."""
+        self._complete().print_help()
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with one line and exit code 2; the usage of 180 flags would hide it."""
+        raise SystemExit(refuse(self.prog, message))
+
+    def check_known(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Returns the flags as given.
+
+        Raises:
+            BadInputError: One does not exist; the line says what is meant today, or the nearest name.
+        """
+        given, extra = self.parse_known_args(argv)
+        if extra:
+            flag = extra[0].partition("=")[0]
+            old = OLD_FLAGS.get(flag.lstrip("-").replace("-", "_"))
+            known = [f"--{name}" for name in self.flags]
+            raise BadInputError(f"there is no flag {flag!r}: {old}" if old else unknown("flag", flag, known))
+        return given
+
+    def use_file(self, path: str) -> None:
+        """Takes defaults from a file of settings; see `use_settings`."""
+        try:
+            self.use_settings(read_settings(path))
+        except BadInputError as error:
+            line = str(error)
+            raise BadInputError(line if line.startswith(path) else f"{path}: {line}") from None
+
+    def use_settings(self, settings: Mapping[str, Any]) -> None:
+        """Takes defaults from values by name, each checked as the flag of this name is; None is no value.
+
+        Raises:
+            BadInputError: There is no such flag, or it takes no such value.
+        """
+        for name in settings:
+            if name not in self.flags:
+                old = OLD_FLAGS.get(str(name))
+                raise BadInputError(
+                    f"there is no setting {name!r}: {old}" if old else unknown("setting", name, self.flags)
+                )
+        values = {name: self._value(name, value) for name, value in settings.items() if value is not None}
+        self.set_defaults(**values)
+        self.set_by_file |= values.keys()
+
+    def _value(self, name: str, value: Any) -> Any:
+        kinds = _kinds(self._hints.get(name))
+        if isinstance(value, dict) and dict in kinds:
+            return value
+        if list in kinds and isinstance(value, list):
+            return [self._one(name, item, kinds) for item in value]
+        converted = self._one(name, value, kinds)
+        return [converted] if self.flags[name].nargs == "+" else converted
+
+    def _one(self, name: str, value: Any, kinds: set[Any]) -> Any:
+        flag = self.flags[name]
+        # YAML reads a plain `no` as false.
+        if value is False and "no" in (flag.choices or ()):
+            value = "no"
+        shown = reprlib.repr(value)
+        if not isinstance(value, (str, bool, int, float)):
+            raise BadInputError(f"{name} is {shown}, but takes {'values' if list in kinds else 'one value'}")
+        if flag.type is str and isinstance(value, bool) and bool not in kinds and name not in _TRUE_OR_A_NAME:
+            raise BadInputError(f"{name} is {value}, but takes text: put it in quotes")
+        try:
+            converted = flag.type(str(value)) if callable(flag.type) else value
+        except (ValueError, TypeError, argparse.ArgumentTypeError):
+            kind = {int: "a whole number", float: "a number", string_to_bool: "true or false"}
+            wanted = kind.get(flag.type, f"a {getattr(flag.type, '__name__', 'value')}")
+            raise BadInputError(f"{name} is {shown}, but must be {wanted}") from None
+        if flag.choices is not None and converted not in flag.choices:
+            choices = ", ".join(map(str, flag.choices))
+            raise BadInputError(f"{name} is {shown}, but must be one of {choices}")
+        return converted
+
+
+#: Flags of text that a file may also set to true.
+_TRUE_OR_A_NAME = ("resume_from_checkpoint",)
+
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        parser.show_all()
+        raise SystemExit(0)
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types of a union, without their parameters."""
+    parts = get_args(hint) if get_origin(hint) not in (list, dict) else (hint,)
+    return {get_origin(part) or part for part in parts or (hint,)}

@@ -1,0 +1,74 @@
+"""What transformers and accelerate would ignore or refuse late, checked before anything loads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Trainer, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations, unset_hf_deepspeed_config
+
+from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
+
+#: accelerate leaves fp16 out on a CPU, without a word.
+FP16_ON_A_CPU = "mixed precision fp16 needs a GPU, and on a CPU would be float32: use bf16 or none"
+
+
+def set_up_launch(launched: Any, timing: str) -> None:
+    """Refuses what cannot work as it was launched, and lets DeepSpeed's ZeRO 3 load and save whole weights.
+
+    Args:
+        launched: `TrainingArguments` or an `Accelerator`; of DeepSpeed's configuration in it one key is set.
+        timing: When the weights decay.
+
+    Raises:
+        ValueError: Mixed precision is fp16 on a CPU, or the timing ``pwd`` under DeepSpeed.
+    """
+    if launched.mixed_precision == "fp16" and launched.device.type == "cpu":
+        raise ValueError(FP16_ON_A_CPU)
+    if launched.deepspeed_plugin is None:
+        return
+    if timing == "pwd":
+        raise ValueError(PWD_UNDER_DEEPSPEED)
+    # transformers would partition a model while it makes it: what no checkpoint holds would get other initial
+    # weights than without DeepSpeed, and in timm's models partly none. It is partitioned before the training.
+    unset_hf_deepspeed_config()
+    # Else nothing that can be loaded would be in the folder of the run.
+    zero = launched.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    zero["stage3_gather_16bit_weights_on_model_save"] = True
+
+
+def check_packages(args: TrainingArguments) -> None:
+    """Raises a ValueError if a tracker or the optimizer needs a package that is not installed.
+
+    Also if `optim_args` has arguments that the optimizer does not take, or a weight decay.
+
+    Args:
+        args: How to train.
+    """
+    available = get_available_reporting_integrations()
+    for tracker in args.report_to:
+        if tracker not in available:
+            raise ValueError(
+                f"report_to is {tracker!r}, which is not installed: install its package or take one of none"
+                f"{''.join(f', {name}' for name in available)}"
+            )
+    given = _optim_args(args.optim_args)
+    if "weight_decay" in given:
+        raise ValueError("optim_args sets weight_decay: use --weight_decay")
+    try:
+        optimizer_cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+    except ImportError as error:
+        raise ValueError(f"optim is {args.optim.value!r}: {error}") from error
+    except ValueError:
+        return  # it asks for the model, and will have it
+    # torch's optimizers take what they use by name; the others rename some.
+    ignored = [name for name in given if name not in kwargs]
+    if ignored and optimizer_cls.__module__.startswith("torch.optim"):
+        raise ValueError(f"optim_args sets {ignored[0]}, which optim {args.optim.value!r} does not use")
+
+
+def _optim_args(text: str | None) -> dict[str, str]:
+    pairs = [part.strip().partition("=") for part in (text or "").split(",") if part.strip()]
+    if not all(name and equals and value for name, equals, value in pairs):
+        raise ValueError(f"optim_args is {text!r}, but must be like 'momentum=0.9,nesterov=True'")
+    return {name.strip(): value for name, _, value in pairs}

@@ -1,0 +1,167 @@
+import csv
+import json
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from small_runs import train
+from transformers import pipeline
+
+from hf_lpwd.cli import main
+from hf_lpwd.vision.data.sources import load_digits as digits_splits
+
+DIGITS = load_digits()
+
+
+def write_folder(folder, rows, name=str):
+    """Writes the digits of these rows as class folders; returns their labels by path, in sorted order."""
+    labels = {}
+    for row in rows:
+        path = folder / name(DIGITS.target[row]) / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.rint(DIGITS.images[row] * (255 / 16)).astype(np.uint8)).save(path)
+        labels[path] = str(DIGITS.target[row])
+    return dict(sorted(labels.items()))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run on the digits, whose test split is whole; tests may not change it."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert train(folder, "--max_eval_samples", "2000", "--max_train_samples", "400") == 0
+    return folder
+
+
+def results_in(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_the_figures_are_those_that_training_measured_on_the_test_split(run, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, part in digits_splits().items():
+        part.to_parquet(data / f"{split}-00000-of-00001.parquet")
+    out = tmp_path / "out"
+    assert main(["evaluate", str(run), str(data), "--out", str(out)]) == 0
+    results = results_in(out)
+    trained = json.loads((run / "test_results.json").read_text())
+    assert results["metrics"] == {
+        name: pytest.approx(trained[f"test_{name}"], abs=1e-12)
+        for name in ("accuracy", "f1_macro", "top5_accuracy")
+    }
+    assert (results["split"], results["images"], results["unlabelled"], results["unreadable"]) == (
+        "test",
+        359,
+        0,
+        [],
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith(f"359 images: accuracy {trained['test_accuracy']:.4f}, ")
+    assert lines[0].split()[:5] == ["class", "images", "recall", "precision", "f1"]
+    table = list(csv.DictReader((out / "classes.csv").read_text().splitlines()))
+    assert [row["class"] for row in table] == list("0123456789")
+    assert sum(int(row["images"]) for row in table) == 359
+    assert {path.name for path in out.iterdir()} == {
+        *("results.json", "classes.csv", "confusion.csv", "confusion.svg")
+    }
+
+
+def test_classes_are_matched_by_name_and_every_image_is_measured(run, tmp_path, capsys):
+    """In alphabetical order these two classes would be 0 and 1."""
+    folder = tmp_path / "some digits"
+    rows = [row for row in range(300) if DIGITS.target[row] in (3, 7)]
+    labels = write_folder(folder, rows)
+    assert main(["evaluate", str(run), str(folder), "--batch_size", "7"]) == 0
+    classify = pipeline("image-classification", model=str(run))
+    expected = np.zeros((10, 10), dtype=int)
+    for path, label in labels.items():
+        expected[int(label), int(classify(str(path))[0]["label"])] += 1
+    out = run / "evaluation-some-digits"
+    with (out / "confusion.csv").open() as file:
+        header, *matrix = csv.reader(file)
+    assert header == ["class", *"0123456789"]
+    assert [[int(count) for count in row[1:]] for row in matrix] == expected.tolist()
+    results = results_in(out)
+    assert results["images"] == len(rows)
+    assert results["metrics"]["accuracy"] == expected.trace() / len(rows)
+    assert results["classes_without_images"] == list("01245689")
+    assert "8 of the model's 10 classes have no image here" in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_is_named_counted_and_left_out(run, tmp_path, capsys):
+    labels = write_folder(tmp_path / "data", range(20))
+    bad = next(iter(labels))
+    bad.write_bytes(b"no image")
+    assert main(["evaluate", str(run), str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 1
+    assert results_in(tmp_path / "out")["images"] == 19
+    assert results_in(tmp_path / "out")["unreadable"] == [f"train row 0 ({bad})"]
+    lines = capsys.readouterr().err.splitlines()
+    assert f"hf-lpwd evaluate: train row 0 ({bad}) cannot be read: not a picture in a known format" in lines
+    assert "hf-lpwd evaluate: 1 of 20 images could not be read and are left out" in lines
+
+
+def parquet(path, labels):
+    """Writes images with these labels, a dataset of one file."""
+    images = []
+    for row in range(len(labels)):
+        target = path.parent / "images" / f"{row}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(DIGITS.images[row].astype(np.uint8)).save(target)
+        images.append({"bytes": target.read_bytes(), "path": None})
+    datasets.Dataset.from_dict({"image": images, "label": labels}).to_parquet(path)
+    return str(path)
+
+
+def test_images_without_a_label_are_refused_or_left_out_by_request(run, tmp_path, capsys):
+    data = parquet(tmp_path / "some.parquet", [0, -1, 2, None, 4])
+    assert main(["evaluate", str(run), data]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"hf-lpwd evaluate: error: {data}: 2 of 5 images have no label: --skip_unlabelled leaves them out"
+    )
+    assert main(["evaluate", str(run), data, "--skip_unlabelled", "--out", str(tmp_path / "out")]) == 0
+    results = results_in(tmp_path / "out")
+    assert (results["images"], results["unlabelled"]) == (3, 2)
+    assert "2 images without a label are left out" in capsys.readouterr().err
+    nothing = parquet(tmp_path / "none.parquet", [-1, -1])
+    assert main(["evaluate", str(run), nothing, "--skip_unlabelled"]) == 2
+    assert "has no labels, so that nothing can be measured" in capsys.readouterr().err
+
+
+def test_a_class_that_the_model_lacks_is_refused(run, tmp_path, capsys):
+    write_folder(tmp_path / "data", range(20), name=lambda digit: "zero" if digit == 0 else str(digit))
+    assert main(["evaluate", str(run), str(tmp_path / "data")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"hf-lpwd evaluate: error: {tmp_path / 'data'}: 1 classes are none of the model's: 'zero' (2 "
+        "images); the model has '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'"
+    )
+
+
+def test_the_images_of_the_training_are_not_measured_unsaid(tmp_path, capsys):
+    data = tmp_path / "data"
+    write_folder(data / "train", range(100))
+    write_folder(data / "test", range(100, 130))
+    run = tmp_path / "run"
+    flags = ["--dataset_name", str(data), "--model_type", "vit", "--config_overrides", OVERRIDES]
+    assert train(run, *flags) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), str(data)]) == 0
+    assert results_in(run / "evaluation-data-test")["images"] == 30
+    assert main(["evaluate", str(run), str(data / "test")]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), str(data / "train")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"hf-lpwd evaluate: error: {data / 'train'} holds the images that {run} was trained on: name another "
+        "dataset, or --split train if that is what you want"
+    )
+    assert main(["evaluate", str(run), str(data), "--split", "train"]) == 0
+    assert "the figures say nothing about new images" in capsys.readouterr().err
+    assert results_in(run / "evaluation-data-train")["training_images"] is True
+    assert main(["evaluate", str(run), str(data), "--split", "tst"]) == 2
+    assert "unknown split 'tst': did you mean 'test'? (it has train, test)" in capsys.readouterr().err
+
+
+OVERRIDES = (
+    "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,image_size=8,patch_size=4"
+)

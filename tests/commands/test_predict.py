@@ -1,0 +1,133 @@
+import csv
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from pictures import noise
+from PIL import Image
+from small_runs import train
+from transformers import pipeline
+
+from hf_lpwd.cli import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a finished run on the digits, which tests may not change."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert train(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Five images of several sizes, modes and formats, in folders."""
+    folder = tmp_path / "images"
+    (folder / "train").mkdir(parents=True)
+    Image.fromarray(noise(9, 12, seed=1)).save(folder / "grey.png")
+    Image.fromarray(noise(8, 8, 3, seed=2)).save(folder / "small.PNG")
+    Image.fromarray(noise(40, 30, 3, seed=3)).save(folder / "train" / "large.jpg")
+    Image.fromarray(noise(20, 20, 4, seed=4)).save(folder / "train" / "alpha.webp")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(noise(10, 30, 3, seed=5)).save(folder / "train" / "turned.jpg", exif=turned)
+    return folder
+
+
+def rows_of(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_classes_and_scores_are_those_of_the_pipeline(run, images, capsys):
+    assert main(["predict", str(run), str(images), "--top_k", "3", "--batch_size", "2"]) == 0
+    captured = capsys.readouterr()
+    rows = rows_of(captured.out)
+    paths = sorted(str(path) for path in images.rglob("*.*"))
+    assert [row["image"] for row in rows[::3]] == paths
+    assert [row["rank"] for row in rows] == ["1", "2", "3"] * 5
+    classify = pipeline("image-classification", model=str(run))
+    expected = [answer for path in paths for answer in classify(path, top_k=3)]
+    assert [row["class"] for row in rows] == [answer["label"] for answer in expected]
+    scores = [answer["score"] for answer in expected]
+    np.testing.assert_allclose([float(row["score"]) for row in rows], scores, rtol=1e-5)
+    assert captured.err == "hf-lpwd predict: 5 of 5 images classified\n"
+
+
+def test_one_image_and_more_classes_than_there_are(run, images, capsys):
+    assert main(["predict", str(run / "checkpoint-4"), str(images / "grey.png"), "--top_k", "99"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert {row["class"] for row in rows} == set("0123456789")
+    assert sum(float(row["score"]) for row in rows) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_cannot_be_read_is_named_and_counted(run, images, tmp_path, capsys):
+    (images / "a.png").write_bytes(b"no image")
+    (images / "small.PNG").write_bytes((images / "small.PNG").read_bytes()[:60])
+    (images / "notes.txt").write_text("mine")
+    (images / "README").write_text("mine")
+    out = tmp_path / "new folder" / "predictions.csv"
+    assert main(["predict", str(run), str(images), "--out", str(out)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert lines[0] == (
+        "hf-lpwd predict: 2 files are left out for their extensions: no extension (1), .txt (1)"
+    )
+    assert lines[1] == f"hf-lpwd predict: {images / 'a.png'} cannot be read: not a picture in a known format"
+    assert lines[2].startswith(f"hf-lpwd predict: {images / 'small.PNG'} cannot be read: ")
+    assert lines[3:] == [f"hf-lpwd predict: 4 of 6 images classified, in {out}"]
+    assert [row["image"] for row in rows_of(out.read_text())] == [
+        str(images / name) for name in ("grey.png", "train/alpha.webp", "train/large.jpg", "train/turned.jpg")
+    ]
+
+
+def test_links_are_followed_and_each_folder_is_read_once(run, images, tmp_path, capsys):
+    (tmp_path / "outside").mkdir()
+    Image.fromarray(noise(8, 8, seed=6)).save(tmp_path / "outside" / "linked.png")
+    (images / "other").symlink_to(tmp_path / "outside")
+    (images / "train" / "loop").symlink_to(images)
+    assert main(["predict", str(run), str(images)]) == 0
+    names = [row["image"] for row in rows_of(capsys.readouterr().out)]
+    assert len(names) == len(set(names)) == 6
+    assert str(images / "other" / "linked.png") in names
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["RUN", "nowhere.png"], "no such file or folder: nowhere.png"),
+        (["RUN", "EMPTY"], "EMPTY holds no image file, of 1 files"),
+        (["RUN", "IMAGES", "--top_k", "0"], "top_k must be at least 1, not 0"),
+        (["EMPTY", "IMAGES"], "EMPTY holds no trained model: name the output_dir of a run of hf-lpwd train"),
+        (["no/such/model", "IMAGES"], "the model no/such/model cannot be loaded: "),
+        (
+            ["RUN", "IMAGES", "--out", "EMPTY/notes.txt/a.csv"],
+            "EMPTY/notes.txt: File exists (FileExistsError)",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, images, tmp_path, capsys, argv, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("mine")
+    for name, path in (("RUN", run), ("IMAGES", images), ("EMPTY", tmp_path / "empty")):
+        argv = [argument.replace(name, str(path)) for argument in argv]
+        message = message.replace(name, str(path))
+    assert main(["predict", *argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith(f"hf-lpwd predict: error: {message}")
+
+
+def test_a_model_without_a_trained_head_is_refused(run, images, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
+    assert main(["predict", str(folder), str(images)]) == 2
+    assert "is a model for multi_label_classification" in capsys.readouterr().err
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
+    assert main(["predict", str(folder), str(images)]) == 2
+    assert "has no trained weights for vit.layers.4." in capsys.readouterr().err

@@ -1,0 +1,565 @@
+"""Folders of images as people have them: the splits, classes and files that are found, and the rest."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import red, reds
+from PIL import Image
+
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.vision.data.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.splits import Splits, load_splits
+
+
+def make(root: Path, *names: str) -> Path:
+    """Writes a red PNG, each of another shade, or an empty file where the name is none of a PNG."""
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(red(100 + number) if path.suffix.lower() in (".png", ".jfif") else b"text")
+    return root
+
+
+def load(root: Path | str, **arguments) -> Splits:
+    given = {"train_dir" if "validation_dir" in arguments else "dataset_name": str(root)} | arguments
+    cache = Path(root).parent / f".{Path(root).name}-cache"
+    return load_splits(DataTrainingArguments(**given), seed=0, cache_dir=str(cache))
+
+
+def names(splits: Splits) -> dict[str, list[str]]:
+    """Returns for each split ``class/shade`` of its images, sorted, the validation cut undone."""
+    found: dict[str, list[str]] = {}
+    for role in splits.sources:
+        data = getattr(splits, role)
+        labels = [splits.class_names[label] for label in data[splits.label_column]]
+        images = [f"{label}/{shade - 100}" for label, shade in zip(labels, reds(data), strict=True)]
+        found.setdefault(splits.sources[role], []).extend(images)
+    return {split: sorted(images) for split, images in found.items()}
+
+
+TWO_EACH = ("cat/0.png", "cat/1.png", "dog/2.png", "dog/3.png")
+ALL = ["cat/0", "cat/1", "dog/2", "dog/3"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("cat/train in a train.png", "cat/test.png", "dog/valid-1.png", "dog/dev.png"),
+        ("cat/a::b.png", "cat/[0].png", "dog/*.png", "dog/?#%20.png"),
+        ("cat/0.PNG", "cat/1.Png", "dog/2.png", "dog/3.jfif"),
+        ("pets/cat/0.png", "pets/cat/1.png", "pets/dog/2.png", "pets/dog/3.png"),
+        ("cat/images/0.png", "cat/images/1.png", "dog/images/2.png", "dog/images/3.png"),
+        ("cat/0.png", "cat/more/1.png", "dog/2.png", "dog/3.png"),
+    ],
+)
+def test_every_image_is_found_whatever_its_name(tmp_path, files):
+    splits = load(make(tmp_path / "set", *files))
+    assert splits.class_names == ["cat", "dog"]
+    assert names(splits) == {"train": ALL}
+    assert splits.facts.left_out == {}
+    assert splits.facts.notes == []
+
+
+@pytest.mark.parametrize("folder", ["run[12]", "[v1] pets", "a*", "train", "x::y", "test", "né"])
+@pytest.mark.parametrize("given", ["dataset_name", "train_dir"])
+def test_the_folder_may_have_any_name(tmp_path, folder, given):
+    make(tmp_path / "run1", "other/0.png", "another/1.png")
+    splits = load(make(tmp_path / folder, *TWO_EACH), **{"dataset_name": None, given: str(tmp_path / folder)})
+    assert names(splits) == {"train": ALL}
+
+
+@pytest.mark.parametrize("class_name", ["__background__", "train", "test", "None", "NA", "007", "no", " "])
+def test_a_class_may_have_any_name(tmp_path, class_name):
+    files = (
+        f"{class_name}/0.png",
+        f"{class_name}/1.png",
+        "dog/2.png",
+        "dog/3.png",
+        "zebra/4.png",
+        "zebra/5.png",
+    )
+    splits = load(make(tmp_path / "set", *files))
+    assert splits.class_names == sorted([class_name, "dog", "zebra"])
+    assert [len(images) for images in names(splits).values()] == [6]
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("train", "validation", "test"),
+        ("Training", "Validation", "Testing"),
+        ("TRAIN", "VAL", "TEST"),
+        ("train", "valid", "eval"),
+        ("training", "dev", "test"),
+    ],
+)
+@pytest.mark.parametrize(
+    "pattern", ["{split}/{label}/{n}.png", "{label}/{split}/{n}.png", "x/y/{split}/{label}/{n}.png"]
+)
+def test_splits_have_their_usual_names_in_any_case(tmp_path, train, validation, test, pattern):
+    rows = [
+        (train, "cat"),
+        (train, "dog"),
+        (validation, "dog"),
+        (validation, "cat"),
+        (test, "cat"),
+        (test, "dog"),
+    ]
+    files = [pattern.format(split=split, label=label, n=n) for n, (split, label) in enumerate(rows)]
+    splits = load(make(tmp_path / "set", *files))
+    assert splits.sources == {"train": train, "validation": validation, "test": test}
+    assert names(splits) == {
+        train: ["cat/0", "dog/1"],
+        validation: ["cat/3", "dog/2"],
+        test: ["cat/4", "dog/5"],
+    }
+    assert splits.facts.left_out == {}
+
+
+def test_two_validation_splits(tmp_path):
+    splits = load(
+        make(
+            tmp_path / "set",
+            *(f"{split}/{label}/0.png" for split in ("train", "val", "dev") for label in "ab"),
+        )
+    )
+    assert splits.sources == {"train": "train", "validation": "val"}
+    assert splits.facts.left_out == {"row of the split dev": 2}
+
+
+def test_two_training_splits_are_refused(tmp_path):
+    make(tmp_path / "set", "train/a/0.png", "train/b/1.png", "Train/a/2.png", "Train/b/3.png")
+    with pytest.raises(BadInputError, match=r"set has the splits Train and train: leave one of them$"):
+        load(tmp_path / "set")
+
+
+def test_a_train_dir_that_holds_splits_is_refused(tmp_path):
+    make(tmp_path / "set", "train/a/0.png", "train/b/1.png", "test/a/2.png", "test/b/3.png")
+    with pytest.raises(
+        BadInputError, match=r"holds several splits \(train, test\): give it as --dataset_name$"
+    ):
+        load(tmp_path / "set", dataset_name=None, train_dir=str(tmp_path / "set"))
+
+
+def test_what_lies_beside_the_splits_is_counted(tmp_path, caplog):
+    make(
+        tmp_path / "set",
+        "train/a/0.png",
+        "train/b/1.png",
+        "test/a/2.png",
+        "test/b/3.png",
+        "more/4.png",
+        "5.png",
+        "train/b/6.png",
+    )
+    with caplog.at_level(logging.WARNING):
+        splits = load(tmp_path / "set")
+    assert names(splits) == {"train": ["a/0", "b/1", "b/6"], "test": ["a/2", "b/3"]}
+    assert splits.facts.left_out == {
+        "image outside the folders of the splits": 1,
+        "image in more, beside the folders of the splits": 1,
+    }
+    assert f"{tmp_path / 'set'}: 2 files are left out: " in caplog.text
+
+
+@pytest.mark.parametrize("where", ["test", "test/unknown", "test/images"])
+def test_an_unlabelled_test_split_hides_no_labels(tmp_path, where):
+    splits = load(
+        make(
+            tmp_path / "set",
+            "train/cat/0.png",
+            "train/cat/1.png",
+            "train/dog/2.png",
+            "train/dog/3.png",
+            f"{where}/4.png",
+            f"{where}/5.png",
+        )
+    )
+    assert (splits.class_names, splits.test) == (["cat", "dog"], None)
+    assert names(splits) == {"train": ALL}
+    assert splits.facts.left_out == {"row of test without a label": 2}
+
+
+def test_the_layout_of_tiny_imagenet(tmp_path):
+    splits = load(
+        make(
+            tmp_path / "set",
+            "train/n01/images/0.png",
+            "train/n01/images/1.png",
+            "train/n02/images/2.png",
+            "train/n02/images/3.png",
+            "train/n01/n01_boxes.txt",
+            "val/images/4.png",
+            "val/val_annotations.txt",
+            "test/images/5.png",
+            "wnids.txt",
+        )
+    )
+    assert names(splits) == {"train": ["n01/0", "n01/1", "n02/2", "n02/3"]}
+    assert splits.facts.left_out == {
+        "document .txt": 3,
+        "row of val without a label": 1,
+        "row of test without a label": 1,
+    }
+
+
+def test_a_class_folder_in_test_that_is_no_class_is_refused_with_the_number(tmp_path):
+    make(
+        tmp_path / "set",
+        *(f"train/{name}/0.png" for name in ("cat", "dog")),
+        "test/cat/1.png",
+        "test/Dog/2.png",
+        "test/Dog/3.png",
+    )
+    with pytest.raises(BadInputError) as error:
+        load(tmp_path / "set")
+    assert str(error.value) == (
+        "test: 2 images are in unknown class folder 'Dog': did you mean 'dog'?: the 2 classes are cat, dog; "
+        "move it away or add training images"
+    )
+
+
+def test_folders_in_folders_are_told(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        splits = load(
+            make(tmp_path / "set", "2021/cat/0.png", "2021/dog/1.png", "2022/cat/2.png", "2022/dog/3.png")
+        )
+    assert splits.class_names == ["2021", "2022"]
+    sentence = "The classes are the outer folders (2021, 2022), not the folders inside them (cat, dog)"
+    assert splits.facts.notes == [sentence]
+    assert sentence in caplog.messages
+
+
+def test_an_image_beside_class_folders_is_left_out(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        splits = load(make(tmp_path / "set", *TWO_EACH, "preview.png"))
+    assert names(splits) == {"train": ALL}
+    assert splits.facts.left_out == {"image outside the class folders of train": 1}
+    assert (
+        f"{tmp_path / 'set'}: 1 files are left out: image outside the class folders of train (1)"
+        in caplog.messages
+    )
+
+
+def test_files_that_are_no_images_are_counted_by_extension(tmp_path, caplog):
+    files = (
+        "cat/a.heic",
+        "cat/b.HEIC",
+        "dog/photo",
+        "dog/x.raw",
+        "dog/.hidden.png",
+        "dog/._2.png",
+        "notes.txt",
+        "a.csv",
+        ".DS_Store",
+        "cat/Thumbs.db",
+        "cat/desktop.ini",
+        ".gitattributes",
+        "dog/.ipynb_checkpoints/3.png",
+        "__MACOSX/dog/._3.png",
+    )
+    with caplog.at_level(logging.WARNING):
+        splits = load(make(tmp_path / "set", *TWO_EACH, *files))
+    assert names(splits) == {"train": ALL}
+    assert splits.facts.left_out == {
+        "file .heic, which needs `pip install pillow-heif`": 2,
+        "file without an extension": 1,
+        "file .raw": 1,
+        "hidden file": 2,
+        "image in the hidden folder .ipynb_checkpoints": 1,
+        "document .txt": 1,
+        "table": 1,
+    }
+    [warning] = [message for message in caplog.messages if "left out" in message]
+    assert warning.startswith(f"{tmp_path / 'set'}: 7 files are left out: ")
+
+
+@pytest.mark.parametrize("extra", [(), ("cat/0.txt",)])
+def test_a_class_folder_without_an_image_is_named(tmp_path, extra):
+    (tmp_path / "set" / "fox").mkdir(parents=True)
+    splits = load(make(tmp_path / "set", *TWO_EACH, "wolf/0.heic", *extra))
+    assert splits.class_names == ["cat", "dog"]
+    assert splits.facts.notes == ["Class folders without an image that can be read: fox, wolf"]
+
+
+def test_symbolic_links_are_followed(tmp_path):
+    make(tmp_path / "elsewhere", "fox/0.png", "fox/1.png", "single.png")
+    make(tmp_path / "set", "cat/2.png", "dog/3.png", "dog/4.png")
+    (tmp_path / "set" / "fox").symlink_to("../elsewhere/fox")
+    (tmp_path / "set" / "cat" / "5.png").symlink_to(tmp_path / "elsewhere" / "single.png")
+    (tmp_path / "set" / "cat" / "6.png").symlink_to(tmp_path / "nowhere.png")
+    splits = load(tmp_path / "set")
+    assert names(splits) == {"train": ["cat/0", "cat/2", "dog/1", "dog/2", "fox/0", "fox/1"]}
+    assert splits.facts.left_out == {"broken symbolic link": 1}
+
+
+def test_a_link_that_git_stores_as_text_is_followed(tmp_path):
+    make(tmp_path / "elsewhere", "fox/3.png", "fox/4.png")
+    make(tmp_path / "set", "cat/0.png", "cat/1.png", "dog/2.png")
+    (tmp_path / "set" / "fox").write_text("../elsewhere/fox")
+    (tmp_path / "set" / "LICENSE").write_text("see ../elsewhere/fox")
+    splits = load(tmp_path / "set")
+    assert splits.class_names == ["cat", "dog", "fox"]
+    assert splits.facts.left_out == {"file without an extension": 1}
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "."])
+def test_a_cycle_of_links_is_refused(tmp_path, target):
+    make(tmp_path / "set", *TWO_EACH)
+    (tmp_path / "set" / "cat" / "loop").symlink_to(target)
+    with pytest.raises(
+        BadInputError, match=r"cat/loop is a symbolic link to .*, which it is in: remove the link$"
+    ):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            ("a.heic", "b.heic"),
+            "{} has no image and no table that can be read; it holds 2 x file .heic, which needs "
+            "`pip install pillow-heif`",
+        ),
+        ((), "{} has no image and no table that can be read; it holds no file"),
+        (
+            ("0.png", "1.png"),
+            "{}: the 2 images of train have no labels: they need a folder for each class, or a "
+            "metadata.csv with the columns file_name and label",
+        ),
+        (
+            ("0.png", "1.png", "x/labels.csv"),
+            "{0}: the 2 images of train have no labels: they need a folder for each "
+            "class, or a metadata.csv with the columns file_name and label; for labels in a table: "
+            "--dataset_name "
+            "{0}/x/labels.csv",
+        ),
+        (("run_settings.json",), "{} is the folder of a run of hf-lpwd, not a dataset"),
+        (
+            ("cat/0.png", "cat/1.png"),
+            "{}: the training data has one class only ('cat'); a classifier needs at least two",
+        ),
+        (("test/cat/0.png", "test/dog/1.png", "val/cat/2.png"), "{} has no training split; it has test, val"),
+    ],
+)
+def test_a_folder_without_what_is_needed(tmp_path, files, message):
+    (tmp_path / "set").mkdir()
+    make(tmp_path / "set", *files)
+    with pytest.raises(BadInputError) as error:
+        load(tmp_path / "set")
+    assert str(error.value) == message.format(tmp_path / "set")
+
+
+def test_a_run_folder_gives_way_to_the_dataset_of_the_hub(tmp_path, monkeypatch):
+    """`beans` beside a run folder called beans is the dataset of that name, as it was before the run."""
+    import datasets
+
+    make(tmp_path / "beans", "run_settings.json")
+    seen = []
+
+    def fake(path, **options):
+        seen.append((path, os.path.exists(path), os.path.isabs(options["cache_dir"])))
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInputError, match=r"^dataset 'beans' cannot be loaded: offline$"):
+        load_splits(DataTrainingArguments(dataset_name="beans"), seed=0, cache_dir="cache")
+    assert seen == [("beans", False, True)]
+    assert os.getcwd() == str(tmp_path)
+
+
+METADATA = {
+    "metadata.csv": "file_name,label\ncat/0.png,x\ncat/1.png,y\ndog/2.png,x\ndog/3.png,y\n",
+    "metadata.jsonl": "".join(
+        f'{{"file_name": "{f}", "label": "{c}"}}\n' for f, c in zip(TWO_EACH, "xyxy", strict=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_a_metadata_file_with_labels_goes_first(tmp_path, name):
+    make(tmp_path / "set", *TWO_EACH)
+    (tmp_path / "set" / name).write_text(METADATA[name])
+    splits = load(tmp_path / "set")
+    assert names(splits) == {"train": ["x/0", "x/2", "y/1", "y/3"]}
+
+
+def test_a_metadata_file_without_labels_is_not_used(tmp_path):
+    make(tmp_path / "set", *TWO_EACH)
+    (tmp_path / "set" / "metadata.csv").write_text("file_name,patient\ncat/0.png,7\n")
+    splits = load(tmp_path / "set")
+    assert names(splits) == {"train": ALL}
+    assert splits.facts.notes == [
+        "metadata.csv has no label column (it has file_name, patient) and is not used"
+    ]
+
+
+def test_metadata_in_the_folders_of_the_splits(tmp_path):
+    make(
+        tmp_path / "set",
+        "train/0.png",
+        "train/1.png",
+        "train/2.png",
+        "test/3.png",
+        "test/4.png",
+        "train/5.png",
+    )
+    (tmp_path / "set" / "train" / "metadata.csv").write_text("file_name,kind\n0.png,7\n1.png,10\n5.png,7\n")
+    (tmp_path / "set" / "test" / "metadata.csv").write_text("file_name,kind\n3.png,10\n4.png,7\n")
+    splits = load(tmp_path / "set", label_column_name="kind")
+    assert splits.class_names == ["7", "10"]
+    assert names(splits) == {"train": ["10/1", "7/0", "7/5"], "test": ["10/3", "7/4"]}
+    assert splits.facts.left_out == {"image without a row in its metadata file": 1}
+
+
+def test_metadata_that_names_missing_files(tmp_path):
+    make(tmp_path / "set", "0.png", "1.png")
+    (tmp_path / "set" / "metadata.csv").write_text("file_name,label\n0.png,a\n7.png,b\n8.png,b\n")
+    with pytest.raises(
+        BadInputError, match=r"^metadata\.csv names 2 files that are not there, the first 7\.png$"
+    ):
+        load(tmp_path / "set")
+
+
+def test_train_dir_and_validation_dir_share_their_classes(tmp_path):
+    make(tmp_path / "a", "cat/0.png", "dog/1.png", "fox/2.png")
+    make(tmp_path / "b", "dog/3.png", "x.png")
+    splits = load(tmp_path / "a", validation_dir=str(tmp_path / "b"))
+    assert names(splits) == {"train": ["cat/0", "dog/1", "fox/2"], "validation": ["dog/0"]}
+
+
+def archive(path: Path, folder: Path, inside: str = "") -> Path:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    if path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(path, "w") as target:
+            for file in files:
+                target.write(file, f"{inside}{file.relative_to(folder)}")
+    else:
+        with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as target:
+            for file in files:
+                target.add(file, f"{inside}{file.relative_to(folder)}")
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["pets.zip", "pets.ZIP", "pets.tar", "pets.tar.gz", "pets.tgz", "[1] pets.zip"]
+)
+@pytest.mark.parametrize("given", ["dataset_name", "train_dir"])
+@pytest.mark.parametrize("inside", ["", "pets/"])
+def test_an_archive_of_class_folders(tmp_path, name, given, inside):
+    path = archive(tmp_path / name, make(tmp_path / "pets", *TWO_EACH), inside)
+    splits = load(path, **{"dataset_name": None, given: str(path)})
+    assert names(splits) == {"train": ALL}
+
+
+def test_an_archive_that_has_changed_is_read_again(tmp_path):
+    path = archive(tmp_path / "pets.zip", make(tmp_path / "pets", *TWO_EACH))
+    assert len(load(path).facts.class_names) == 2
+    archive(path, make(tmp_path / "pets", "fox/0.png", "fox/1.png"))
+    assert load(path).class_names == ["cat", "dog", "fox"]
+
+
+def test_a_folder_of_archives(tmp_path):
+    (tmp_path / "set").mkdir()
+    archive(tmp_path / "set" / "Train.zip", make(tmp_path / "a", *TWO_EACH), "pets/")
+    archive(tmp_path / "set" / "Test.tar.gz", make(tmp_path / "b", "dog/0.png", "cat/1.png"))
+    assert names(load(tmp_path / "set")) == {"Train": ALL, "Test": ["cat/1", "dog/0"]}
+
+
+def test_an_archive_beside_what_was_unpacked_from_it(tmp_path):
+    archive(make(tmp_path / "set", *TWO_EACH) / "set.zip", tmp_path / "set")
+    splits = load(tmp_path / "set")
+    assert names(splits) == {"train": ALL}
+    assert splits.facts.left_out == {"archive .zip, beside images": 1}
+
+
+def test_archives_that_cannot_be_unpacked(tmp_path):
+    (tmp_path / "pets.zip").write_bytes(b"PK")
+    with pytest.raises(BadInputError, match=r"^pets\.zip cannot be unpacked: .*is not a zip file$"):
+        load(tmp_path / "pets.zip")
+    with tarfile.open(tmp_path / "evil.tar", "w") as target:
+        member = tarfile.TarInfo("../outside.png")
+        member.size = len(red(1))
+        target.addfile(member, io.BytesIO(red(1)))
+    with pytest.raises(
+        BadInputError, match=r"^evil\.tar cannot be unpacked: '\.\./outside\.png' would be extracted"
+    ):
+        load(tmp_path / "evil.tar")
+    assert not (tmp_path / "outside.png").exists()
+    with pytest.raises(BadInputError, match=r"^no such file: .*/nowhere\.zip$"):
+        load(tmp_path / "nowhere.zip")
+
+
+def test_a_test_split_is_cut_first_and_is_the_same_for_every_seed(tmp_path):
+    root = make(tmp_path / "set", *(f"{label}/{n}.png" for label in ("cat", "dog") for n in range(10)))
+    args = DataTrainingArguments(dataset_name=str(root), test_split=0.2, train_val_split=0.25)
+    runs = [load_splits(args, seed=seed, cache_dir=str(tmp_path / "cache")) for seed in (0, 1)]
+    for splits in runs:
+        assert np.bincount(splits.test["label"]).tolist() == [2, 2]
+        assert np.bincount(splits.validation["label"]).tolist() == [2, 2]
+        whole = np.concatenate([splits.rows[role] for role in ("train", "validation", "test")])
+        assert np.sort(whole).tolist() == list(range(20))
+        assert [splits.facts.splits[role].source for role in ("train", "validation", "test")] == [
+            "60% of train",
+            "20% of train",
+            "20% of train",
+        ]
+    assert runs[0].rows["test"].tolist() == runs[1].rows["test"].tolist()
+    assert runs[0].rows["validation"].tolist() != runs[1].rows["validation"].tolist()
+
+
+def test_a_test_split_is_not_cut_twice():
+    with pytest.raises(BadInputError, match=r"^digits has a test split \(test\): leave test_split out$"):
+        load_splits(DataTrainingArguments(test_split=0.1), seed=0)
+
+
+def test_images_that_are_in_two_splits_are_counted(tmp_path, caplog):
+    root = make(
+        tmp_path / "set", "train/a/0.png", "train/b/1.png", "train/b/2.png", "test/a/3.png", "val/b/4.png"
+    )
+    (root / "test" / "b").mkdir()
+    for name in ("5.png", "6.png"):
+        (root / "test" / "b" / name).write_bytes(red(101))
+    with caplog.at_level(logging.WARNING):
+        splits = load(root)
+    assert splits.facts.shared == {"validation": 0, "test": 2}
+    assert "2 of 3 test images are also training images" in caplog.messages
+
+
+def test_classes_without_training_images_are_named(tmp_path, caplog):
+    root = make(
+        tmp_path / "set", *(f"{name}/{n}.png" for name in ("cat", "dog", "fox", "wolf") for n in range(4))
+    )
+    with caplog.at_level(logging.WARNING):
+        splits = load(root, max_train_samples=2, train_val_split=0.5)
+    missing = splits.facts.without_training_images
+    assert len(missing) == 2
+    assert splits.facts.first_seen == {"validation": missing}
+    assert f"2 classes have no training image: {', '.join(missing)}" in caplog.messages
+    assert (splits.facts.splits["train"].images, splits.facts.splits["train"].available) == (2, 8)
+
+
+def test_the_paragraph_tells_what_the_data_is(tmp_path):
+    make(tmp_path / "set", *TWO_EACH, "cat/4.png", "dog/5.png", "a.txt", "preview.png")
+    Image.new("RGB", (20, 10), (255, 0, 0)).save(tmp_path / "set" / "dog" / "wide.png")
+    splits = load(tmp_path / "set", max_eval_samples=1, train_val_split=0.3)
+    assert splits.facts.describe() == (
+        f"{tmp_path / 'set'}: train 5 images (71% of train), validation 1 of 2 images (29% of train); 2 "
+        "classes "
+        "(cat, dog). Images of 4 x 4 to 20 x 10 pixels, 8 bits, values 0 to 255 of 255. Left out: image "
+        "outside the class folders of train (1), document .txt (1)."
+    )
+    assert splits.facts.to_dict()["splits"]["validation"] == {
+        "images": 1,
+        "source": "29% of train",
+        "available": 2,
+    }

@@ -1,0 +1,231 @@
+"""Files of rows: CSV, TSV, JSON and parquet with paths, URLs, base64 or bytes of images."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pandas
+import pytest
+import torch
+from pictures import pngs, red, reds, table
+from transformers import ViTImageProcessor
+
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.vision.data.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.images import ImageDataset
+from hf_lpwd.vision.data.splits import load_splits
+
+
+def load(path, **arguments):
+    args = DataTrainingArguments(dataset_name=str(path), train_val_split=0.5, **arguments)
+    return load_splits(args, seed=0, cache_dir=str(path.parent / ".cache"))
+
+
+def rows(splits) -> list[tuple[int, str]]:
+    """Returns shade and class of each image."""
+    found = []
+    for data in (splits.train, splits.validation):
+        labels = [splits.class_names[label] for label in data[splits.label_column]]
+        found += zip(reds(data), labels, strict=True)
+    return sorted(found)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four images in `tmp_path/data/images`, which is not the working directory."""
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    for row in range(4):
+        (tmp_path / "data" / "images" / f"{row}.png").write_bytes(red(50 + row))
+    return tmp_path / "data"
+
+
+EXPECTED = [(50, "a"), (51, "b"), (52, "a"), (53, "b")]
+PATHS = [f"images/{row}.png" for row in range(4)]
+LINES = [f"{path}SEP{label}" for path, label in zip(PATHS, "abab", strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "prefix", "end"),
+    [
+        ("a.csv", ",", "", "\n"),
+        ("a.CSV", ",", "\ufeff", "\r\n"),
+        ("a.csv", ";", "", "\n"),
+        ("a.csv", "\t", "", "\n\n"),
+        ("a.csv", "|", "", "\n"),
+        ("a.csv", ", ", "", "\n"),
+        ("a.tsv", "\t", "\ufeff", "\n"),
+        ("[1] a, b.tsv", "\t", "", "\n"),
+    ],
+)
+def test_csv_and_tsv_as_programs_write_them(folder, name, separator, prefix, end):
+    text = end.join(["imageSEPlabel", *LINES, ""]).replace("SEP", separator)
+    (folder / name).write_bytes((prefix + text).encode())
+    assert rows(load(folder / name)) == EXPECTED
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
+def test_paths_start_at_the_folder_of_the_file(folder, name):
+    records = [{"image": path, "label": label} for path, label in zip(PATHS, "abab", strict=True)]
+    if name == "a.parquet":
+        pandas.DataFrame(records).to_parquet(folder / name)
+    else:
+        (folder / name).write_text("\n".join(map(json.dumps, records)))
+    assert rows(load(folder / name)) == EXPECTED
+
+
+def test_other_ways_to_write_a_path(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(folder / "images")
+    (folder / "a.csv").write_text(
+        f"image,label\nimages\\0.png,a\n~/images/1.png,b\n{folder}/images/2.png,a\n3.png,b\n"
+    )
+    assert rows(load(folder / "a.csv")) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["None", "NA", "NA", "None"], ["NA", "None"]),
+        (["007", "010", "007", "010"], ["007", "010"]),
+        (["10", "9", "10", "9"], ["9", "10"]),
+        (["1.0", "0.0", "1.0", "0.0"], ["0", "1"]),
+        (["true", "false", "true", "false"], ["false", "true"]),
+        (["2021-01-01", "2021-02-01", "2021-01-01", "2021-02-01"], ["2021-01-01", "2021-02-01"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_labels_stay_what_they_are(folder, labels, classes, name):
+    if name == "a.csv":
+        text = "\n".join(["image,label", *map(",".join, zip(PATHS, labels, strict=True))])
+    else:
+        records = [{"image": path, "label": label} for path, label in zip(PATHS, labels, strict=True)]
+        text = "\n".join(map(json.dumps, records))
+    (folder / name).write_text(text)
+    assert load(folder / name).class_names == classes
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_images_in_base64(tmp_path, prefix, name):
+    large = prefix + base64.b64encode(pngs(1, 300, 300)[0]).decode()
+    assert len(large) > 131_072  # more than a value that Python's csv reads by default
+    texts = [prefix + base64.b64encode(red(50 + row)).decode() for row in range(4)] + [large]
+    frame = pandas.DataFrame({"image": texts, "label": [*"abab", "b"]})
+    {
+        "a.csv": partial(frame.to_csv, index=False),
+        "a.jsonl": partial(frame.to_json, orient="records", lines=True),
+        "a.parquet": frame.to_parquet,
+    }[name](tmp_path / name)
+    found = rows(load(tmp_path / name))
+    assert [row for row in found if row in EXPECTED] == EXPECTED
+    assert len(found) == 5
+
+
+def test_images_as_bytes(tmp_path):
+    frame = pandas.DataFrame({"image": [red(50 + row) for row in range(4)], "label": list("abab")})
+    frame.to_parquet(tmp_path / "a.parquet")
+    assert rows(load(tmp_path / "a.parquet")) == EXPECTED
+
+
+def test_images_by_url(folder):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        lines = [f"{address}/{path},{label}" for path, label in zip(PATHS, "abab", strict=True)]
+        (folder / "a.csv").write_text("\n".join(["image,label", *lines]))
+        splits = load(folder / "a.csv")
+        processor = ViTImageProcessor(size={"height": 4, "width": 4}, do_normalize=False)
+        data = ImageDataset.from_split(splits, "train", processor, DataTrainingArguments(augmentation="none"))
+        values = (data.__getitems__([0, 1])["pixel_values"][:, 0, 0, 0] * 255).round().to(torch.int64)
+        assert values.tolist() == reds(splits.train)
+        server.shutdown()
+    assert splits.facts.shared is None  # nothing is downloaded only to be compared
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a.csv has no rows below its first line, which names the columns"),
+        ("image,label\n", "a.csv has no rows below its first line, which names the columns"),
+        ("image,label\nimages/0.png,a,b\n", "a.csv line 2 has 3 values, the header 2"),
+        (
+            "image,label\nimages/0.png,a\nimages/7.png,b\nx/8.png,b\n",
+            "a.csv: 2 of 3 images are not there, the first 'images/7.png' (row 1); paths start at the file's "
+            "folder",
+        ),
+        ("image;label\n" + "x" * 5000 + ";a\n", "a.csv: 1 of 1 images are not there, the first 'xxx"),
+        (
+            "path,kind\nimages/0.png,a\n",
+            "no image column found: the dataset has path, kind; name it with image_column_name",
+        ),
+        ("image,label\nimages/0.png,0.5\n", "label column 'label' holds 0.5"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said_in_one_short_line(folder, text, message):
+    (folder / "a.csv").write_text(text)
+    if "0.5" in message:
+        pandas.DataFrame({"image": PATHS[:2], "label": [0.5, 1.5]}).to_parquet(folder / "a.parquet")
+    with pytest.raises(BadInputError) as error:
+        load(folder / ("a.parquet" if "0.5" in message else "a.csv"))
+    assert str(error.value).startswith(message)
+    assert len(str(error.value)) < 300
+
+
+def test_a_table_that_is_not_utf_8(folder):
+    (folder / "a.csv").write_bytes("image,label\nimages/0.png,Löwe\n".encode("latin-1"))
+    with pytest.raises(BadInputError, match=r"^a\.csv is not text in UTF-8: save it in this encoding$"):
+        load(folder / "a.csv")
+
+
+def test_missing_images_can_be_skipped(folder):
+    (folder / "a.csv").write_text("\n".join(["image,label", *LINES, "images/9.pngSEPb"]).replace("SEP", ","))
+    args = DataTrainingArguments(
+        dataset_name=str(folder / "a.csv"), skip_bad_images=True, augmentation="none"
+    )
+    splits = load_splits(args, seed=0)
+    processor = ViTImageProcessor(size={"height": 4, "width": 4})
+    kept = [ImageDataset.from_split(splits, role, processor, args) for role in ("train", "validation")]
+    assert sum(map(len, kept)) == 4
+    assert sum(each.num_skipped for each in kept) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "sources"),
+    [
+        (("Train.parquet", "Test.parquet"), ("train", "test")),
+        (("TRAINING-0.parquet", "DEV.parquet"), ("train", "validation")),
+        (("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"), ("train", "test")),
+        (("train/0.parquet", "Val/0.parquet"), ("train", "validation")),
+        (("[v1]/train.parquet", "[v1]/test.parquet"), ("train", "test")),
+    ],
+)
+def test_a_folder_of_tables_has_the_splits_of_its_file_names(tmp_path, names, sources):
+    for number, name in enumerate(names):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        table(["a", "b"] * (2 - number)).to_parquet(tmp_path / "set" / name)
+    splits = load(tmp_path / "set")
+    assert splits.source_sizes == dict(zip(sources, (4, 2), strict=True))
+
+
+def test_a_table_whose_name_has_no_split(tmp_path, caplog):
+    (tmp_path / "set").mkdir()
+    for name in ("train", "test", "sample_submission"):
+        table(["a", "b"] * 2).to_parquet(tmp_path / "set" / f"{name}.parquet")
+    with caplog.at_level(logging.WARNING):
+        splits = load(tmp_path / "set")
+    assert splits.source_sizes == {"train": 4, "test": 4}
+    assert splits.facts.left_out == {"table whose name has no split": 1}
+
+
+def test_a_dataset_as_save_to_disk_writes_it(tmp_path):
+    table(["a", "b"] * 2).save_to_disk(tmp_path / "saved")
+    assert load(tmp_path / "saved").class_names == ["a", "b"]

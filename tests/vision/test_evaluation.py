@@ -1,0 +1,55 @@
+import csv
+import io
+import math
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from sklearn.metrics import precision_recall_fscore_support
+
+from hf_lpwd.vision.evaluation import class_rows, classes_csv, confusion_csv, confusion_matrix, confusion_svg
+
+LABELS = np.array([0, 0, 0, 0, 1, 1, 3, 3, 3])
+PREDICTIONS = np.array([0, 0, 1, 3, 1, 0, 3, 3, 3])
+NAMES = ["cat", "$dog$", "<bird>", "fish, 鱼"]
+
+
+@pytest.fixture
+def matrix():
+    return confusion_matrix(LABELS, PREDICTIONS, 4)
+
+
+def test_rows_are_classes_and_columns_predictions(matrix):
+    assert matrix.tolist() == [[2, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 3]]
+    rows = list(csv.reader(io.StringIO(confusion_csv(matrix, NAMES))))
+    assert rows[0] == ["class", *NAMES]
+    assert rows[1] == ["cat", "2", "1", "0", "1"]
+    assert rows[4] == ["fish, 鱼", "0", "0", "0", "3"]
+
+
+def test_the_figures_of_each_class_are_those_of_scikit_learn(matrix):
+    rows = class_rows(matrix, NAMES)
+    expected = precision_recall_fscore_support(LABELS, PREDICTIONS, labels=range(4), zero_division=np.nan)
+    figures = [[row.precision, row.recall, row.f1, row.images] for row in rows]
+    np.testing.assert_allclose(np.array(figures).T, np.array(expected), rtol=1e-12)
+    assert math.isnan(rows[2].recall)
+    assert [row.confused_with for row in rows] == ["$dog$", "cat", "", ""]
+    table = list(csv.DictReader(io.StringIO(classes_csv(rows))))
+    assert list(table[0].values()) == ["cat", "4", "3", "0.500000", "0.666667", "0.571429", "$dog$"]
+    assert (table[2]["images"], table[2]["recall"], table[2]["f1"]) == ("0", "", "")
+
+
+@pytest.mark.parametrize(
+    ("repeats", "names_shown", "counts_shown"), [(1, True, True), (6, True, False), (30, False, False)]
+)
+def test_the_figure_shows_names_as_they_are_and_counts_where_there_is_room(
+    matrix, repeats, names_shown, counts_shown
+):
+    names = [f"{name} {i}" for i in range(repeats) for name in NAMES]
+    svg = confusion_svg(np.kron(np.eye(repeats, dtype=int), matrix), names, "run_1 $x$ <y>")
+    root = ElementTree.fromstring(svg)
+    texts = ["".join(node.itertext()).strip() for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "run_1 $x$ <y>" in texts
+    assert all((texts.count(name) == 2) == names_shown for name in names)
+    assert ("2" in texts and "3" in texts) == counts_shown
+    assert svg == confusion_svg(np.kron(np.eye(repeats, dtype=int), matrix), names, "run_1 $x$ <y>")
