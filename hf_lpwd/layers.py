@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import nn
 
 from hf_lpwd.layer_places import Place, find_places
-from hf_lpwd.parameters import full_shape, unwrap_name
+from hf_lpwd.parameters import unwrap_name
 
 
 @dataclass(frozen=True)
@@ -34,29 +33,11 @@ class LayerMap:
 
     places: dict[str, Place]
     num_layers_by_stack: dict[str, int]
-    # Until the plan has shapes.
-    size_by_name: dict[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def num_layers(self) -> int:
         """n, the index of the head; the largest where there are several stacks."""
         return max(self.num_layers_by_stack.values())
-
-    # Until the plan reads `places`.
-    @property
-    def index_by_name(self) -> dict[str, int]:
-        """Parameter name -> layer."""
-        return {name: place.layer for name, place in self.places.items()}
-
-    @property
-    def stack_by_name(self) -> dict[str, str]:
-        """Parameter name -> stack."""
-        return {name: place.stack for name, place in self.places.items()}
-
-    @property
-    def reason_by_name(self) -> dict[str, str]:
-        """Parameter name -> what decides."""
-        return {name: place.module for name, place in self.places.items()}
 
 
 #: What a user may give in place of detection: a map, or rules as `layer_index_map` describes them.
@@ -108,9 +89,7 @@ def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
     if isinstance(layers, LayerMap):
         _check_covers(layers, names)
         return layers
-    layer_map = LayerMap(*find_places(model)) if layers is None else _map_by_rules(names, layers)
-    layer_map.size_by_name.update((name, prod(full_shape(p))) for name, p in model.named_parameters())
-    return layer_map
+    return LayerMap(*find_places(model)) if layers is None else _map_by_rules(names, layers)
 
 
 def _check_covers(layer_map: LayerMap, names: Sequence[str]) -> None:
