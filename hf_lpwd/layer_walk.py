@@ -163,15 +163,16 @@ class Walk:
     def _behind_all(self, path: str, child: nn.Module, unordered: bool) -> Position:
         """What is registered behind the last block: the final norm and the head, or embeddings."""
         if self._enters_by_name(path, child):
-            return 0, "stem"
+            stem = self._feeding(1)
+            is_table = any(isinstance(inner, nn.Embedding) for inner in child.modules())
+            return stem if is_table else self._asked(path, stem, warns=False)
         if unordered and has_matrices(child) and not HEAD_NAME.fullmatch(path.rpartition(".")[2]):
             return self._asked(path, (self.n, "head"))
         return self.n, "head"
 
     def _enters_by_name(self, path: str, child: nn.Module) -> bool:
         name = path.rpartition(".")[2]
-        is_input = is_called(INPUT_NAME, name, child) and not is_called(_NORM_NAME, name, child)
-        return is_input and not HEAD_NAME.fullmatch(name)
+        return is_called(INPUT_NAME, name, child) and not HEAD_NAME.fullmatch(name)
 
     def _asked(self, path: str, otherwise: Position, warns: bool = True) -> Position:
         """The place of a module by the running order, where there is one."""
@@ -198,30 +199,25 @@ class Walk:
         Such are SegFormer's patch embeddings before and norms behind each stage. What stands between two
         such lists feeds the second.
         """
-        names = [name for name, _ in module.named_modules()]
-        lists = {
-            next(iter(elements)): list(elements) for elements in numbered_attributes(module).values()
-        } | {
-            name: [join(name, key) for key, _ in child.named_children()]
+        lists = list(numbered_attributes(module).items()) + [
+            (name, {join(name, key): element for key, element in child.named_children()})
             for name, child in module.named_children()
             if isinstance(child, CONTAINERS) and type(child) is not nn.Sequential
-        }
-        paths = {
-            name: [join(path, element) for element in elements]
-            for name, elements in sorted(lists.items(), key=lambda item: names.index((item[1] or [""])[0]))
-            if len(elements) >= 2
-        }
+        ]
+        order = [name for name, _ in module.named_modules()]
+        lists = [(name, elements) for name, elements in lists if len(elements) >= 2]
+        lists.sort(key=lambda one: order.index(next(iter(one[1]))))
         held = self.scopes | self.index_of.keys()
-        holding = {name: elements for name, elements in paths.items() if held.issuperset(elements)}
-        for name, elements in paths.items():
+        paths = [[join(path, element) for element in elements] for _, elements in lists]
+        for i, (name, modules) in enumerate(lists):
+            elements = paths[i]
             # Of lists that are numbered themselves, the numbers count.
-            within = {join(path, name), *elements} & self.beside.keys()
-            if within or not held.isdisjoint(elements) or HEAD_NAME.fullmatch(name):
+            is_placed = not self.beside.keys().isdisjoint({join(path, name), *elements})
+            if is_placed or HEAD_NAME.fullmatch(name) or not held.isdisjoint(elements):
                 continue
-            earlier = list(paths)[: list(paths).index(name)]
-            preceding = [stages for other, stages in reversed(holding.items()) if other in earlier]
-            following = [stages for other, stages in holding.items() if other not in earlier]
-            alike = len({type(self.model.get_submodule(element)) for element in elements}) == 1
+            preceding = [stages for stages in reversed(paths[:i]) if held.issuperset(stages)]
+            following = [stages for stages in paths[i:] if held.issuperset(stages)]
+            alike = name in dict(module.named_children()) and len(set(map(type, modules.values()))) == 1
             fed = [stages for stages in following if alike or stages[0] not in self.index_of]
             if DOWNSAMPLE_NAME.search(name):
                 # The first stage may lack one.
