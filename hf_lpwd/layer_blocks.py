@@ -8,14 +8,12 @@ repeats inside of one (experts, branches) is its part. The steps:
 2. `_Search.__init__`: the kinds of unit that are blocks for sure, because a list holds two alike. Stages of a
    list differ in shape.
 3. `_Search.blocks_in`: from the outside in, the units of these kinds; then what else stands in their lists.
-4. `_split`: towers, a backbone and what stands on it, encoder and decoder are separate stacks.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -37,19 +35,6 @@ _IN_HEAD = re.compile(r"(?:^|[._])heads?\.", re.IGNORECASE)
 _LAYER_CLASS = re.compile(r"(?:En|De)coderLayer$")
 
 
-@dataclass(frozen=True)
-class Stack:
-    """Blocks that data flows through one after another.
-
-    Attributes:
-        path: Module that holds the whole stack with what stands before and after its blocks.
-        blocks: Paths of the blocks, in order.
-    """
-
-    path: str
-    blocks: list[str]
-
-
 def join(path: str, name: str) -> str:
     """Path of the child `name` of the module at `path`."""
     return f"{path}.{name}" if path else name
@@ -60,12 +45,8 @@ def is_called(pattern: re.Pattern[str], name: str, module: nn.Module) -> bool:
     return pattern.search(name) is not None or pattern.search(type(module).__name__) is not None
 
 
-def find_stacks(model: nn.Module) -> list[Stack]:
-    """Lists the stacks of blocks of a model: one, or one for each tower, encoder and decoder.
-
-    Returns:
-        Stacks in the order of registration; none if nothing is repeated.
-    """
+def find_blocks(model: nn.Module) -> list[str]:
+    """Lists the paths of a model's blocks, in the order of registration; none if nothing is repeated."""
     # A unit of one weight is a layer inside a block, such as a convolution with its norm, unless the model
     # has nothing larger. A list of one element is a stack only if there is no better one, and so is a list
     # in a module that is called as a stem.
@@ -74,10 +55,9 @@ def find_stacks(model: nn.Module) -> list[Stack]:
             blocks = _Search(model, min_weights, min_repeats, no_blocks).blocks_in(model, "")
             if min_weights == 1:
                 blocks = _without_ends(model, blocks)
-            # A segmentation head may be a small network of its own, but is the head all the same.
-            blocks = [block for block in blocks if not _IN_HEAD.search(block)] or blocks
             if blocks:
-                return _split(model, "", blocks)
+                # A segmentation head may be a small network of its own, but is the head all the same.
+                return [block for block in blocks if not _IN_HEAD.search(block)] or blocks
     return []
 
 
@@ -121,7 +101,7 @@ class _Search:
         alone = Counter(
             _kind(unit)
             for module in modules
-            if isinstance(module, CONTAINERS) and sum(map(_has_parameters, module.children())) == 1
+            if isinstance(module, CONTAINERS) and sum(map(has_parameters, module.children())) == 1
             for units in self._units(module)
             for unit in units.values()
         )
@@ -208,7 +188,7 @@ class _Search:
         """Blocks of a unit in whose inside none is known: itself, or what a list holds."""
         if type(unit) not in CONTAINERS or _kind(unit) in self.repeated:
             return [path]
-        elements = {name: child for name, child in unit.named_children() if _has_parameters(child)}
+        elements = {name: child for name, child in unit.named_children() if has_parameters(child)}
         # A chain of bare layers is a stem.
         if any(not list(child.children()) for child in elements.values()):
             return []
@@ -224,68 +204,6 @@ def numbered_attributes(module: nn.Module) -> dict[str, dict[str, nn.Module]]:
     return {} if isinstance(module, CONTAINERS) else numbered
 
 
-def lists_in(module: nn.Module) -> list[dict[str, nn.Module]]:
-    """The lists that a module holds: itself if it is a container, else attributes such as layer1, layer2."""
-    if isinstance(module, CONTAINERS):
-        return [dict(module.named_children())]
-    return [elements for elements in numbered_attributes(module).values() if len(elements) >= 2]
-
-
-def _split(module: nn.Module, path: str, blocks: list[str]) -> list[Stack]:
-    """Separates backbone, towers, encoder and decoder: sibling models that each count from 0."""
-    children = _with_blocks(module, path, blocks)
-    stacks = {
-        name: _split(child, join(path, name), inner)
-        for name, (child, inner) in children.items()
-        if inner != [join(path, name)]
-    }
-    models = [name for name, (child, inner) in children.items() if _is_model(child, join(path, name), inner)]
-    # A tower embeds its own input; the stages of a list do not, or do it each.
-    listed = {name for elements in lists_in(module) for name in elements}
-    towers = [name for name in stacks if name not in listed and _embeds(children[name][0])]
-    if (
-        (models and len(children) >= 2)
-        or len(towers) >= 2
-        or children.keys() == {"encoder", "decoder"}
-        or any(len(inner) > 1 for inner in stacks.values())
-    ):
-        return [
-            stack
-            for name, (_, inner) in children.items()
-            for stack in stacks.get(name, [Stack(join(path, name), inner)])
-        ]
-    return [Stack(path, blocks)]
-
-
-def _with_blocks(module: nn.Module, path: str, blocks: list[str]) -> dict[str, tuple[nn.Module, list[str]]]:
-    """Children that hold blocks or are one, with the paths of these."""
-    return {
-        name: (child, inner)
-        for name, child in module.named_children()
-        if (inner := [block for block in blocks if f"{block}.".startswith(f"{join(path, name)}.")])
-    }
-
-
-def _is_model(module: nn.Module, path: str, blocks: list[str]) -> bool:
-    """Whether a module is a transformers or timm model in its own right, or holds one and no other blocks."""
-    if hasattr(module, "pretrained_cfg") or any(
-        base.__name__ == "PreTrainedModel" for base in type(module).__mro__
-    ):
-        return True
-    children = _with_blocks(module, path, blocks)
-    return len(children) == 1 and all(
-        _is_model(child, join(path, name), inner) for name, (child, inner) in children.items()
-    )
-
-
-def _embeds(module: nn.Module) -> bool:
-    """Whether a module begins with embeddings: of tokens, or of an image's patches."""
-    return any(
-        is_called(STEM_NAME, name, child) and _has_parameters(child)
-        for name, child in module.named_children()
-    )
-
-
 def _weights(module: nn.Module) -> int:
     """Number of weight matrices and convolution kernels; adapters do not count."""
     return sum(
@@ -294,7 +212,8 @@ def _weights(module: nn.Module) -> int:
     )
 
 
-def _has_parameters(module: nn.Module) -> bool:
+def has_parameters(module: nn.Module) -> bool:
+    """Tells whether a module has parameters."""
     return next(module.parameters(), None) is not None
 
 

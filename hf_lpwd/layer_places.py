@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from hf_lpwd.layer_blocks import Stack, find_stacks, join
+from hf_lpwd.layer_blocks import join
 from hf_lpwd.layer_order import Order
+from hf_lpwd.layer_stacks import find_stacks
 from hf_lpwd.layer_walk import HEAD_NAME, INPUT_NAME, Walk
 from hf_lpwd.layer_widths import in_and_out
 from hf_lpwd.parameters import unwrap_name
@@ -38,15 +39,14 @@ def find_places(model: nn.Module) -> tuple[dict[str, Place], dict[str, int]]:
     Raises:
         ValueError: There are no repeated blocks.
     """
-    stacks = find_stacks(model)
+    order = Order(model)
+    stacks = find_stacks(model, order)
     if not stacks:
         raise ValueError(
             f"{type(model).__name__} has no repeated stack of blocks (a ModuleList or Sequential that holds "
             "several modules of one class): pass layers, such as "
             r"{r'stem\..*': 'stem', r'body\.(\d+)\..*': 'block', '.*': 'head'}"
         )
-    order = Order(model)
-    stacks = [_without_lists_in_turn(model, stack, order) for stack in stacks]
     labels = [unwrap_name(stack.path) if len(stacks) > 1 else "" for stack in stacks]
     heads = {label: len(stack.blocks) + 1 for label, stack in zip(labels, stacks, strict=True)}
     # A tied parameter has several names here.
@@ -64,30 +64,6 @@ def find_places(model: nn.Module) -> tuple[dict[str, Place], dict[str, int]]:
     }
     order.warn()
     return {name: first[name] for name, _ in model.named_parameters()}, heads
-
-
-def _without_lists_in_turn(model: nn.Module, stack: Stack, order: Order) -> Stack:
-    """Of lists whose elements run in turn (XLM: attentions, feed-forward layers) the first has the blocks.
-
-    They stand side by side, are of one length, and hold different classes.
-    """
-    lists: dict[str, list[str]] = {}
-    for block in stack.blocks:
-        lists.setdefault(block.rpartition(".")[0], []).append(block)
-    by_place: dict[tuple[str, int], list[str]] = {}
-    for path, blocks in lists.items():
-        by_place.setdefault((path.rpartition(".")[0], len(blocks)), []).append(path)
-    dropped: set[str] = set()
-    for (_, length), (first, *others) in by_place.items():
-        for other in others:
-            kinds = [type(model.get_submodule(lists[path][0])) for path in (first, other)]
-            if length >= 2 and kinds[0] is not kinds[1]:
-                start, end = order.first_use(lists[other][0]), order.first_use(lists[first][-1])
-                if start is None or end is None:
-                    order.taken_for(other, f"blocks behind {first}")
-                elif start < end:
-                    dropped |= set(lists[other])
-    return Stack(stack.path, [block for block in stack.blocks if block not in dropped])
 
 
 def _outside(model: nn.Module, places: dict[str, Place], walks: dict[str, Walk]) -> dict[str, Place]:

@@ -16,12 +16,12 @@ from hf_lpwd.layer_blocks import (
     CONTAINERS,
     DOWNSAMPLE_NAME,
     STEM_NAME,
-    Stack,
     is_called,
     join,
     numbered_attributes,
 )
 from hf_lpwd.layer_order import Order
+from hf_lpwd.layer_stacks import Stack
 from hf_lpwd.layer_widths import block_widths, has_matrices, in_and_out
 
 # Models like DETR call their heads embeddings, and what embeds the positions of their queries a head.

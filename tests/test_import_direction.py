@@ -14,6 +14,7 @@ CORE_CHAIN = [
         "layer_blocks",
         "layer_order",
         "layer_places",
+        "layer_stacks",
         "layer_walk",
         "layer_widths",
         "parameters",

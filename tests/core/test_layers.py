@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 from collections import OrderedDict
 
@@ -13,6 +14,7 @@ from timm.models import group_parameters
 from tiny_models import TINY_MODELS, HandWritten, ResidualBlock, partitioned, tiny_inputs
 from torch import nn
 
+import hf_lpwd.layers
 from hf_lpwd.exemptions import exemptions
 from hf_lpwd.layers import LayerMap, Place, layer_index_map
 from hf_lpwd.parameters import unwrap_name
@@ -677,3 +679,9 @@ def test_given_map_is_checked():
     wrong = LayerMap(layer_map.places, {"text": 4})
     with pytest.raises(ValueError, match="in stack '', but num_layers_by_stack lacks it"):
         layer_index_map(model, wrong)
+
+
+def test_examples_of_the_documentation():
+    failed, tried = doctest.testmod(hf_lpwd.layers)
+    assert tried >= 9
+    assert failed == 0
