@@ -204,7 +204,7 @@ class Walk:
             for name, child in module.named_children()
             if isinstance(child, CONTAINERS) and type(child) is not nn.Sequential
         ]
-        order = [name for name, _ in module.named_modules()]
+        order = [name for name, _ in module.named_modules(remove_duplicate=False)]
         lists = [(name, elements) for name, elements in lists if len(elements) >= 2]
         lists.sort(key=lambda one: order.index(next(iter(one[1]))))
         held = self.scopes | self.index_of.keys()

@@ -382,6 +382,13 @@ def test_experts_are_no_blocks(sparse_step):
     _assert_layers(model, {f"{s}.block.{i}": (s, i + 1) for s in ("encoder", "decoder") for i in (0, 1)})
 
 
+def test_a_module_that_stands_in_a_list_too():
+    """As the pooling layer of transformers' HGNetV2 does, which its classifier holds once more."""
+    model = HandWritten()
+    model.tail = nn.ModuleList([model.last_norm, model.out])
+    _assert_layers(model, {"project": 0, "body.2": 3, "last_norm": 4, "out": 4})
+
+
 def test_equal_lists_one_behind_the_other():
     """As CoAtNet's: convolutional blocks, then as many with attention; no forward pass is known."""
 
