@@ -42,7 +42,7 @@ _KINDS = {
         "weights multiplied by",
         "validation accuracy",
         "Accuracy of a shrunk model",
-        "multiplies the decayed weights by 1 to 0, of all layers and of each alone, and measures the accuracy",
+        "multiplies the decayed weights by 1 to 0, of all layers and of each, and measures accuracy",
         "How much of the weights the accuracy needs: they are multiplied by 1, 0.9, ..., 0, in all\n"
         "layers and in each alone (Figure 3a). Trains only without --model_name_or_path.",
     ),
