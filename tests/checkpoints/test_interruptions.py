@@ -1,4 +1,4 @@
-"""Runs of `hf-lpwd train` that are killed or stopped, and resumed: their results are those of uninterrupted runs."""
+"""Runs of `hf-lpwd train` that are killed or stopped, and resumed: they end as uninterrupted runs do."""
 
 import random
 import signal
