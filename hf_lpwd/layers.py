@@ -106,11 +106,22 @@ def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
             "(fsdp_version: 2), or make the optimizer before the model is wrapped"
         )
     if isinstance(layers, LayerMap):
+        layers = _with_names(layers, names)
         _check_covers(layers, names)
         return layers
     layer_map = LayerMap(*find_places(model)) if layers is None else _map_by_rules(names, layers)
     layer_map.size_by_name.update((name, prod(full_shape(p))) for name, p in model.named_parameters())
     return layer_map
+
+
+def _with_names(layer_map: LayerMap, names: Sequence[str]) -> LayerMap:
+    """The map of a model under the names that its parameters have inside of a wrapper, or outside."""
+    if all(name in layer_map.places for name in names):
+        return layer_map
+    plain = {unwrap_name(name): place for name, place in layer_map.places.items()} | layer_map.places
+    known = {name: plain.get(name, plain.get(unwrap_name(name))) for name in names}
+    places = {name: place for name, place in known.items() if place is not None}
+    return LayerMap(places, layer_map.num_layers_by_stack)
 
 
 def _check_covers(layer_map: LayerMap, names: Sequence[str]) -> None:

@@ -240,6 +240,7 @@ def plan_layers(model: nn.Module, config: LPWDConfig) -> LayerPlan:
         >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
         >>> plan = plan_layers(model, LPWDConfig(weight_decay=0.3))
         >>> plan["3.weight"].layer, plan["3.weight"].rate, plan["3.bias"].not_decayed
+        (3, 0.3, 'bias')
     """
     if not isinstance(model, nn.Module):
         raise TypeError(

@@ -183,6 +183,7 @@ def train(
         lr=args.learning_rate,
         **vars(LPWDConfig.from_args(args)),  # LPWD
     )
+    plan = optimizer.plan  # LPWD: what happens to each parameter
     model, optimizer, *prepared = accelerator.prepare(model, optimizer, *loaders.values())
     loaders = dict(zip(loaders, prepared, strict=True))
     number = accelerator.gradient_accumulation_steps  # as DeepSpeed's configuration or the launcher set it
@@ -258,6 +259,7 @@ def train(
         with written_aside(args.output_dir) as folder:
             accelerator.unwrap_model(model).save_pretrained(folder, state_dict=state)
             processor.save_pretrained(folder)
+        write_json(Path(args.output_dir) / "layer_rates.json", plan.to_dict())  # LPWD
         write_json(Path(args.output_dir) / "all_results.json", results)
     accelerator.wait_for_everyone()
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,9 @@ def write_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str, 
         metrics: From `evaluate`.
     """
     folder = Path(str(trainer.args.output_dir))
-    write_json(folder / "layer_rates.json", (trainer.layer_plan or run.plan).to_dict())
+    # The plan that the optimizer was made from, if one was made.
+    run = replace(run, plan=trainer.layer_plan or run.plan)
+    write_json(folder / "layer_rates.json", run.plan.to_dict())
     if trainer.args.do_train:
         write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
         write_card(folder, card_facts(run, metrics, trainer.args))

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import set_seed
 from transformers.utils import logging
 
-from hf_lpwd.checkpoints.run_folder import check_run
+from hf_lpwd.checkpoints.run_folder import LENGTH, check_run
 from hf_lpwd.checkpoints.run_record import CHANGES, read_record
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.factory import optimizer_from_plan
@@ -104,7 +104,17 @@ def named_checkpoint(args: ImageTrainingArguments) -> str | bool | None:
 def _check_run(args: ImageTrainingArguments, settings: dict[str, Any]) -> str | None:
     """Checks folder and checkpoint; returns in what the run that this one goes on from was different."""
     named, output_dir = named_checkpoint(args), str(args.output_dir)
+    if named and _extends(read_record(output_dir) or {}, settings):
+        settings = {name: value for name, value in settings.items() if name not in LENGTH}
     if isinstance(named, str):
         return check_run(output_dir, settings, named, args.resume_with_changes)
     check_run(output_dir, settings)
     return (read_record(output_dir) or {}).get(CHANGES) if named else None
+
+
+def _extends(then: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a run is made longer whose learning rate does not depend on its length."""
+    constant = now["lr_scheduler_type"] in ("constant", "constant_with_warmup", "inverse_sqrt")
+    warmup_in_steps = now["warmup_steps"] == 0 or now["warmup_steps"] >= 1
+    recorded = then.keys() >= set(LENGTH)
+    return recorded and constant and warmup_in_steps and all(then[name] <= now[name] for name in LENGTH)

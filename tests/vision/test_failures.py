@@ -17,10 +17,15 @@ from hf_lpwd.checkpoints.corruption import damage
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.training_args import LPWDTrainingArguments
 from hf_lpwd.vision import prepare
+from hf_lpwd.vision.curves import draw_curves
 from hf_lpwd.vision.data.images import ImageDataset
 from hf_lpwd.vision.failures import StopWhereNotFinite, failure_line
 from hf_lpwd.vision.image_trainer import ImageTrainer
 
+DIVERGING = [
+    *("--optim", "sgd", "--learning_rate", "1e4", "--max_grad_norm", "0", "--weight_decay", "0"),
+    *("--lr_scheduler_type", "constant", "--warmup_steps", "0"),
+]
 GO_ON = "the same command with --resume_from_checkpoint True goes on from the last complete checkpoint"
 SAVING = ["--save_strategy", "steps", "--save_steps", "1", "--eval_strategy", "no", "--save_total_limit", "9"]
 OUT_OF_MEMORY = (
@@ -38,6 +43,10 @@ def the_line(captured):
     *before, line = captured.err.splitlines()
     assert not any("Traceback" in other or "error" in other for other in before)
     return line
+
+
+def saved_in(folder):
+    return [path.name for path in folder.iterdir() if path.is_dir() or path.suffix == ".safetensors"]
 
 
 def assert_whole(folder, *steps):
@@ -99,20 +108,19 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path, monkeypatch, capsys, limi
 
 
 def test_weights_that_are_no_numbers_end_the_run(tmp_path, capsys):
-    flags = ["--learning_rate", "1e30", "--weight_decay", "0", "--logging_steps", "1", "--warmup_steps", "0"]
-    assert train(tmp_path / "out", *flags, "--lr_scheduler_type", "constant", "--save_strategy", "epoch") == 2
+    flags = [*DIVERGING, "--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"]
+    assert train(tmp_path / "out", *flags) == 2
     captured = capsys.readouterr()
     line = the_line(captured)
     assert line.startswith("hf-lpwd train: error: weight_norm/layer_0 is ")
-    assert " at step 1 with --learning_rate 1e+30: training diverged; start again with a lower" in line
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run_settings.json"}
+    assert " with --learning_rate 10000: training diverged; start again with a lower" in line
+    assert not saved_in(tmp_path / "out")
 
 
 def test_where_layers_are_not_logged_the_evaluation_shows_it(tmp_path, capsys):
-    flags = ["--learning_rate", "1e30", "--weight_decay", "0", "--logging_strategy", "no"]
-    assert train(tmp_path / "out", *flags, "--lr_scheduler_type", "constant", "--warmup_steps", "0") == 2
+    assert train(tmp_path / "out", *DIVERGING, "--logging_strategy", "no") == 2
     assert the_line(capsys.readouterr()).startswith("hf-lpwd train: error: eval_loss is nan at step 2 with ")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run_settings.json"}
+    assert not saved_in(tmp_path / "out")
 
 
 def test_a_step_that_the_fp16_scaler_skips_ends_nothing(tmp_path):
@@ -186,7 +194,7 @@ def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(ImageTrainer, "training_step", at_call(2, fail, ImageTrainer.training_step))
     with pytest.raises(type(error)) as raised:
-        train(tmp_path / "out", *SAVING)
+        train(tmp_path / "out", *SAVING, "--traceback")
     assert raised.value is error
     assert_whole(tmp_path / "out", 1)
 
@@ -199,3 +207,42 @@ def test_a_folder_without_write_permission_is_refused_at_once(tmp_path, monkeypa
         f"hf-lpwd train: error: output_dir is {tmp_path}/deep/out, but there is no write permission in "
         f"{tmp_path}"
     )
+
+
+def test_a_last_batch_of_one_image_under_batch_norm_is_one_line(tmp_path, capsys):
+    small = "depths=[1,1],hidden_sizes=[8,8],embedding_size=8,image_size=8"
+    flags = ["--model_type", "resnet", "--config_overrides", small]
+    assert train(tmp_path / "out", *flags, "--max_train_samples", "33") == 2
+    assert the_line(capsys.readouterr()) == (
+        "hf-lpwd train: error: the last batch of an epoch has one image, which the model's BatchNorm cannot "
+        "normalise: leave it out with --dataloader_drop_last, or take another --per_device_train_batch_size"
+    )
+    assert train(tmp_path / "out", *flags, "--max_train_samples", "33", "--dataloader_drop_last") == 0
+
+
+def test_a_full_disk_in_the_words_of_the_c_library():
+    line = failure_line(RuntimeError("basic_ios::clear: iostream error"))
+    assert line is not None
+    assert line.startswith("a file could not be written, the disk may be full (basic_ios::clear: iostream er")
+
+
+@pytest.mark.parametrize("name", ["a$b$", r"$\frac{", "x" * 100 + "$_$"])
+def test_a_folders_name_is_no_formula(name):
+    assert draw_curves([{"epoch": 1.0, "loss": 1.0}], name).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("file/out", "file/out"),
+        ("loop/out", "loop"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_an_output_folder_that_cannot_be_is_one_line(tmp_path, capsys, place, message):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert train(tmp_path / place) == 2
+    line = the_line(capsys.readouterr())
+    assert message in line
+    assert "Traceback" not in line

@@ -329,3 +329,25 @@ def test_a_checkpoint_named_explicitly_that_a_killed_run_was_replacing(digits_ru
         f"hf-lpwd train: error: resume_from_checkpoint is {str(newest)!r}, but scheduler.pt is missing; "
         f"the newest complete one is {older[-1]}\n"
     )
+
+
+def test_a_run_of_constant_learning_rate_can_be_extended(tmp_path, capsys):
+    """Two epochs and then two more give the weights of four."""
+    argv = ["train", "--max_train_samples", "64", "--max_eval_samples", "32", "--disable_tqdm", "True"]
+    argv += ["--lr_scheduler_type", "constant", "--warmup_steps", "0", "--per_device_train_batch_size", "32"]
+    short, whole = tmp_path / "short", tmp_path / "whole"
+    assert main([*argv, "--output_dir", str(short), "--num_train_epochs", "2"]) == 0
+    assert main([*argv, "--output_dir", str(short), "--num_train_epochs", "4"]) == 2
+    assert "only a constant learning rate can go on for longer, with --resume" in capsys.readouterr().err
+    resume = ["--resume_from_checkpoint", "True"]
+    assert main([*argv, "--output_dir", str(short), "--num_train_epochs", "4", *resume]) == 0
+    assert main([*argv, "--output_dir", str(whole), "--num_train_epochs", "4"]) == 0
+    last = [(folder / "checkpoint-8" / "model.safetensors").read_bytes() for folder in (short, whole)]
+    assert last[0] == last[1]
+    assert main([*argv, "--output_dir", str(short), "--num_train_epochs", "3", *resume]) == 2
+    argv[argv.index("constant")] = "cosine"
+    cosine = [*argv, "--output_dir", str(tmp_path / "cosine")]
+    assert main([*cosine, "--num_train_epochs", "1"]) == 0
+    capsys.readouterr()
+    assert main([*cosine, "--num_train_epochs", "2", *resume]) == 2
+    assert "its num_train_epochs is 1.0, now 2.0: only a constant learning rate" in capsys.readouterr().err

@@ -141,7 +141,8 @@ def _load_named(
         files = [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
         if not files:
             raise BadInputError(f"no such file: {name}")
-        _refuse_mixed_splits(name, files)
+        if len(files) > 1:
+            _refuse_mixed_splits(name, files)
         return Source(name, _as_train(_read_tables(name, files, args, cache_dir)))
     if is_path or os.path.isfile(path):
         _folder(name, cache_dir)

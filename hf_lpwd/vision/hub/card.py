@@ -37,7 +37,7 @@ _ALWAYS_SHOWN = (
     *("weight_decay", "decay_timing", "layer_schedule", "learning_rate", "per_device_train_batch_size"),
     *("num_train_epochs", "seed", "augmentation"),
 )
-#: What decides, beside the run's settings, which checkpoint a run keeps.
+#: Settings that decide which checkpoint a run keeps.
 _SELECTION = ("eval_strategy", "eval_steps", "metric_for_best_model")
 
 _TIMINGS = {
@@ -151,7 +151,7 @@ def card_facts(
 
 
 def write_card(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Writes the card of a run, and beside it the facts that it is made of."""
+    """Writes the card of a run, and the facts that it is made from."""
     write_json(folder / FACTS, facts)
     write_bytes(folder / CARD, str(model_card(facts)).encode())
 
