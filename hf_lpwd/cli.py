@@ -19,7 +19,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": ("commands.sweep", "the former name of study run"),
     "study": ("commands.study", "compare weight decays on your task: init, plan, register, run, report"),
     "report": ("commands.report", "write the report of a study: a page, tables and figures"),
-    "diagnose": ("study.diagnose", "measure what decay does: opposing-penalty, shrink, equivalence"),
+    "diagnose": ("commands.diagnose", "measure what decay does: opposing-penalty, shrink, equivalence"),
     "card": ("commands.card", "write a run's card with means and intervals over several seeds"),
     "push": ("commands.push", "upload a run to the Hub"),
     "space": ("commands.space", "write a Gradio app of a run, to try it in the browser or as a Space"),

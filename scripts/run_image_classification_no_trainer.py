@@ -248,7 +248,7 @@ def train(
         if args.checkpointing_steps == "epoch":
             save()
 
-    # Resumed at its end, the run knows no training loss of the epoch.
+    # A run that is resumed at its end only evaluates.
     results = results or evaluate(model, loaders["validation"], accelerator)
     if "test" in loaders:
         test = evaluate(model, loaders["test"], accelerator)

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
 from hf_lpwd.checkpoints.run_folder import sole_use
 from hf_lpwd.checkpoints.run_record import write_record
-from hf_lpwd.files import write_bytes, write_json
+from hf_lpwd.files import RUN_FACTS, write_bytes, write_json
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.vision.curves import draw_curves
@@ -111,7 +111,7 @@ def _finetune(
             train(trainer)
         metrics = evaluate(run, trainer)
         if trainer.is_world_process_zero():
-            write_results(run, trainer, metrics)
+            write_results(run, trainer, metrics, (model_args, data_args, training_args))
             _print_results(run, trainer, metrics)
             if push:
                 print(f"pushed: {push.finish()}")
@@ -190,16 +190,19 @@ def _write_what_it_will_do(run: Run, parts: tuple[Any, ...]) -> None:
     folder = Path(str(parts[-1].output_dir))
     write_bytes(folder / RUN_YAML, run_yaml(parts).encode())
     if run.facts is not None:
-        write_json(folder / "run_facts.json", run.facts.to_dict())
+        write_json(folder / RUN_FACTS, run.facts.to_dict())
 
 
-def write_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str, float]]) -> None:
+def write_results(
+    run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str, float]], parts: tuple[Any, ...]
+) -> None:
     """Writes the layer rates, the curves and the model card into the output folder.
 
     Args:
         run: From `prepare`.
         trainer: After training.
         metrics: From `evaluate`.
+        parts: The model's, the data's and the training's arguments.
     """
     folder = Path(str(trainer.args.output_dir))
     # The plan that the optimizer was made from, if one was made.
@@ -207,7 +210,7 @@ def write_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str, 
     write_json(folder / "layer_rates.json", run.plan.to_dict())
     if trainer.args.do_train:
         write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
-        write_card(folder, card_facts(run, metrics, trainer.args))
+        write_card(folder, card_facts(run, metrics, parts))
 
 
 def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | None:

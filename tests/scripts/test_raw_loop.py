@@ -43,7 +43,7 @@ def weights(folder):
 
 
 @pytest.mark.parametrize("timing", TIMINGS)
-def test_resuming_amid_an_epoch_is_exact(run, tmp_path, timing):
+def test_resuming_in_the_middle_of_an_epoch_is_exact(run, tmp_path, timing):
     """10 batches an epoch in windows of 3: four steps, the last of one batch. Step 6 is in the second."""
     settings = {
         **DROPOUT,

@@ -36,7 +36,7 @@ def prepared(tmp_path_factory):
         "mit",
     ]
     arguments = parse_args(argv)
-    return prepare(*arguments), arguments[2]
+    return prepare(*arguments), arguments
 
 
 def words_of(command):
@@ -76,8 +76,8 @@ def test_the_command_has_what_a_file_gave_and_what_the_data_chose(tmp_path):
     )
     arguments = parse_args(["--config", str(config), "--output_dir", str(tmp_path / "out"), "--token", TOKEN])
     run = prepare(*arguments)
-    run = replace(run, settings={**run.settings, "mixed_precision": "bf16"})
-    shown = " ".join(words_of(command_of(run, arguments[2])))
+    arguments[2].bf16 = True
+    shown = " ".join(words_of(command_of(run, arguments)))
     for flag in (
         *(f"--dataset_name .../{tmp_path.name} ", "--augmentation crop_flip ", "--mixup_alpha 0.2 "),
         *("--eval_strategy no", "--bf16 True", "--lr_scheduler_type cosine_with_restarts "),
@@ -156,8 +156,8 @@ def test_it_passes_the_hubs_check(prepared, monkeypatch):
     with Hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         card_of(run, METRICS, args).validate()
-        args = copy(args)
-        args.model_license = "two words"
+        args = (*args[:2], copy(args[2]))
+        args[2].model_license = "two words"
         with pytest.raises(ValueError, match="license is 'two words'"):
             card_of(run, METRICS, args).validate()
         assert hub.requests == ["POST /api/validate-yaml"] * 2
@@ -178,8 +178,8 @@ def test_names_cannot_break_the_text(prepared):
     ]
     names += ["```", "---"]
     splits = replace(run.splits, class_names=names, name="/data/<b>|x|</b>")
-    settings = {**run.settings, "image_column_name": "```\n# title\n````"}
-    card = card_of(replace(run, splits=splits, settings=settings), METRICS, args)
+    args = (args[0], replace(args[1], image_column_name="```\n# title\n````"), args[2])
+    card = card_of(replace(run, splits=splits), METRICS, args)
     page = render(card.text)
     assert "<script>" not in page
     assert "<b>" not in page
@@ -243,7 +243,7 @@ def test_local_paths_stay_out_of_the_card(tmp_path):
     assert main(["train", "--output_dir", str(first), *argv]) == 0
     argv = ["--model_name_or_path", str(first), "--output_dir", str(tmp_path / "second"), *argv]
     args = parse_args(argv)
-    card = card_of(prepare(*args), {}, args[2])
+    card = card_of(prepare(*args), {}, args)
     assert "fine-tuned from first on" in card.content
     assert "--model_name_or_path .../first" in card.content
     assert "secret" not in str(card)
