@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_lpwd.messages import BadInputError, unknown
-from hf_lpwd.study.compare import Comparison, compare, corrected, family, test_score
+from hf_lpwd.study.compare import Comparison, compare, corrected, family, has_runs, test_score
 from hf_lpwd.study.plan import DEFAULT_BASELINE, Plan, Question, Side
 from hf_lpwd.study.records import Record
 from hf_lpwd.study.selection import Robustness, best_epochs_mean, decay_robustness
@@ -83,6 +83,11 @@ class Study:
     baseline: str
 
     @property
+    def primary_comparisons(self) -> list[Comparison]:
+        """Those of all primary questions."""
+        return [comparison for _, comparisons in self.primary for comparison in comparisons]
+
+    @property
     def unfinished(self) -> bool:
         """Whether planned runs have no record."""
         return self.plan is not None and self.counts["missing"] > 0
@@ -93,6 +98,7 @@ def analyse(
     plan: Plan | None = None,
     baseline: str | None = None,
     margin: float | None = None,
+    questions: Sequence[Question] | None = None,
 ) -> Study:
     """Answers the questions of a study.
 
@@ -101,6 +107,7 @@ def analyse(
         plan: From `read_plan`; None if none was stored.
         baseline: A method, instead of the plan's; default without a plan: AdamW (``"wd uniform"``).
         margin: Points of accuracy that would matter, instead of the plan's.
+        questions: Instead of the plan's.
 
     Raises:
         BadInputError: No run has completed, or a task lacks the baseline that was asked for.
@@ -108,11 +115,12 @@ def analyse(
     tasks = make_tasks(records, plan)
     if not any(task.count("completed") + task.count("diverged") for task in tasks):
         raise BadInputError(f"none of the {len(records)} runs has completed")
-    questions = _questions(plan, baseline, margin)
-    _check_sides(tasks, questions, explicit=baseline is not None or plan is not None)
+    explicit = baseline is not None or plan is not None or questions is not None
+    questions = _questions(questions or (plan.questions if plan else [Question()]), baseline, margin)
+    _check_sides(tasks, questions, explicit)
     chosen = next((q.to for q in questions if isinstance(q.to, str)), DEFAULT_BASELINE)
     counts = _count(tasks, records, plan)
-    primary = [(q, family(q, tasks, lambda task: _grid_methods(task))) for q in questions]
+    primary = _primary(questions, tasks)
     if plan is not None and counts["missing"]:
         reason = f"{counts['missing']} of the {counts['planned']} planned runs are missing"
         primary = [(q, [replace(c, withheld=c.withheld or reason) for c in cs]) for q, cs in primary]
@@ -141,10 +149,21 @@ def analyse(
     )
 
 
-def _questions(plan: Plan | None, baseline: str | None, margin: float | None) -> list[Question]:
+def _questions(questions: Sequence[Question], baseline: str | None, margin: float | None) -> list[Question]:
     changes: dict[str, Any] = {} if baseline is None else {"to": baseline}
     changes |= {} if margin is None else {"margin": margin}
-    return [question.model_copy(update=changes) for question in (plan.questions if plan else [Question()])]
+    return [question.model_copy(update=changes) for question in questions]
+
+
+def _primary(questions: Sequence[Question], tasks: Sequence[Task]) -> list[tuple[Question, list[Comparison]]]:
+    """Each question with its comparisons; those of questions of one name are corrected together."""
+    made = [(question, family(question, tasks, _grid_methods)) for question in questions]
+    for name in {question.name for question, _ in made if question.name}:
+        places = [i for i, (question, _) in enumerate(made) if question.name == name]
+        together = iter(corrected([c for i in places for c in made[i][1]]))
+        for i in places:
+            made[i] = (made[i][0], [next(together) for _ in made[i][1]])
+    return made
 
 
 def _check_sides(tasks: Sequence[Task], questions: Sequence[Question], explicit: bool) -> None:
@@ -152,7 +171,8 @@ def _check_sides(tasks: Sequence[Task], questions: Sequence[Question], explicit:
     for question in questions:
         for task in tasks:
             names = sorted(task.methods)
-            if explicit and isinstance(question.to, str) and question.to not in names:
+            asked = any(has_runs(task, side) for side in question.compare or _grid_methods(task))
+            if explicit and asked and isinstance(question.to, str) and question.to not in names:
                 raise BadInputError(
                     f"{unknown('baseline', question.to, names)} (the methods on {task.name} are "
                     f"{', '.join(names)})"

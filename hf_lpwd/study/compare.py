@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.study.methods import METHOD_FLAGS
 from hf_lpwd.study.plan import Question, Side
 from hf_lpwd.study.records import Record
 from hf_lpwd.study.stats import MIN_SEEDS, Estimate, Paired, Verdict, granularity_floor, holm, paired, verdict
@@ -96,7 +98,7 @@ def family(
         compare(task, side, question)
         for task in tasks
         for side in (question.compare or methods(task))
-        if side != question.to
+        if side != question.to and has_runs(task, side)
     ]
     return corrected(made)
 
@@ -116,7 +118,7 @@ def compare(task: Task, side: Side, question: Question) -> Comparison:
     """Compares two sides on a task; what stands against a verdict is named."""
     names = side_name(side), side_name(question.to)
     base = Comparison(task.name, *names, question.margin / 100.0, None)
-    lacking = [name for one, name in zip((side, question.to), names, strict=True) if not _runs_of(task, one)]
+    lacking = [name for one, name in zip((side, question.to), names, strict=True) if not has_runs(task, one)]
     if lacking:
         return replace(base, withheld=f"there is no run of {' or of '.join(lacking)} on {task.name}")
     if question.at == "best" and question.measure == "accuracy":
@@ -191,7 +193,10 @@ def _left_out(method: Method, seeds: Sequence[int]) -> list[str]:
 
 def _matched(task: Task, base: Comparison, side: Side, question: Question) -> Comparison:
     """The mean over all pairs of runs that differ in nothing but what the sides name."""
-    cells = [_by_cell(task, one, _named(side, question.to)) for one in (side, question.to)]
+    sides = (side, question.to)
+    # A method's name says all flags that make up a method.
+    named = {name for one in sides for name in (METHOD_FLAGS if isinstance(one, str) else one)}
+    cells = [_by_cell(task, one, named) for one in sides]
     shared = [cell for cell in cells[0] if cell in cells[1]]
     seeds_of = {cell: set(cells[0][cell]) & set(cells[1][cell]) for cell in shared}
     most = max(map(len, seeds_of.values()), default=0)
@@ -218,7 +223,7 @@ def _ranges(base: Comparison, cells: list[str], pairs: list[Any], seeds: list[in
     groups: dict[str, list[Any]] = {}
     for cell, pair in zip(cells, pairs, strict=True):
         about = json.loads(cell)
-        if about.pop("decay"):
+        if about.pop("decay", None):
             groups.setdefault(json.dumps(about), []).append(pair)
     groups = {key: found for key, found in groups.items() if len(found) > 1}
     if not groups:
@@ -322,52 +327,43 @@ def _as_method(task: Task, side: Side) -> Method:
     if isinstance(side, str):
         return task.methods[side]
     grid: dict[Setting, dict[int, Record | None]] = {}
-    for method in _runs_of(task, side):
+    for method in task.methods.values():
         for setting, runs in method.grid.items():
-            key = Setting(setting.decay, setting.learning_rate)
-            if key in grid:
-                raise ValueError(f"{side_name(side)} names several methods, which cannot be chosen between")
-            grid[key] = runs
+            for seed, run in runs.items():
+                if run is not None and _fits(run, side):
+                    if seed in grid.setdefault(setting, {}):
+                        raise BadInputError(
+                            f"{side_name(side)} is several methods: name one, or ask at: equal"
+                        )
+                    grid[setting][seed] = run
     return Method(side_name(side), grid)
 
 
-def _runs_of(task: Task, side: Side) -> list[Method]:
+def has_runs(task: Task, side: Side) -> bool:
+    """Whether a task has runs of a side."""
     if isinstance(side, str):
-        return [task.methods[side]] if side in task.methods else []
-    return [method for method in task.methods.values() if _fits(method, side)]
+        return side in task.methods
+    return any(_fits(run, side) for run in task.records)
 
 
-def _fits(method: Method, side: Mapping[str, Any]) -> bool:
-    if "peer" not in side and method.is_control:
+def _fits(run: Record, side: Mapping[str, Any]) -> bool:
+    """Whether a run has these settings; controls and baselines from elsewhere have only if they are named."""
+    if "peer" not in side and run.settings.get("peer"):
         return False
-    runs = [run for runs in method.grid.values() for run in runs.values() if run is not None]
-    return bool(runs) and all((runs[0].settings.get(name) or False) == value for name, value in side.items())
+    return all((run.settings.get(name) or False) == value for name, value in side.items())
 
 
-def _named(*sides: Side) -> set[str]:
-    names: set[str] = set()
-    for side in sides:
-        names |= (
-            {"decay_timing", "layer_schedule", "decay_coupling", "match_decay_budget", "peer"}
-            if isinstance(side, str)
-            else set(side)
-        )
-    return names
-
-
-def _by_cell(task: Task, side: Side, left_out: set[str]) -> dict[str, dict[int, Record]]:
+def _by_cell(task: Task, side: Side, named: set[str]) -> dict[str, dict[int, Record]]:
     """What else a run is -> seed -> run, for the runs of a side."""
     cells: dict[str, dict[int, Record]] = {}
-    for method in _runs_of(task, side):
+    methods = [task.methods[side]] if isinstance(side, str) else task.methods.values()
+    for method in methods:
         for setting, runs in method.grid.items():
             for seed, run in runs.items():
-                if run is None or not measured(run):
+                if run is None or not measured(run) or not (isinstance(side, str) or _fits(run, side)):
                     continue
-                about = {
-                    name: run.settings.get(name)
-                    for name in ("decay_timing", "layer_schedule", "decay_coupling", "match_decay_budget")
-                    if name not in left_out
-                }
-                about |= {"decay": setting.decay, "learning_rate": setting.learning_rate}
+                about = {name: run.settings.get(name) for name in METHOD_FLAGS - named}
+                about |= {} if named & {"weight_decay", "total_decay"} else {"decay": setting.decay}
+                about |= {} if "learning_rate" in named else {"learning_rate": setting.learning_rate}
                 cells.setdefault(json.dumps(about, sort_keys=True), {})[seed] = run
     return cells

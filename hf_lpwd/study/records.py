@@ -12,7 +12,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -225,17 +225,17 @@ def record_id(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_records(path: str) -> list[Record]:
-    """Reads and checks the records in a folder, or in one file of lines (`.jsonl`, `.jsonl.gz`).
+def load_records(*paths: str) -> list[Record]:
+    """Reads and checks the records in folders, or in files of lines (`.jsonl`, `.jsonl.gz`).
 
     Raises:
         BadInputError: There is no record, one cannot be read or does not fit the schema, or two are of the
             same run; one line that names file and key.
     """
-    found: dict[str, str] = {}
+    first: dict[str, str] = {}
     records: list[Record] = []
     faults: list[str] = []
-    for name, text in _texts(Path(path)):
+    for name, text in (found for path in paths for found in _texts(Path(path))):
         try:
             record = Record.model_validate(json.loads(text, parse_constant=_no_number))
         except ValidationError as error:
@@ -244,26 +244,26 @@ def load_records(path: str) -> list[Record]:
         except (ValueError, RecursionError) as error:
             faults.append(f"{name} cannot be read: {error}")
             continue
-        if record.id in found:
-            faults.append(f"{name} holds the same run as {found[record.id]}")
+        if record.id in first:
+            faults.append(f"{name} holds the same run as {first[record.id]}")
             continue
-        found[record.id] = name
+        first[record.id] = name
         records.append(record)
     if faults:
         more = f"; and {len(faults) - _SHOWN} more misfits" if len(faults) > _SHOWN else ""
         raise BadInputError("; ".join(faults[:_SHOWN]) + more)
     if not records:
-        raise BadInputError(f"{path} holds no record of hf-lpwd sweep")
+        raise BadInputError(f"{', '.join(paths)} holds no record of hf-lpwd study")
     return sorted(records, key=_order)
 
 
-def pack_records(folder: str, file: str) -> int:
-    """Packs the records of a folder, and its plan, into one file of lines that reads as the folder does.
+def pack_records(folders: Sequence[str], file: str) -> int:
+    """Packs the records of folders into one file of lines that reads as they do; of one folder also its plan.
 
     The bytes depend on the records alone: sorted by id, keys sorted, no time stamp in the compressed file.
 
     Args:
-        folder: The records.
+        folders: The records.
         file: Path to write; must end in `.jsonl` or `.jsonl.gz`.
 
     Returns:
@@ -274,10 +274,11 @@ def pack_records(folder: str, file: str) -> int:
     """
     if not file.endswith(PACKED):
         raise BadInputError(f"{file} must end in {' or '.join(PACKED)}")
-    number = len(load_records(folder))
-    objects = sorted((json.loads(text) for _, text in _texts(Path(folder))), key=lambda one: one["id"])
-    plan = Path(folder) / PLAN
-    if plan.exists():
+    number = len(load_records(*folders))
+    texts = (text for folder in folders for _, text in _texts(Path(folder)))
+    objects = sorted(map(json.loads, texts), key=lambda one: one["id"])
+    plan = Path(folders[0]) / PLAN
+    if len(folders) == 1 and plan.exists():
         objects.insert(0, {"plan": json.loads(plan.read_text(encoding="utf-8"))})
     lines = [json.dumps(one, sort_keys=True, separators=(",", ":")) for one in objects]
     content = "".join(f"{line}\n" for line in lines).encode()
