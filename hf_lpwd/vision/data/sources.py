@@ -141,7 +141,8 @@ def _load_named(
         files = [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
         if not files:
             raise BadInputError(f"no such file: {name}")
-        _refuse_mixed_splits(name, files)
+        if len(files) > 1:
+            _refuse_mixed_splits(name, files)
         return Source(name, _as_train(_read_tables(name, files, args, cache_dir)))
     if is_path or os.path.isfile(path):
         _folder(name, cache_dir)
@@ -182,6 +183,12 @@ def _load_folder(
     else:
         held = ", ".join(f"{count} x {why}" for why, count in listing.left_out.most_common(3)) or "no file"
         raise BadInputError(f"{name} has no image and no table that can be read; it holds {held}")
+    archives = [Path(name).name] * is_archive(name) + listing.unpacked
+    if archives:
+        kind = "zip" if archives[0].lower().endswith("zip") else "tar"
+        source.notes.insert(
+            0, f"Unpacked from the {kind} archive{'s' * (len(archives) > 1)} {list_names(archives)}"
+        )
     source.left_out += listing.left_out
     _warn_of_loss(source)
     return source

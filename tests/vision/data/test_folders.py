@@ -497,6 +497,8 @@ def test_an_archive_of_class_folders(tmp_path, name, given, inside):
     path = archive(tmp_path / name, make(tmp_path / "pets", *TWO_EACH), inside)
     splits = load(path, **{"dataset_name": None, given: str(path)})
     assert names(splits) == {"train": ALL}
+    kind = "zip" if "zip" in name.lower() else "tar"
+    assert splits.facts.notes == [f"Unpacked from the {kind} archive {name}"]
 
 
 def test_an_archive_that_has_changed_is_read_again(tmp_path):
