@@ -16,8 +16,8 @@ _LINEAR = {"decay_timing": "wd", "layer_schedule": "linear"}
 #: Peer -> its flags. All decay as AdamW does (timing ``wd``):
 #:
 #: - ``no_decay``; ``adamw_uniform``; ``reverse``, the control of the linear schedule;
-#: - ``linear_budget``: uniform, at the mean rate over all decayed scalars that the linear schedule has;
-#: - ``shuffled_rates``: the linear schedule's rates, dealt to the layers by lot (the run's seed);
+#: - ``linear_budget``: uniform, at the mean rate over all decayed parameters that the linear schedule has;
+#: - ``shuffled_rates``: the linear schedule's rates, randomly permuted over the layers (by the run's seed);
 #: - ``head_only``: the final norm, pooler and head alone decay;
 #: - ``layer_wise_lr``: uniform decay, and the learning rate of layer i is 0.75^(n - i) of the head's, as in
 #:   BEiT and timm's `param_groups_layer_decay`;
