@@ -42,7 +42,7 @@ CORE_CHAIN = [
 # The same for the modules of the study: config -> runs -> records -> analysis -> report.
 STUDY_CHAIN = [
     {"record", "methods", "stats", "environment", "steps", "progress", "callbacks"},
-    {"records", "selection", "decay_callbacks", "peers"},
+    {"records", "selection", "decay_callbacks", "baselines"},
     {"plan"},
     {"config", "tasks"},
     {"run"},
