@@ -7,16 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
 from hf_lpwd.messages import BadInputError, unknown
+from hf_lpwd.settings_file import read_settings
 from hf_lpwd.study.methods import CELLS, METHOD_FLAGS, ONE_SETTING, PEERS, method_name
-from hf_lpwd.study.plan import PlannedRun, Question
-from hf_lpwd.study.records import record_id
+from hf_lpwd.study.plan import PlannedRun, Question, read_questions
+from hf_lpwd.study.record import record_id
 from hf_lpwd.vision.arguments import arguments_from, make_parser
 from hf_lpwd.vision.run_settings import run_settings
 
@@ -112,7 +109,7 @@ def read_study(path: str) -> StudyFile:
     Raises:
         BadInputError: The file cannot be read, or says what no run understands; one line that names it.
     """
-    study = _load(path)
+    study = read_settings(path)
     _check_names(study, _KEYS, "setting", path)
     checker = _Flags(path)
     train = checker.mapping(study.get("train") or {}, "train")
@@ -149,23 +146,14 @@ def read_study(path: str) -> StudyFile:
 def _questions(given: Any, runs: Iterable[RunSpec], path: str) -> list[Question]:
     if given is None:
         return [Question()]
-    if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
-        raise BadInputError(f"{path}: questions is {_kind(given)}, but must be a list of mappings")
+    questions = read_questions(given, path)
     methods = sorted({run.method for run in runs})
-    questions = []
-    for number, one in enumerate(given, 1):
-        where = f"{path}: questions: {number}"
-        try:
-            question = Question.model_validate(one)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            raise BadInputError(f"{where}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    for number, question in enumerate(questions, 1):
         for side in (*question.compare, question.to):
             if isinstance(side, str) and side not in methods:
-                raise BadInputError(
-                    f"{where}: {unknown('method', side, methods)} (there are {', '.join(methods)})"
-                )
-        questions.append(question)
+                known = f"(there are {', '.join(methods)})"
+                where = f"{path}: questions: {number}"
+                raise BadInputError(f"{where}: {unknown('method', side, methods)} {known}")
     return questions
 
 
@@ -214,17 +202,6 @@ def _run_spec(flags: dict[str, Any], peer: str | None, paper_metric: bool) -> Ru
     if paper_metric:
         settings["paper_metric"] = True
     return RunSpec(dict(sorted(settings.items())), flags, task)
-
-
-def _load(path: str) -> dict[str, Any]:
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-        study = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise BadInputError(f"{path} cannot be read: {error}") from None
-    if not isinstance(study, dict):
-        raise BadInputError(f"{path} must hold the keys {', '.join(_KEYS)}")
-    return study
 
 
 class _Flags:

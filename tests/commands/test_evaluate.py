@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_named_counted_and_left_out(run, tmp_path, capsys
     assert results_in(tmp_path / "out")["images"] == 19
     assert results_in(tmp_path / "out")["unreadable"] == [f"train row 0 ({bad})"]
     lines = capsys.readouterr().err.splitlines()
-    assert f"hf-lpwd evaluate: train row 0 ({bad}) cannot be read: not a picture in a known format" in lines
+    assert f"hf-lpwd evaluate: train row 0 ({bad}) cannot be read: not an image in a known format" in lines
     assert "hf-lpwd evaluate: 1 of 20 images could not be read and are left out" in lines
 
 

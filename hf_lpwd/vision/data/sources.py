@@ -131,8 +131,10 @@ def _load_named(
 ) -> Source:
     path = os.path.expanduser(name)
     is_path = name.startswith((".", "~")) or os.path.isabs(name) or path.count(os.sep) > 1
-    # An output folder, with or without a record yet, does not stand in the way of a dataset on the Hub.
-    is_output = os.path.isdir(path) and (not os.listdir(path) or os.path.isfile(os.path.join(path, RECORD)))
+    # An output folder, with or without a record yet, does not stand in the way of a dataset on the Hub; a run
+    # that has just begun holds its hidden lock there.
+    entries = os.listdir(path) if os.path.isdir(path) else [RECORD]
+    is_output = RECORD in entries or all(entry.startswith(".") for entry in entries)
     if os.path.isdir(path) and (is_path or not is_output):
         return _load_folder(Path(path), name, args, cache_dir, class_names)
     if is_archive(path):
@@ -141,7 +143,8 @@ def _load_named(
         files = [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
         if not files:
             raise BadInputError(f"no such file: {name}")
-        _refuse_mixed_splits(name, files)
+        if len(files) > 1:
+            _refuse_mixed_splits(name, files)
         return Source(name, _as_train(_read_tables(name, files, args, cache_dir)))
     if is_path or os.path.isfile(path):
         _folder(name, cache_dir)
@@ -182,6 +185,12 @@ def _load_folder(
     else:
         held = ", ".join(f"{count} x {why}" for why, count in listing.left_out.most_common(3)) or "no file"
         raise BadInputError(f"{name} has no image and no table that can be read; it holds {held}")
+    archives = [Path(name).name] * is_archive(name) + listing.unpacked
+    if archives:
+        kind = "zip" if archives[0].lower().endswith("zip") else "tar"
+        source.notes.insert(
+            0, f"Unpacked from the {kind} archive{'s' * (len(archives) > 1)} {list_names(archives)}"
+        )
     source.left_out += listing.left_out
     _warn_of_loss(source)
     return source
