@@ -162,12 +162,15 @@ def main() -> None:
     counts: Counter[str] = Counter()
     families = set()
     models = timm_models if args.library == "timm" else transformers_models
-    for name, family, build in models(args.only):
-        status, about = check(build)
-        counts[status] += 1
-        families.add(family)
-        if status != "agrees" and status != "not run":
-            print(f"{family} {name}: {status}: {', '.join(about[:4])}"[:300], flush=True)
+    try:
+        for name, family, build in models(args.only):
+            status, about = check(build)
+            counts[status] += 1
+            families.add(family)
+            if status not in ("agrees", "not run"):
+                print(f"{family} {name}: {status}: {', '.join(about[:4])}"[:300], flush=True)
+    except KeyboardInterrupt:
+        print("interrupted; until here:")
     version = {"timm": timm.__version__, "transformers": transformers.__version__}[args.library]
     print(f"{args.library} {version}, torch {torch.__version__}, {date.today()}: {len(families)} families,")
     print(f"{counts.total()} models: " + ", ".join(f"{n} {what}" for what, n in counts.most_common()))
