@@ -95,8 +95,13 @@ def _cut(config: transformers.PretrainedConfig) -> transformers.PretrainedConfig
 def first_calls(model: nn.Module) -> dict[str, int]:
     """Path of each module that runs -> rank of its first call; empty if the model does not run."""
     rank: dict[str, int] = {}
+
+    def note(path: str) -> None:
+        # Whatever a hook returns would take the place of the input.
+        rank.setdefault(path, len(rank))
+
     handles = [
-        module.register_forward_pre_hook(lambda *_, path=path: rank.setdefault(path, len(rank)))
+        module.register_forward_pre_hook(lambda *_, path=path: note(path))
         for path, module in model.named_modules()
     ]
     ran = running_order(model)
