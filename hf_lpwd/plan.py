@@ -299,7 +299,7 @@ def explain(model: nn.Module, *, weight_decay: float, **settings: Any) -> LayerP
         ValueError: As `plan_layers` does.
         TypeError: As `plan_layers` does, or a setting has no such name.
     """
-    return plan_layers(model, LPWDConfig.from_kwargs(weight_decay=weight_decay, **settings))
+    return plan_layers(model, LPWDConfig(weight_decay=weight_decay, **settings))
 
 
 def layer_name(stack: str, layer: int) -> str:

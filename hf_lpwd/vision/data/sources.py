@@ -101,8 +101,10 @@ def _load_named(
 ) -> Source:
     path = os.path.expanduser(name)
     is_path = name.startswith((".", "~")) or os.path.isabs(name) or path.count(os.sep) > 1
-    # An output folder, with or without a record yet, does not stand in the way of a dataset on the Hub.
-    is_output = os.path.isdir(path) and (not os.listdir(path) or os.path.isfile(os.path.join(path, RECORD)))
+    # An output folder, with or without a record yet, does not stand in the way of a dataset on the Hub; a run
+    # that has just begun holds its hidden lock there.
+    entries = os.listdir(path) if os.path.isdir(path) else [RECORD]
+    is_output = RECORD in entries or all(entry.startswith(".") for entry in entries)
     if os.path.isdir(path) and (is_path or not is_output):
         return _load_folder(Path(path), name, args, cache_dir, class_names)
     if is_archive(path):

@@ -363,7 +363,7 @@ def test_a_folder_without_what_is_needed(tmp_path, files, message):
     assert str(error.value) == message.format(tmp_path / "set")
 
 
-@pytest.mark.parametrize("files", [(), ("run_settings.json",)])
+@pytest.mark.parametrize("files", [(), (".lock",), ("run_settings.json",)])
 def test_an_output_folder_gives_way_to_the_dataset_of_the_hub(tmp_path, monkeypatch, files):
     """`beans` beside an output folder called beans is the dataset of that name, as it was before the run."""
     import datasets
