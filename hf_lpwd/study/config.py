@@ -13,7 +13,7 @@ from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.settings_file import read_settings
 from hf_lpwd.study.methods import CELLS, METHOD_FLAGS, ONE_SETTING, PEERS, method_name
 from hf_lpwd.study.plan import PlannedRun, Question, read_questions
-from hf_lpwd.study.records import record_id
+from hf_lpwd.study.record import record_id
 from hf_lpwd.vision.arguments import arguments_from, make_parser
 from hf_lpwd.vision.run_settings import run_settings
 

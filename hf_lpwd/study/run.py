@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 import shutil
 import tempfile
 import time
@@ -17,7 +16,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from transformers import PrinterCallback, TrainerCallback, get_scheduler
+from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from hf_lpwd.layer_log import QuietPrinter
@@ -28,7 +27,8 @@ from hf_lpwd.study.callbacks import OpposingPenalty, TestAfterEpoch
 from hf_lpwd.study.config import TOTAL_DECAY, RunSpec
 from hf_lpwd.study.environment import environment, versions
 from hf_lpwd.study.peers import apply_peer, peer_callbacks
-from hf_lpwd.study.records import FORMAT
+from hf_lpwd.study.record import FORMAT
+from hf_lpwd.study.steps import decay_steps
 from hf_lpwd.vision.arguments import arguments_from, parse_args
 from hf_lpwd.vision.data.fingerprint import fingerprints
 from hf_lpwd.vision.data.splits import load_splits
@@ -191,42 +191,6 @@ def quiet_run(
             yield prepare(model_args, data_args, args), args
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def decay_steps(args: ImageTrainingArguments, num_rows: int) -> float:
-    """What a weight decay of 1 adds up to over a run: the sum of the learning rates of its steps.
-
-    With decay that is independent of the learning rate, the number of steps.
-
-    Args:
-        args: How to train.
-        num_rows: Training images.
-    """
-    total = num_steps(args, num_rows)
-    if args.decay_coupling == "independent":
-        return float(total)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
-    scheduler = get_scheduler(
-        args.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=args.get_warmup_steps(total),
-        num_training_steps=total,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
-    )
-    rates = []
-    for _ in range(total):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return math.fsum(rates)
-
-
-def num_steps(args: ImageTrainingArguments, num_rows: int) -> int:
-    """Optimizer steps of a run on so many training images."""
-    batches = num_rows / args.train_batch_size
-    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
-    steps = max(1, math.ceil(batches / args.gradient_accumulation_steps))
-    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
 
 
 def quiet_trainer(

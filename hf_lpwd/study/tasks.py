@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from hf_lpwd.study.methods import METHOD_FLAGS, PEERS
 from hf_lpwd.study.plan import Plan
-from hf_lpwd.study.records import Record
+from hf_lpwd.study.record import Record
 
 _RATES = ("weight_decay", "total_decay", "learning_rate")
 _MODEL = ("model_name_or_path", "model_type", "config_name")

@@ -236,7 +236,8 @@ def _print_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str,
     ]
     if "test" not in run.images:
         accuracies.append("no labelled test split")
-    print(f"{', '.join(accuracies)}; saved in {folder}")
+    # What was decided about the data, such as which folders are the classes, bears on these figures.
+    print("; ".join([", ".join(accuracies), *run.splits.facts.notes, f"saved in {folder}"]))
     if trainer.args.do_train:
         print(f"next: hf-lpwd predict {shlex.quote(str(folder))} IMAGES")
 

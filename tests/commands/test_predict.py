@@ -75,7 +75,7 @@ def test_what_cannot_be_read_is_named_and_counted(run, images, tmp_path, capsys)
     assert (
         lines[0] == f"hf-lpwd predict: {images}: left out: file without an extension (1), document .txt (1)"
     )
-    assert lines[1] == f"hf-lpwd predict: {images / 'a.png'} cannot be read: not a picture in a known format"
+    assert lines[1] == f"hf-lpwd predict: {images / 'a.png'} cannot be read: not an image in a known format"
     assert lines[2].startswith(f"hf-lpwd predict: {images / 'small.PNG'} cannot be read: ")
     assert lines[3:] == [f"hf-lpwd predict: 4 of 6 images classified, in {out}"]
     assert [row["image"] for row in rows_of(out.read_text())] == [
