@@ -10,7 +10,7 @@ from small_runs import train
 from transformers import pipeline
 
 from hf_lpwd.cli import main
-from hf_lpwd.vision.data.sources import load_digits as digits_splits
+from hf_lpwd.vision.data.digits import load_digits as digits_splits
 
 DIGITS = load_digits()
 
