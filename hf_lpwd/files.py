@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and the names of those that several modules know."""
+"""Writing files complete or not at all, and the names of those that several modules know."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from typing import Any
 
 #: In each checkpoint: the size in bytes of every file that was saved, by name.
 FILE_SIZES = "checkpoint_files.json"
-#: In the folder of a run: the settings that it shares with what it may be resumed as.
+#: In the folder of a run and in each of its checkpoints: the settings that decide what the run computes.
 RECORD = "run_settings.json"
+_TEMPORARY = ".part"
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file under a temporary name in its folder (made if missing), then renames it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        set_mode(Path(temporary))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -32,5 +31,18 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes `value` as indented JSON, whole or not at all."""
+    """Writes `value` as indented JSON, complete or not at all."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def set_mode(path: Path) -> None:
+    """Gives a file the mode of any new file of this user; safetensors and tempfile let nobody else read."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of writes that were killed; nobody may be writing into the folder."""
+    for path in folder.glob(f".*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)

@@ -146,7 +146,8 @@ def measure_decay(
     Args:
         optimizer: The optimizer, or accelerate's wrapper of one.
         model: The model that it trains, wrapped or not.
-        plan: What is to be expected; default: that all weights but those of `hf_lpwd.exemptions` decay.
+        plan: What is to be expected; default: the plan of a `LayerwiseDecay`, else that all weights decay but
+            those of `hf_lpwd.exemptions`.
 
     Raises:
         TypeError: The optimizer is DeepSpeed's, or no torch optimizer.
@@ -161,11 +162,12 @@ def measure_decay(
         ...     print(line)
         3 parameters (0.bias, 1.bias, 2.bias) are decayed, against the usual rule: bias
     """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    plan = plan or getattr(inner, "plan", None)
     if plan is None:
         plan = plan_layers(model, LPWDConfig(weight_decay=1.0, layer_schedule="uniform"))
     parameters = measure_parameters(optimizer, model)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    inner = getattr(optimizer, "optimizer", optimizer)
     return DecayMeasurement(
         optimizer=type(inner).__name__,
         parameters=parameters,

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from hf_lpwd.optimizer import LayerwiseDecay
+from hf_lpwd.stale_gradients import StaleGradients
 
 #: Elements of which weights, gradients and a fresh optimizer state exist twice at a time.
 CHUNK_ELEMENTS = 2**24
@@ -181,6 +182,8 @@ def _step(
     try:
         if isinstance(optimizer, LayerwiseDecay):
             group["decay_applied"] = False
+            # The real one goes on knowing the gradients of the training loop.
+            optimizer._stale = StaleGradients()
             optimizer.train()
         for parameter in chunk:
             parameter.grad = torch.zeros_like(parameter)

@@ -1,21 +1,20 @@
-"""Fine-tunes an image classifier in a training loop of one's own with accelerate, without the Trainer.
+"""Fine-tunes an image classifier in a custom training loop with accelerate, without the Trainer.
 
 The flags are those of transformers' script of the same name, and those of `LPWDArguments`. What layer-wise
-weight decay adds to such a loop are the lines marked LPWD. Without a data set and a model it trains a small
-ViT on scikit-learn's digits.
+weight decay adds to such a loop are the lines marked LPWD. Without a dataset and a model it trains a small
+ViT on scikit-learn's digits. Checkpoints are complete or absent, as those of `hf-lpwd train`.
 
     accelerate launch scripts/run_image_classification_no_trainer.py --dataset_name beans --output_dir beans
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +26,10 @@ from tqdm import tqdm
 from transformers import EvalPrediction, HfArgumentParser, get_scheduler
 
 from hf_lpwd import LPWDArguments, LPWDConfig, create_lpwd_optimizer  # LPWD
+from hf_lpwd.checkpoints.custom_loop import load_checkpoint, save_checkpoint
+from hf_lpwd.checkpoints.folders import remove_unfinished, written_aside
+from hf_lpwd.checkpoints.run_folder import check_run, sole_use
+from hf_lpwd.checkpoints.run_record import CHANGES, write_record
 from hf_lpwd.files import write_json
 from hf_lpwd.messages import BadInputError, OneLineParser, refuse
 from hf_lpwd.training_args import setting
@@ -35,24 +38,24 @@ from hf_lpwd.vision.data.batch_augmentation import make_mixer, training_loss
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import ImageDataset, collate, finishes_later
 from hf_lpwd.vision.data.splits import load_splits
+from hf_lpwd.vision.failures import DIVERGED
 from hf_lpwd.vision.hub.push import PushError
 from hf_lpwd.vision.hub.push_callback import push_run
 from hf_lpwd.vision.launch import set_up_launch
 from hf_lpwd.vision.metrics import compute_metrics
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
+from hf_lpwd.vision.run_settings import data_settings
 
 PROG = Path(__file__).name
 # The Trainer reads warmup_steps below 1 as a share; this is a tenth of the steps.
 DIGITS = {**DIGITS_RUN, "num_warmup_steps": 300, "output_dir": "outputs/digits_no_trainer"}
-
-# What a resumed run has to share with its checkpoint, beside the decay, which the optimizer compares.
-SAME_IN_A_RUN = [
-    *("dataset_name", "train_dir", "train_val_split", "max_train_samples", "augmentation", "seed"),
-    *("auto_augment", "ra_magnitude", "random_erase", "mixup_alpha", "cutmix_alpha"),
-    *("model_name_or_path", "model_type", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("learning_rate", "lr_scheduler_type", "num_warmup_steps", "max_train_steps"),
-]
+# Flags that do not change what a run computes.
+NOT_THE_RUN = {
+    *("cache_dir", "token", "hub_token", "trust_remote_code", "output_dir", "per_device_eval_batch_size"),
+    *("checkpointing_steps", "resume_from_checkpoint", "resume_with_changes", "with_tracking", "report_to"),
+    *("push_to_hub", "hub_model_id", "log_layers"),
+}
 
 
 @dataclass
@@ -72,6 +75,9 @@ class LoopArguments(LPWDArguments):  # LPWD
     seed: int = 42
     checkpointing_steps: str | None = field(default=None, metadata={"help": "A number, or 'epoch'."})
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": "A checkpoint's folder."})
+    resume_with_changes: bool = field(
+        default=False, metadata={"help": "Go on from a checkpoint of a run with other settings."}
+    )
     with_tracking: bool = False
     report_to: str = field(default="all", metadata={"help": "The trackers of with_tracking."})
     push_to_hub: bool = False
@@ -85,9 +91,12 @@ class LoopArguments(LPWDArguments):  # LPWD
         text = self.checkpointing_steps
         if text not in (None, "epoch") and not (text.isdigit() and int(text)):
             raise ValueError(f"checkpointing_steps is {text!r}, but must be a number of steps or 'epoch'")
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        for name in (
+            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+            *("num_train_epochs", "max_train_steps"),
+        ):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1")
         if self.push_to_hub and self.output_dir:
             self.hub_model_id = self.hub_model_id or Path(self.output_dir).absolute().name
             validate_repo_id(self.hub_model_id)
@@ -116,22 +125,43 @@ def parse_args(argv: Sequence[str]) -> tuple[ModelArguments, DataTrainingArgumen
 def main(argv: Sequence[str]) -> None:
     """Trains, evaluates after each epoch, reads the test split once, and saves the model."""
     model_args, data_args, args = parse_args(argv)
-    output_dir = Path(args.output_dir)
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=args.report_to if args.with_tracking else None,
-        project_dir=output_dir,
+        project_dir=args.output_dir,
     )
     set_up_launch(accelerator, args.decay_timing)  # LPWD
-    if args.with_tracking:
-        tracked = {name: str(value) for name, value in asdict(args).items() if name != "hub_token"}
-        accelerator.init_trackers("image_classification_no_trainer", tracked)
+    with sole_use(args.output_dir) if accelerator.is_main_process else nullcontext():
+        train(model_args, data_args, args, accelerator)
+    # Also ends the process group, without which a process now and then aborts at its end.
+    accelerator.end_training()
+    # No process waits for the upload, and none is held up by one that fails.
+    if args.push_to_hub and accelerator.is_main_process:
+        url = push_run(Path(args.output_dir), args.hub_model_id, token=args.hub_token or model_args.token)
+        print(f"pushed: {url}")
 
+
+def train(
+    model_args: ModelArguments,
+    data_args: DataTrainingArguments,
+    args: LoopArguments,
+    accelerator: Accelerator,
+) -> None:
+    """Does the run in a folder that is its own."""
+    settings = {**asdict(model_args), **asdict(data_args), **asdict(args)}
+    settings = {name: value for name, value in settings.items() if name not in NOT_THE_RUN}
+    settings |= {"processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
+    check = partial(
+        check_run, args.output_dir, settings, args.resume_from_checkpoint, args.resume_with_changes
+    )
+    check()
     # One process at a time, so that only the first downloads and decodes.
     with accelerator.main_process_first():
         splits = load_splits(
             data_args, seed=args.seed, cache_dir=model_args.cache_dir, token=model_args.token
         )
+    settings |= data_settings(splits)
+    settings[CHANGES] = check()
     set_seed(args.seed)
     model, processor = load_model_and_processor(model_args, splits.class_names)
     mix = make_mixer(len(splits.class_names), data_args.mixup_alpha, data_args.cutmix_alpha)
@@ -162,14 +192,18 @@ def main(argv: Sequence[str]) -> None:
     steps_per_epoch = math.ceil(len(loaders["train"]) / args.gradient_accumulation_steps)
     max_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, max_steps)
-    accelerator.register_for_checkpointing(scheduler)
-    values = {**asdict(model_args), **asdict(data_args), **asdict(args), "max_train_steps": max_steps}
-    settings = {name: str(values[name]) for name in SAME_IN_A_RUN}
-    settings |= {"processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
-    steps = 0
+    steps, losses = 0, torch.zeros(2, device=accelerator.device)
     if args.resume_from_checkpoint:
-        steps = read_checkpoint(Path(args.resume_from_checkpoint), settings)
-        accelerator.load_state(args.resume_from_checkpoint)
+        steps = load_checkpoint(accelerator, args.resume_from_checkpoint, max_steps, losses, scheduler)
+
+    def save() -> None:
+        save_checkpoint(accelerator, args.output_dir, steps, max_steps, losses, scheduler, settings)
+
+    if accelerator.is_main_process:
+        remove_unfinished(args.output_dir)
+        write_record(args.output_dir, settings)
+    if args.with_tracking:
+        accelerator.init_trackers("image_classification_no_trainer", {k: str(v) for k, v in settings.items()})
 
     quiet = not (accelerator.is_main_process and sys.stderr.isatty())
     bar = tqdm(total=max_steps, initial=steps, disable=quiet)
@@ -178,11 +212,12 @@ def main(argv: Sequence[str]) -> None:
         epoch, step_in_epoch = divmod(steps, steps_per_epoch)
         # Order and augmentation depend on seed and epoch alone, and are the same in a resumed run.
         order.manual_seed(args.seed + epoch)
-        loaders["train"].set_epoch(epoch)  # which also tells the data set
+        loaders["train"].set_epoch(epoch)  # which also tells the dataset
         model.train()
-        # On a GPU, pictures are augmented, resized and normalised there.
+        # On a GPU, images are augmented, resized and normalised there.
         finish = loaders["train"].dataset.transform.finish
-        losses = torch.zeros(2, device=accelerator.device)
+        if step_in_epoch == 0:
+            losses.zero_()
         done = step_in_epoch * args.gradient_accumulation_steps
         for batch in accelerator.skip_first_batches(loaders["train"], done) if done else loaders["train"]:
             with accelerator.accumulate(model):
@@ -200,7 +235,7 @@ def main(argv: Sequence[str]) -> None:
             steps += 1
             bar.update()
             if args.checkpointing_steps not in (None, "epoch") and steps % int(args.checkpointing_steps) == 0:
-                write_checkpoint(accelerator, output_dir / f"step_{steps}", settings, steps)
+                save()
             if steps == max_steps:
                 break
         results = evaluate(model, loaders["validation"], accelerator)
@@ -210,62 +245,39 @@ def main(argv: Sequence[str]) -> None:
         if args.with_tracking:
             accelerator.log(results, step=steps)
         if args.checkpointing_steps == "epoch":
-            write_checkpoint(accelerator, output_dir / f"epoch_{epoch}", settings, steps)
+            save()
 
+    # Resumed at its end, the run knows no training loss of the epoch.
+    results = results or evaluate(model, loaders["validation"], accelerator)
     if "test" in loaders:
         test = evaluate(model, loaders["test"], accelerator)
         results |= {f"test_{name}": value for name, value in test.items()}
         accelerator.print(f"test accuracy {test['accuracy']:.4f}")
     state = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_pretrained(output_dir, state_dict=state)
-        processor.save_pretrained(output_dir)
-        write_json(output_dir / "all_results.json", results)
+        with written_aside(args.output_dir) as folder:
+            accelerator.unwrap_model(model).save_pretrained(folder, state_dict=state)
+            processor.save_pretrained(folder)
+        write_json(Path(args.output_dir) / "all_results.json", results)
     accelerator.wait_for_everyone()
-    # Also ends the process group, without which a process now and then aborts at its end.
-    accelerator.end_training()
-    # No process waits for the upload, and none is held up by one that fails.
-    if args.push_to_hub and accelerator.is_main_process:
-        url = push_run(output_dir, args.hub_model_id, token=args.hub_token or model_args.token)
-        print(f"pushed: {url}")
 
 
 def evaluate(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator) -> dict[str, float]:
-    """Returns accuracy, macro F1 and top-5 accuracy; `gather_for_metrics` counts every picture once."""
+    """Returns accuracy, macro F1 and top-5 accuracy; `gather_for_metrics` counts every image once.
+
+    Raises:
+        BadInputError: The model's answers are NaN or infinite.
+    """
     model.eval()
     outputs = []
     for batch in map(loader.dataset.transform.finish, loader):
         with torch.no_grad():
             logits = model(**batch).logits
         outputs.append(accelerator.gather_for_metrics((logits.float(), batch["labels"])))
-    logits, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*outputs, strict=True))
-    return compute_metrics(EvalPrediction(predictions=logits, label_ids=labels))
-
-
-def write_checkpoint(accelerator: Accelerator, folder: Path, settings: dict, steps: int) -> None:
-    """Saves everything that a resumed run needs; the folder gets its name when it is whole."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(unfinished)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_json(unfinished / "run.json", {**settings, "steps": steps})
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(unfinished, folder)
-    accelerator.wait_for_everyone()
-
-
-def read_checkpoint(folder: Path, settings: dict) -> int:
-    """Returns how many steps a checkpoint has; raises a BadInputError if it is none, or of another run."""
-    if not (folder / "run.json").is_file():
-        raise BadInputError(f"resume_from_checkpoint is {str(folder)!r}, but no checkpoint is there")
-    saved = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    for name, now in settings.items():
-        if saved.get(name) != now:
-            raise BadInputError(f"the checkpoint's run had {name} {saved.get(name)}, but this one has {now}")
-    return saved["steps"]
+    logits, labels = (torch.cat(parts).cpu() for parts in zip(*outputs, strict=True))
+    if not logits.isfinite().all():
+        raise BadInputError(f"the model's logits are NaN or infinite: {DIVERGED}")
+    return compute_metrics(EvalPrediction(predictions=logits.numpy(), label_ids=labels.numpy()))
 
 
 if __name__ == "__main__":

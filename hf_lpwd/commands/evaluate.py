@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_lpwd.files import RECORD, write_bytes, write_json
+from hf_lpwd.checkpoints.run_record import read_record
+from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import BadInputError, OneLineParser, say
 
 if TYPE_CHECKING:
@@ -159,10 +159,9 @@ def may_be_training_images(run: Path, data: LabelledImages, config_name: str | N
     """Whether a run was trained on the split of these images, or on what contains it, by the run's record."""
     from hf_lpwd.vision.data.layout import role_of
 
-    record = next((folder / RECORD for folder in (run, run.parent) if (folder / RECORD).is_file()), None)
-    if record is None:
+    settings = read_record(run) or read_record(run.parent)
+    if settings is None:
         return False
-    settings = json.loads(record.read_text("utf-8"))
     trained = settings.get("train_dir") or settings.get("dataset_name")
     if trained is None or settings.get("dataset_config_name") != config_name:
         return False

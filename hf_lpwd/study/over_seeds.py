@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_lpwd.checkpoints.run_record import differences
 from hf_lpwd.files import RECORD
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.hub.card import FACTS, METRICS
@@ -99,11 +100,8 @@ def over_seeds(run: FinishedRun, others: Sequence[FinishedRun]) -> dict[str, Any
 
 
 def _check_alike(run: FinishedRun, other: FinishedRun) -> None:
-    ours, theirs = run.alike, other.alike
-    for name in {**ours, **theirs}:
-        here, there = ours.get(name), theirs.get(name)
-        if here != there:
-            raise BadInputError(
-                f"runs of several seeds may differ in nothing else, but {name} is {here!r:.200} in "
-                f"{run.folder} and {there!r:.200} in {other.folder}"
-            )
+    for name, (here, there) in differences(run.alike, other.alike).items():
+        raise BadInputError(
+            f"runs of several seeds may differ in nothing else, but {name} is {here!r:.200} in "
+            f"{run.folder} and {there!r:.200} in {other.folder}"
+        )

@@ -25,7 +25,7 @@ _NOT_WRITTEN = re.compile(
 )
 _WORKER_ENDED = re.compile("DataLoader worker .* killed by signal|unable to write to file </torch_")
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
-_GO_ON = "the same command with --resume_from_checkpoint True goes on from the last whole checkpoint"
+_GO_ON = "the same command with --resume_from_checkpoint True goes on from the last complete checkpoint"
 
 
 def failure_line(error: Exception) -> str | None:
@@ -38,7 +38,7 @@ def failure_line(error: Exception) -> str | None:
     # torch's last error only says "exited unexpectedly", which may be a bug.
     if _WORKER_ENDED.search(f"{text} {error.__cause__}"):
         return (
-            "a process that loads pictures ended, most likely for want of memory or shared memory: use fewer "
+            "a process that loads images ended, most likely for want of memory or shared memory: use fewer "
             f"--dataloader_num_workers; {_GO_ON}"
         )
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error):
@@ -48,7 +48,7 @@ def failure_line(error: Exception) -> str | None:
             f"out of memory{wanted}: divide --per_device_train_batch_size and multiply "
             "--gradient_accumulation_steps by the same number, which leaves each step its samples, or lower "
             "--per_device_eval_batch_size if it evaluated; with --resume_from_checkpoint True the run then "
-            "goes on from its last whole checkpoint"
+            "goes on from its last complete checkpoint"
         )
     number = error.errno if isinstance(error, OSError) else None
     if number in _FULL or _NOT_WRITTEN.search(text):
@@ -58,8 +58,15 @@ def failure_line(error: Exception) -> str | None:
     return None
 
 
+#: What to do about weights or losses that are NaN or infinite.
+DIVERGED = (
+    "training diverged; start again with a lower --learning_rate, more warmup steps, and rather in bf16 than "
+    "in fp16"
+)
+
+
 class StopWhereNotFinite(TrainerCallback):
-    """Ends a run whose weights or losses are infinite or no numbers: from there nothing can be learned.
+    """Stops training when weights or losses become NaN or infinite: from there nothing can be learned.
 
     `Trainer` alone leaves such losses out of its logs and goes on to the end.
     """
@@ -77,7 +84,6 @@ class StopWhereNotFinite(TrainerCallback):
             told = name.startswith("weight_norm/") or name in ("eval_loss", "test_loss")
             if told and not math.isfinite(value):
                 raise BadInputError(
-                    f"{name} is {value} at step {state.global_step}: training diverged; start anew in "
-                    f"another folder with a lower --learning_rate (it is {args.learning_rate:g}), more "
-                    "--warmup_steps or a lower --max_grad_norm, and rather with --bf16 than with --fp16"
+                    f"{name} is {value} at step {state.global_step} with --learning_rate "
+                    f"{args.learning_rate:g}: {DIVERGED}"
                 )

@@ -13,6 +13,8 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
+from hf_lpwd.checkpoints.run_folder import sole_use
+from hf_lpwd.checkpoints.run_record import write_record
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.optimizer import LayerwiseDecay
@@ -27,7 +29,6 @@ from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.prepare import Run, named_checkpoint, prepare
-from hf_lpwd.vision.run_folder import write_record
 from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 #: Split -> what `Trainer` puts before the names of its metrics.
@@ -62,7 +63,8 @@ def finetune(
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        with StopOnSignal() as stop:
+        first = training_args.process_index == 0
+        with StopOnSignal() as stop, sole_use(str(training_args.output_dir)) if first else nullcontext():
             _finetune(model_args, data_args, training_args, argv, stop)
     except Interrupted as end:
         if training_args.process_index == 0:
@@ -114,7 +116,7 @@ def make_trainer(
         callbacks: For the trainer.
         optimizer: Instead of the one that the arguments name.
     """
-    return ImageTrainer(
+    trainer = ImageTrainer(
         model=run.model,
         args=args,
         transform=ImageTransform(run.processor),
@@ -129,6 +131,8 @@ def make_trainer(
         layer_map=run.plan.layer_map,
         callbacks=[EpochCallback(), *callbacks],
     )
+    trainer.run_settings = run.settings
+    return trainer
 
 
 def train_and_evaluate(
@@ -191,7 +195,7 @@ def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | N
         return checkpoint or None
     found = trainer.last_complete_checkpoint()
     if found is None:
-        logger.warning(f"{args.output_dir} has no whole checkpoint: the run starts from the beginning")
+        logger.warning(f"{args.output_dir} has no complete checkpoint: the run starts from the beginning")
     return found
 
 

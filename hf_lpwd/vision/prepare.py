@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import set_seed
 
-from hf_lpwd.checkpoints.mixin import why_not_resumable
+from hf_lpwd.checkpoints.run_folder import check_run
+from hf_lpwd.checkpoints.run_record import CHANGES, read_record
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.factory import optimizer_from_plan
 from hf_lpwd.plan import LayerPlan, plan_layers
@@ -20,7 +21,7 @@ from hf_lpwd.vision.data.splits import Splits, load_splits
 from hf_lpwd.vision.launch import check_packages, set_up_launch
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
-from hf_lpwd.vision.run_folder import check_output_dir, data_settings, run_settings
+from hf_lpwd.vision.run_settings import data_settings, run_settings
 from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 
@@ -48,13 +49,12 @@ def prepare(
     set_up_launch(training_args, training_args.decay_timing)
     check_packages(training_args)
     settings = run_settings(model_args, data_args, training_args)
-    check_output_dir(str(training_args.output_dir), settings)
-    _check_resumable(training_args)
+    _check_run(training_args, settings)
     splits = load_splits(
         data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token
     )
     settings |= data_settings(splits)
-    check_output_dir(str(training_args.output_dir), settings)
+    settings[CHANGES] = _check_run(training_args, settings)
     # The model's initial weights depend on the seed alone, not on what loading the data drew.
     set_seed(training_args.seed)
     model, processor = load_model_and_processor(model_args, splits.class_names)
@@ -88,8 +88,10 @@ def named_checkpoint(args: ImageTrainingArguments) -> str | bool | None:
     return {"true": True, "false": None, "none": None}.get(text, args.resume_from_checkpoint)
 
 
-def _check_resumable(args: ImageTrainingArguments) -> None:
-    checkpoint = named_checkpoint(args)
-    reason = why_not_resumable(checkpoint) if isinstance(checkpoint, str) else None
-    if reason is not None:
-        raise ValueError(reason)
+def _check_run(args: ImageTrainingArguments, settings: dict[str, Any]) -> str | None:
+    """Checks folder and checkpoint; returns in what the run that this one goes on from was different."""
+    named, output_dir = named_checkpoint(args), str(args.output_dir)
+    if isinstance(named, str):
+        return check_run(output_dir, settings, named, args.resume_with_changes)
+    check_run(output_dir, settings)
+    return (read_record(output_dir) or {}).get(CHANGES) if named else None

@@ -47,6 +47,12 @@ class ImageTrainingArguments(LPWDTrainingArguments):
             "help": "Licence of the trained model, for its card, e.g. apache-2.0; default: none is named."
         },
     )
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from a checkpoint of a run with other settings, as far as its state allows that."
+        },
+    )
     logging_steps: float = field(
         default=0.02, metadata={"help": "Log every so many steps; below 1, a fraction of all steps."}
     )

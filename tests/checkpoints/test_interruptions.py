@@ -1,76 +1,15 @@
 """Runs of `hf-lpwd train` that are killed or stopped, and resumed: their results are those of whole runs."""
 
-import json
 import random
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
-import torch
-from processes import HELPERS, in_two_processes
+from killed_runs import FLAGS, Runs
+from processes import in_two_processes
 from small_trainers import TIMINGS
 
 from hf_lpwd.checkpoints.corruption import damage
 from hf_lpwd.cli import main
-
-FLAGS = [
-    "train", "--model_type", "vit", "--config_overrides",
-    "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32,image_size=8,patch_size=4,"
-    "hidden_dropout_prob=0.1",
-    "--num_train_epochs", "2", "--max_train_samples", "200", "--per_device_train_batch_size", "16",
-    "--learning_rate", "0.01", "--weight_decay", "0.5", "--warmup_steps", "3", "--disable_tqdm", "True",
-    "--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2", "--report_to", "none",
-]  # fmt: skip
-LAST = "checkpoint-26"
-
-
-class Runs:
-    """Does runs one after another, through killable_run.py."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        script = HELPERS / "killable_run.py"
-        self.server = subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.server.stdout.readline() == "ready\n"
-
-    def close(self):
-        self.server.stdin.close()
-        self.server.stdout.close()
-        self.server.wait()
-
-    def __call__(self, name, *flags, **order):
-        """Returns exit code, whether a checkpoint was left unfinished, what was printed, and the seconds."""
-        argv = [*FLAGS, "--output_dir", str(self.folder / name), *flags]
-        log = self.folder / f"{name}.log"
-        start = time.perf_counter()
-        self.server.stdin.write(json.dumps({"argv": argv, "log": str(log), **order}) + "\n")
-        self.server.stdin.flush()
-        code, unfinished = json.loads(self.server.stdout.readline())
-        return code, unfinished, log.read_text(), time.perf_counter() - start
-
-    def resume(self, name, *flags, **order):
-        return self(name, *flags, "--resume_from_checkpoint", "True", **order)
-
-    def assert_same(self, name, other):
-        one, two = self.folder / name, self.folder / other
-        for file in ("model.safetensors", f"{LAST}/model.safetensors"):
-            assert (one / file).read_bytes() == (two / file).read_bytes(), file
-        states = [torch.load(run / LAST / "optimizer.pt", weights_only=True)["state"] for run in (one, two)]
-        assert states[0].keys() == states[1].keys()
-        for index, state in states[0].items():
-            for key, value in state.items():
-                assert torch.equal(value, states[1][index][key])
-        scores = [json.loads((run / "test_results.json").read_text())["test_loss"] for run in (one, two)]
-        assert scores[0] == scores[1]
-
-    def assert_whole(self, name):
-        """Nothing that has a checkpoint's name is half of one."""
-        for checkpoint in (self.folder / name).glob("checkpoint-*"):
-            assert damage(str(checkpoint)) is None, checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +85,7 @@ def test_killed_before_the_results_are_written_nothing_is_trained_again(runs, wh
 def test_before_the_first_checkpoint_a_resumed_run_starts_anew(runs, whole):
     code, _, log, _ = runs.resume("early")
     assert code == 0
-    assert "early has no whole checkpoint: the run starts from the beginning" in log
+    assert "early has no complete checkpoint: the run starts from the beginning" in log
     runs.assert_same("early", whole("pwd")[0])
 
 

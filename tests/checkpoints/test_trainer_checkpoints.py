@@ -4,25 +4,23 @@ import errno
 import json
 import shutil
 import signal
-from functools import partial
 from pathlib import Path
 
 import pytest
 from small_trainers import (
-    CheckpointingTrainer,
+    Signal,
     assert_same,
-    make_trainer,
+    make_checkpointing,
     stock_trainer,
     trained,
 )
 from transformers import TrainerCallback
 
-from hf_lpwd.checkpoints import mixin as checkpoints
+from hf_lpwd.checkpoints import folders as checkpoints
 from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.trainer import LPWDTrainer
 
-make_trainer = partial(make_trainer, cls=CheckpointingTrainer)
 SAVING = {"save_strategy": "steps", "save_steps": 5, "decay_timing": "pwd"}
 
 
@@ -30,7 +28,7 @@ SAVING = {"save_strategy": "steps", "save_steps": 5, "decay_timing": "pwd"}
 def finished(tmp_path_factory):
     """The folder of a run with checkpoints 5, 10, 15 and 20, and its final weights."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, trained(make_trainer(folder, **SAVING))
+    return folder, trained(make_checkpointing(folder, **SAVING))
 
 
 @pytest.fixture
@@ -66,7 +64,7 @@ def test_a_damaged_checkpoint_is_passed_over(run_folder, name, harm, monkeypatch
     harm(newest / name)
     assert checkpoints.last_complete(str(run_folder)) == str(run_folder / "checkpoint-15")
     assert len(warnings) == 1
-    assert warnings[0].startswith(f"passed over the damaged checkpoint {newest}: {name} ")
+    assert warnings[0].startswith(f"passed over the corrupt checkpoint {newest}: {name} ")
     assert not newest.exists()
     assert (run_folder / "damaged-checkpoint-20").is_dir()
 
@@ -74,7 +72,7 @@ def test_a_damaged_checkpoint_is_passed_over(run_folder, name, harm, monkeypatch
 def test_resuming_goes_on_from_the_last_complete_checkpoint(run_folder, finished):
     truncate(run_folder / "checkpoint-20" / "optimizer.pt")
     garble(run_folder / "checkpoint-15" / "model.safetensors")
-    resumed = make_trainer(run_folder, **SAVING)
+    resumed = make_checkpointing(run_folder, **SAVING)
     assert_same(trained(resumed, resume_from_checkpoint=True), finished[1])
     assert resumed._initial_global_step == 10
     assert checkpoints.damage(str(run_folder / "checkpoint-20")) is None
@@ -83,8 +81,8 @@ def test_resuming_goes_on_from_the_last_complete_checkpoint(run_folder, finished
 def test_without_a_whole_checkpoint_the_trainer_refuses(run_folder):
     for step in (5, 10, 15, 20):
         (run_folder / f"checkpoint-{step}" / "scheduler.pt").unlink()
-    with pytest.raises(ValueError, match="has no whole checkpoint"):
-        make_trainer(run_folder, **SAVING).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="has no complete checkpoint"):
+        make_checkpointing(run_folder, **SAVING).train(resume_from_checkpoint=True)
     assert checkpoints.last_complete(str(run_folder / "nowhere")) is None
 
 
@@ -118,14 +116,14 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoints_as_they_were(tmp_path,
                 monkeypatch.setattr(LPWDTrainer, "_save_scaler", fail)
 
     with pytest.raises(OSError, match="No space left"):
-        make_trainer(tmp_path, [FillDisk()], **SAVING, save_total_limit=1).train()
+        make_checkpointing(tmp_path, [FillDisk()], **SAVING, save_total_limit=1).train()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
     assert checkpoints.damage(str(tmp_path / "checkpoint-5")) is None
 
 
 def test_what_a_killed_run_left_unfinished_is_removed_at_the_start(run_folder):
     (run_folder / checkpoints.UNFINISHED / "checkpoint-20").mkdir(parents=True)
-    make_trainer(run_folder, max_steps=1).train()
+    make_checkpointing(run_folder, max_steps=1).train()
     assert not (run_folder / checkpoints.UNFINISHED).exists()
 
 
@@ -156,7 +154,7 @@ def killed_while_it_replaces(folder, monkeypatch, step=20):
 def test_a_checkpoint_that_was_about_to_be_replaced_is_not_lost(run_folder, monkeypatch):
     killed_while_it_replaces(run_folder, monkeypatch)
     before = (run_folder / "checkpoint-15" / "model.safetensors").read_bytes()
-    trainer = make_trainer(run_folder, **SAVING)
+    trainer = make_checkpointing(run_folder, **SAVING)
     assert trainer.last_complete_checkpoint() == str(run_folder / "checkpoint-20")
     assert checkpoints.damage(str(run_folder / "checkpoint-20")) is None
     assert (run_folder / "checkpoint-15" / "model.safetensors").read_bytes() == before
@@ -171,7 +169,7 @@ def test_named_explicitly_it_is_not_lost_either(run_folder, finished, tmp_path, 
     """Also where the run goes on in another folder, and a relative name ends in a slash."""
     killed_while_it_replaces(run_folder, monkeypatch, step=10)
     monkeypatch.chdir(tmp_path)
-    resumed = make_trainer(tmp_path / "other" if elsewhere else run_folder, **SAVING)
+    resumed = make_checkpointing(tmp_path / "other" if elsewhere else run_folder, **SAVING)
     assert_same(trained(resumed, resume_from_checkpoint="run/checkpoint-10/"), finished[1])
     assert resumed._initial_global_step == 10
     assert checkpoints.damage(str(run_folder / "checkpoint-10")) is None
@@ -192,16 +190,18 @@ def test_a_damaged_one_named_explicitly_is_refused_and_a_whole_one_named(run_fol
         ("", "trainer_state.json is missing"),
     ):
         with pytest.raises(BadInputError) as error:
-            make_trainer(run_folder, **SAVING).train(resume_from_checkpoint=str(run_folder / name))
+            make_checkpointing(run_folder, **SAVING).train(resume_from_checkpoint=str(run_folder / name))
         assert str(error.value) == (
             f"resume_from_checkpoint is {str(run_folder / name)!r}, but {fault}; "
-            f"the newest whole one is {run_folder / 'checkpoint-10'}"
+            f"the newest complete one is {run_folder / 'checkpoint-10'}"
         )
     assert contents(run_folder) == before
     for step in (5, 10):
         (run_folder / f"checkpoint-{step}" / "scheduler.pt").unlink()
-    with pytest.raises(BadInputError, match=r"but scheduler\.pt is missing; no whole one is beside it$"):
-        make_trainer(run_folder, **SAVING).train(resume_from_checkpoint=str(run_folder / "checkpoint-10"))
+    with pytest.raises(BadInputError, match=r"but scheduler\.pt is missing; no complete one is beside it$"):
+        make_checkpointing(run_folder, **SAVING).train(
+            resume_from_checkpoint=str(run_folder / "checkpoint-10")
+        )
 
 
 def test_a_damaged_or_replaced_checkpoint_is_not_put_back(run_folder, monkeypatch):
@@ -219,7 +219,7 @@ def test_a_damaged_or_replaced_checkpoint_is_not_put_back(run_folder, monkeypatc
 
 def test_the_state_names_the_best_checkpoint_where_it_is(tmp_path):
     flags = {"eval_strategy": "steps", "eval_steps": 5, "metric_for_best_model": "loss"}
-    make_trainer(tmp_path, **SAVING, **flags, load_best_model_at_end=True).train()
+    make_checkpointing(tmp_path, **SAVING, **flags, load_best_model_at_end=True).train()
     for step in (5, 10, 15, 20):
         state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
         best = tmp_path / f"checkpoint-{state['best_global_step']}"
@@ -231,19 +231,10 @@ def test_the_state_names_the_best_checkpoint_where_it_is(tmp_path):
 def test_resumed_from_its_last_checkpoint_it_takes_no_further_step(tmp_path, save_steps):
     """An epoch has three steps: step 4 is the first of the second one."""
     flags = {**SAVING, "max_steps": 4, "save_steps": save_steps}
-    whole = trained(make_trainer(tmp_path, **flags))
-    resumed = make_trainer(tmp_path, **flags)
+    whole = trained(make_checkpointing(tmp_path, **flags))
+    resumed = make_checkpointing(tmp_path, **flags)
     assert_same(trained(resumed, resume_from_checkpoint=True), whole)
     assert resumed.state.global_step == 4
-
-
-class Signal(TrainerCallback):
-    def __init__(self, step, signum):
-        self.step, self.signum = step, signum
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        if state.global_step + 1 == self.step:
-            signal.raise_signal(self.signum)
 
 
 @pytest.mark.parametrize(
@@ -253,14 +244,14 @@ def test_stopped_by_a_signal_it_resumes_exactly(tmp_path, step, strategy):
     """Step 4 is amid an epoch, 6 an epoch's last one, 20 the run's."""
     flags = {"save_strategy": strategy, "save_steps": 4, "eval_strategy": strategy, "eval_steps": 4}
     flags |= {"load_best_model_at_end": strategy != "no", "metric_for_best_model": "loss", "warmup_steps": 1}
-    whole_run = make_trainer(tmp_path / "whole", **flags)
+    whole_run = make_checkpointing(tmp_path / "whole", **flags)
     whole = trained(whole_run)
     stop = StopOnSignal()
-    stopped = make_trainer(tmp_path / "run", [Signal(step, signal.SIGTERM), stop], **flags)
+    stopped = make_checkpointing(tmp_path / "run", [Signal(step, signal.SIGTERM), stop], **flags)
     with stop, pytest.raises(Interrupted) as end:
         stopped.train()
     assert (end.value.code, end.value.checkpoint) == (143, str(tmp_path / "run" / f"checkpoint-{step}"))
-    resumed = make_trainer(tmp_path / "run", **flags)
+    resumed = make_checkpointing(tmp_path / "run", **flags)
     assert_same(trained(resumed, resume_from_checkpoint=True), whole)
     losses = [
         [(entry["step"], entry["eval_loss"]) for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -272,7 +263,7 @@ def test_stopped_by_a_signal_it_resumes_exactly(tmp_path, step, strategy):
 def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not(tmp_path):
     stop = StopOnSignal()
     callbacks = [Signal(4, signal.SIGTERM), Signal(4, signal.SIGTERM), Signal(4, signal.SIGINT), stop]
-    trainer = make_trainer(tmp_path, callbacks, **SAVING)
+    trainer = make_checkpointing(tmp_path, callbacks, **SAVING)
     with stop, pytest.raises(Interrupted) as end:
         trainer.train()
     assert (end.value.code, end.value.checkpoint) == (130, None)

@@ -287,3 +287,33 @@ def test_a_group_is_measured_in_chunks(monkeypatch):
     measured = measure_parameters(optimizer, model)
     assert held == [[128], [16, 16, 16], [64, 4]]
     assert all(decay.agrees for decay in measured.values())
+
+
+@pytest.mark.parametrize("after_the_decay", ["forward", "backward"])
+def test_the_decay_that_waits_for_its_step_goes_on(after_the_decay):
+    def run(measure):
+        model = make_model()
+        optimizer = LayerwiseDecay(model.parameters(), torch.optim.SGD, lr=LR, weight_decay=RATE)
+        train(model, optimizer, 1)
+        optimizer.zero_grad()
+        optimizer.train()
+        if measure and after_the_decay == "forward":
+            measure_parameters(optimizer, model)
+        model(torch.ones(5, 8)).square().sum().backward()
+        if measure and after_the_decay == "backward":
+            measure_parameters(optimizer, model)
+        optimizer.train()
+        optimizer.step()
+        return list(model.parameters())
+
+    assert same(run(measure=True), run(measure=False))
+
+
+def test_gradients_from_before_the_decay_are_refused_as_without_a_measurement():
+    model = make_model()
+    optimizer = LayerwiseDecay(model.parameters(), torch.optim.SGD, lr=LR, weight_decay=RATE)
+    model(torch.ones(5, 8)).square().sum().backward()
+    optimizer.train()
+    measure_parameters(optimizer, model)
+    with pytest.raises(RuntimeError, match="gradient"):
+        optimizer.step()

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
+from hf_lpwd.checkpoints.folders import checkpoints_in
 from hf_lpwd.vision.arguments import DIGITS_RUN
 from hf_lpwd.vision.hub.card import METRICS
 from hf_lpwd.vision.model_args import ModelArguments
@@ -148,7 +149,7 @@ def check_files(script, found, expected):
     assert len(results(found)) == 7
     assert results(found) == pytest.approx(results(expected), rel=1e-5)
     if script == LOOP:
-        assert read(found / "epoch_0" / "run.json")["processes"] == 2
+        assert read(found / "run_settings.json")["processes"] == 2
         return
     assert read(found / "run_settings.json")["devices"] == 2
     state = read(found / "trainer_state.json")
@@ -167,11 +168,17 @@ def check_resumed(script, flags, accumulation, folder, stage):
         flags, resumed = [*flags, "--resume_from_checkpoint", "True"], folder
         if dist.get_rank() == 0:
             (folder / "model.safetensors").unlink()
-            last = max(folder.glob("checkpoint-*"), key=os.path.getmtime)
+            last = checkpoints_in(folder)[-1]
             os.truncate(next(last.rglob("*optim_states.pt")), 1000)
     else:
         resumed = folder.with_name(f"{folder.name}-resumed")
-        flags = [*flags, "--resume_from_checkpoint", str(folder / "epoch_0"), "--output_dir", str(resumed)]
+        flags = [
+            *flags,
+            "--resume_from_checkpoint",
+            str(checkpoints_in(folder)[0]),
+            "--output_dir",
+            str(resumed),
+        ]
     dist.barrier()
     assert under_zero(stage, script, flags, accumulation) == 0
     assert largest_difference(models(resumed), expected) == 0.0

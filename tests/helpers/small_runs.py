@@ -22,6 +22,12 @@ SMALL = [
     *("--disable_tqdm", "True", "--report_to", "none"),
 ]
 
+TINY_VIT = [
+    "--model_type", "vit", "--config_overrides",
+    "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=16,image_size=16,patch_size=8,"
+    "initializer_range=0.2",
+]  # fmt: skip
+
 
 def on_the_hub(folder, name="user/digits"):
     """The files that a run has on the Hub; its card loads them from there."""

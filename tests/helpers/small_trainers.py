@@ -1,9 +1,13 @@
 """A tiny ViT with dropout on random pictures, in `LPWDTrainer` and in the stock Trainer."""
 
+import signal
+from functools import partial
+
 import torch
 from torch.utils.data import Dataset
 from transformers import (
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
@@ -79,6 +83,18 @@ def make_trainer(path, callbacks=None, cls=LPWDTrainer, **changes):
         eval_dataset=Images(8, seed=1),
         callbacks=callbacks,
     )
+
+
+make_checkpointing = partial(make_trainer, cls=CheckpointingTrainer)
+
+
+class Signal(TrainerCallback):
+    def __init__(self, step, signum):
+        self.step, self.signum = step, signum
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.step:
+            signal.raise_signal(self.signum)
 
 
 def stock_trainer(path, optimizer_cls_and_kwargs=None, **changes):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from small_trainers import assert_same, trained
-from test_trainer_checkpoints import Signal, make_trainer
+from small_trainers import Signal, assert_same, trained
+from small_trainers import make_checkpointing as make_trainer
 
 from hf_lpwd.checkpoints.corruption import damage
 from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal

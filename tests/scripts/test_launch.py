@@ -1,9 +1,7 @@
 """The two scripts: resuming, refusals, one process and two, command lines of transformers' scripts."""
 
-import importlib.util
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -11,67 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from hub_server import READ_TOKEN, WRITE_TOKEN, Hub, use_here
 from pictures import encode, noise
 from PIL import Image
 from processes import HELPERS
+from raw_loop import DROPOUT, LOOP, SMALL, flags
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_lpwd.checkpoints.corruption import damage
+from hf_lpwd.checkpoints.folders import checkpoints_in, step_of
 from hf_lpwd.cli import main
-from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.launch import FP16_ON_A_CPU
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-TRAINER, LOOP = SCRIPTS / "run_image_classification.py", SCRIPTS / "run_image_classification_no_trainer.py"
+TRAINER = SCRIPTS / "run_image_classification.py"
 TIMINGS = ["l2", "wd", "rwd", "pwd"]
-SMALL = {
-    "max_train_samples": 160,
-    "max_eval_samples": 53,
-    "num_train_epochs": 2,
-    "per_device_eval_batch_size": 8,
-}
-DROPOUT = {
-    "num_warmup_steps": 1,
-    "config_overrides": "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,"
-    "intermediate_size=32,image_size=8,patch_size=4,hidden_dropout_prob=0.3",
-}
-
-
-def flags(settings):
-    return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("loop", LOOP)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["loop"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def loop():
-    module = load_script()
-    yield module
-    del sys.modules["loop"]
-
-
-@pytest.fixture
-def run(loop):
-    """Runs the script in this process; every run begins with a new accelerate."""
-
-    def call(**settings):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        loop.main(flags({**SMALL, **settings}))
-        return Path(settings["output_dir"])
-
-    yield call
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def launched(script, settings, processes=1, check=True, limit=300):
@@ -122,181 +74,6 @@ def furthest(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one if not name.endswith("key.bias"))
 
 
-@pytest.mark.parametrize("timing", TIMINGS)
-def test_resuming_amid_an_epoch_is_exact(run, tmp_path, timing):
-    """10 batches an epoch in windows of 3: four steps, the last of one batch. Step 6 is in the second."""
-    settings = {
-        **DROPOUT,
-        "decay_timing": timing,
-        "gradient_accumulation_steps": 3,
-        "checkpointing_steps": 3,
-        "augmentation": "crop",
-    }
-    through = run(**settings, output_dir=tmp_path / "through")
-    assert sorted(path.name for path in through.glob("step_*")) == ["step_3", "step_6"]
-    resumed = run(**settings, output_dir=tmp_path / "resumed", resume_from_checkpoint=through / "step_6")
-    assert_same(weights(through), weights(resumed))
-    results = [json.loads((folder / "all_results.json").read_text()) for folder in (through, resumed)]
-    for name in ("accuracy", "test_accuracy", "f1_macro"):
-        assert results[0][name] == results[1][name]
-
-
-def test_resuming_at_the_end_of_an_epoch_is_exact(run, tmp_path):
-    settings = {**DROPOUT, "checkpointing_steps": "epoch"}
-    through = run(**settings, output_dir=tmp_path / "through")
-    resumed = run(**settings, output_dir=tmp_path / "resumed", resume_from_checkpoint=through / "epoch_0")
-    assert_same(weights(through), weights(resumed))
-    assert not (tmp_path / "resumed" / "epoch_0").exists()
-
-
-def test_another_accumulation_in_the_launch_is_refused(run, tmp_path, monkeypatch):
-    """`accelerate launch --use_deepspeed` sets the variable, to 1 where it is not told."""
-    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
-    with pytest.raises(BadInputError, match=r"give --gradient_accumulation_steps 2, as in DeepSpeed's conf"):
-        run(output_dir=tmp_path)
-    run(output_dir=tmp_path, gradient_accumulation_steps=2, max_train_steps=1)
-    assert (tmp_path / "model.safetensors").is_file()
-
-
-def test_the_loop_decays_once_for_each_step(run, loop, tmp_path, monkeypatch):
-    """Without gradients the head shrinks by 1 - eta lambda in each of 8 steps, whatever the windows."""
-    original = loop.load_model_and_processor
-    kept = {}
-
-    def without_gradients(*args):
-        model, processor = original(*args)
-        kept["before"] = model.classifier.weight.detach().double().clone()
-        model.register_forward_hook(
-            lambda module, inputs, output: output.__setitem__("loss", 0.0 * output.loss)
-        )
-        return model, processor
-
-    monkeypatch.setattr(loop, "load_model_and_processor", without_gradients)
-    for timing in ("wd", "rwd", "pwd"):
-        folder = run(
-            output_dir=tmp_path / timing,
-            decay_timing=timing,
-            gradient_accumulation_steps=3,
-            lr_scheduler_type="constant",
-            learning_rate=0.1,
-            weight_decay=0.5,
-        )
-        expected = kept["before"] * (1 - 0.1 * 0.5) ** 8
-        torch.testing.assert_close(weights(folder)["classifier.weight"].double(), expected, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"learning_rate": 0.01}, "had learning_rate 0.001, but this one has 0.01"),
-        ({"gradient_accumulation_steps": 2}, "had gradient_accumulation_steps 1, but this one has 2"),
-        ({"max_train_steps": 9}, "had max_train_steps 2, but this one has 9"),
-        ({"decay_timing": "wd"}, "decay_timing pwd, but this run has wd"),
-        ({"layer_schedule": "cosine"}, "saved with another weight_decay for"),
-        ({"resume_from_checkpoint": "nowhere"}, "'nowhere', but no checkpoint is there"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
-)
-def test_a_resume_of_another_run_is_refused(run, tmp_path, change, message):
-    settings = {"max_train_steps": 2, "output_dir": tmp_path, "checkpointing_steps": 1}
-    run(**settings)
-    with pytest.raises(ValueError, match=message):
-        run(**{**settings, "resume_from_checkpoint": tmp_path / "step_1", **change})
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"checkpointing_steps": "often"}, "checkpointing_steps is 'often', but must be a number of steps"),
-        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0, but must be at least 1"),
-        ({"dataset_name": "beans"}, "name a folder for the results: --output_dir"),
-        ({"num_epochs": 3}, "unrecognized arguments: --num_epochs 3"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
-)
-def test_a_mistaken_command_line_is_one_line(loop, capsys, change, message):
-    with pytest.raises(SystemExit) as error:
-        loop.main(flags(change))
-    assert error.value.code == 2
-    printed = capsys.readouterr().err
-    assert message in printed
-    assert printed.count("\n") == 1
-
-
-def test_bad_data_is_refused(run, tmp_path):
-    with pytest.raises(BadInputError, match="no such folder"):
-        run(train_dir=tmp_path / "nowhere", output_dir=tmp_path / "out")
-    with pytest.raises(ValueError, match="unknown timing 'later'"):
-        run(decay_timing="later", output_dir=tmp_path / "out")
-
-
-PUSHED = {"all_results.json", "config.json", "model.safetensors", "preprocessor_config.json"}
-pushes = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-
-@pytest.fixture
-def command(run, monkeypatch):
-    """Runs the script as the command line does; returns its exit code."""
-
-    def call(folder, *more):
-        settings = {**SMALL, "max_train_steps": 1, "output_dir": folder}
-        monkeypatch.setattr(sys, "argv", [str(LOOP), *flags(settings), *more])
-        try:
-            runpy.run_path(str(LOOP), run_name="__main__")
-        except SystemExit as end:
-            return end.code
-        return 0
-
-    return call
-
-
-@pushes
-def test_the_loop_pushes_its_run_and_writes_no_token(hub, command, tmp_path, monkeypatch, capfd):
-    use_here(hub, monkeypatch, None)
-    folder = tmp_path / "out"
-    more = ["--push_to_hub", "--hub_model_id", "user/digits", "--hub_token", WRITE_TOKEN]
-    more += ["--with_tracking", "--report_to", "tensorboard", "--checkpointing_steps", "1"]
-    assert command(folder, *more) == 0
-    repo = hub.repos["user/digits"]
-    assert repo.files("main") == {name: (folder / name).read_bytes() for name in PUSHED}
-    out, err = capfd.readouterr()
-    assert out.splitlines()[-1] == f"pushed: {hub.endpoint}/user/digits/commit/{repo.refs['main']}"
-    written = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert any("events.out" in name for name in written)
-    assert "run.json" in written
-    assert [name for name, content in written.items() if WRITE_TOKEN.encode() in content] == []
-    assert WRITE_TOKEN not in out + err
-
-
-@pushes
-def test_the_loop_outlives_a_push_that_fails(hub, command, tmp_path, monkeypatch, capfd):
-    use_here(hub, monkeypatch, None)
-    folder = tmp_path / "my run"
-    more = ["--push_to_hub", "--hub_model_id", "user/digits", "--token", READ_TOKEN]
-    assert command(folder, *more) == 1
-    line = capfd.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"{LOOP.name}: error: not pushed to user/digits: this token has no right to write")
-    assert line.endswith(f"; the run is saved, and this uploads it: hf-lpwd push '{folder}' user/digits")
-    assert {path.name for path in folder.iterdir()} == PUSHED
-    assert main(["push", str(folder), "user/digits", "--token", WRITE_TOKEN]) == 0
-    assert set(hub.repos["user/digits"].files("main")) == PUSHED
-
-
-def test_the_loop_outlives_a_hub_that_goes_away(command, tmp_path, monkeypatch, capfd):
-    with Hub() as gone:
-        use_here(gone, monkeypatch)
-    assert command(tmp_path / "out", "--push_to_hub") == 1
-    line = capfd.readouterr().err.splitlines()[-1]
-    assert "error: not pushed to out: the connection to the Hub failed (ConnectError); the run is" in line
-    assert {path.name for path in (tmp_path / "out").iterdir()} == PUSHED
-
-
-def test_the_loop_refuses_a_name_that_no_repository_can_have(command, tmp_path, capfd):
-    assert command(tmp_path / "out", "--push_to_hub", "--hub_model_id", "a/b/c") == 2
-    assert "'a/b/c'" in capfd.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("timing", TIMINGS)
 @pytest.mark.parametrize("script", [TRAINER, LOOP], ids=["trainer", "loop"])
@@ -311,7 +88,7 @@ def test_two_processes_are_one(script, timing, tmp_path):
         folder = tmp_path / str(processes)
         settings |= {"output_dir": folder, "per_device_train_batch_size": 16 // processes, **saving}
         launched(script, settings, processes)
-        checkpoint = sorted(folder.glob("checkpoint-*" if script == TRAINER else "epoch_*"))[-1]
+        checkpoint = checkpoints_in(folder)[-1]
         states = list(checkpoint.glob("rng_state*" if script == TRAINER else "random_states_*"))
         assert len(states) == processes
         results = [json.loads(path.read_text()) for path in sorted(folder.glob("*_results.json"))]
@@ -335,7 +112,7 @@ def test_two_processes_resume_exactly(script, timing, tmp_path):
     settings |= {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 8}
     if script == LOOP:
         settings |= {"checkpointing_steps": 3}
-        checkpoint, states = "step_6", "random_states_*"
+        checkpoint, states = "checkpoint-6", "random_states_*"
     else:
         settings["warmup_steps"] = settings.pop("num_warmup_steps")
         settings |= {"save_strategy": "steps", "save_steps": 3, "load_best_model_at_end": False}
@@ -441,7 +218,7 @@ def test_a_command_line_of_transformers_loop_script(folders, tmp_path):
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["accuracy"] in [n / 10 for n in range(11)]
     assert weights(tmp_path / "out")["classifier.weight"].shape == (2, 16)
-    assert (tmp_path / "out" / "epoch_1" / "run.json").is_file()
+    assert [step_of(path) for path in checkpoints_in(tmp_path / "out")] == [3, 6]
     assert list((tmp_path / "out").rglob("events.out.tfevents*"))
 
 

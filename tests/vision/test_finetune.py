@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import TINY_VIT
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hf_lpwd.checkpoints.mixin import UNFINISHED
+from hf_lpwd.checkpoints.folders import UNFINISHED
 from hf_lpwd.cli import main
 from hf_lpwd.vision.data import images
 from hf_lpwd.vision.data.sources import load_digits
@@ -152,11 +153,6 @@ def pictures(tmp_path_factory):
     return root
 
 
-TINY_VIT = [
-    "--model_type", "vit", "--config_overrides",
-    "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=16,image_size=16,patch_size=8,"
-    "initializer_range=0.2",
-]  # fmt: skip
 QUICK = [*TINY_VIT, "--num_train_epochs", "20", "--learning_rate", "0.01", "--disable_tqdm", "True"]
 
 
@@ -269,5 +265,5 @@ def test_a_checkpoint_named_explicitly_that_a_killed_run_was_replacing(digits_ru
     assert main(argv) == 2
     assert capsys.readouterr().err == (
         f"hf-lpwd train: error: resume_from_checkpoint is {str(newest)!r}, but scheduler.pt is missing; "
-        f"the newest whole one is {older[-1]}\n"
+        f"the newest complete one is {older[-1]}\n"
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_lpwd.files import FILE_SIZES
+from hf_lpwd.files import FILE_SIZES, RECORD
 from hf_lpwd.messages import BadInputError, printable
 from hf_lpwd.vision.hub.patience import GaveUpError, patience
 
@@ -31,8 +31,9 @@ PUBLISHED = (
 )
 #: Of a model with code of its own. Without one, such files are the user's, and no part of the run.
 _CODE = "*.py"
-#: A pickle, which nobody should have to load, and the list of a checkpoint's files, which names it.
-_NEVER = ("training_args.bin", FILE_SIZES)
+#: A pickle, which nobody should have to load, the list of a checkpoint's files, which names it, and settings,
+#: which hold paths of this machine.
+_NEVER = ("training_args.bin", FILE_SIZES, RECORD)
 
 
 class PushError(RuntimeError):

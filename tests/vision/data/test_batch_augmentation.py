@@ -2,32 +2,29 @@
 
 import json
 import signal
-import sys
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from killed_runs import Runs
 from mixed_run import fixed_mix, make_image_trainer
 from pictures import encode, noise
 from PIL import Image
 from processes import in_two_processes
+from raw_loop import DROPOUT, raw_loop
 from safetensors.torch import load_file
-from small_runs import train
+from small_runs import TINY_VIT, train
 from small_trainers import assert_same, trained
-from test_finetune import TINY_VIT
-from test_interruptions import Runs
-from test_launch import DROPOUT, SMALL, load_script
-from test_launch import flags as command_line
 from torch.nn.functional import cross_entropy, log_softmax, one_hot
 from torchvision.transforms import v2
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from hf_lpwd.checkpoints.run_record import differences
 from hf_lpwd.vision.arguments import parse_args
 from hf_lpwd.vision.data.batch_augmentation import make_mixer, mixed_loss, training_loss
 from hf_lpwd.vision.image_trainer import ImageTrainer
-from hf_lpwd.vision.run_folder import check_output_dir, run_settings, write_record
+from hf_lpwd.vision.run_settings import run_settings
 
 ALL = [
     *("--mixup_alpha", "0.2", "--cutmix_alpha", "1.0", "--auto_augment", "ra", "--ra_magnitude", "7"),
@@ -252,51 +249,35 @@ def test_left_to_the_device_a_run_is_the_same(tmp_path, several_sizes, leave_to_
             assert torch.equal(given[name], expected[name])
 
 
-@pytest.fixture
-def loop():
-    """The script with a loop of its own, run in this process with a new accelerate each time."""
-    module = load_script()
-
-    def run(folder, **settings):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        module.main([*ALL, *command_line({**SMALL, **DROPOUT, **settings, "output_dir": folder})])
-        return load_file(folder / "model.safetensors")
-
-    yield run, module
-    del sys.modules["loop"]
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-def test_the_loop_resumes_exactly_and_leaves_pictures_to_the_device(loop, tmp_path, monkeypatch):
+def test_the_loop_resumes_exactly_and_leaves_images_to_the_device(tmp_path, monkeypatch):
     """Step 3 is in the first of two epochs of four steps each."""
-    run, module = loop
-    settings = {"gradient_accumulation_steps": 3, "checkpointing_steps": 3}
-    through = run(tmp_path / "through", **settings)
-    seen = set()
-    original = module.training_loss
+    mixing = {name.removeprefix("--"): value for name, value in zip(ALL[::2], ALL[1::2], strict=True)}
+    settings = {**mixing, **DROPOUT, "gradient_accumulation_steps": 3, "checkpointing_steps": 3}
+    with raw_loop() as (run, module):
+        through = run(tmp_path / "through", **settings)
+        seen = set()
+        original = module.training_loss
 
-    def training_loss(model, batch, mix):
-        seen.add(tuple(sorted(batch)))
-        return original(model, batch, mix)
+        def training_loss(model, batch, mix):
+            seen.add(tuple(sorted(batch)))
+            return original(model, batch, mix)
 
-    monkeypatch.setattr(module, "training_loss", training_loss)
-    monkeypatch.setattr(module, "finishes_later", lambda device: True)
-    step = tmp_path / "through" / "step_3"
-    assert_same(through, run(tmp_path / "resumed", resume_from_checkpoint=step, **settings))
-    assert seen == {("labels", "pixel_values")}
-    with pytest.raises(ValueError, match=r"had cutmix_alpha 1\.0, but this one has 0\.5"):
-        run(tmp_path / "other", resume_from_checkpoint=step, cutmix_alpha=0.5, **settings)
+        monkeypatch.setattr(module, "training_loss", training_loss)
+        monkeypatch.setattr(module, "finishes_later", lambda device: True)
+        checkpoint = through / "checkpoint-3"
+        resumed = run(tmp_path / "resumed", resume_from_checkpoint=checkpoint, **settings)
+        assert_same(*(load_file(folder / "model.safetensors") for folder in (through, resumed)))
+        assert seen == {("labels", "pixel_values")}
+        with pytest.raises(ValueError, match=r"its cutmix_alpha is 1\.0, now 0\.5"):
+            run(tmp_path / "other", resume_from_checkpoint=checkpoint, **{**settings, "cutmix_alpha": 0.5})
 
 
-def test_the_flags_are_recorded_and_a_resume_with_others_is_refused(tmp_path):
+def test_the_flags_are_part_of_the_run():
     settings = run_settings(*parse_args(ALL))
     names = ("mixup_alpha", "cutmix_alpha", "auto_augment", "ra_magnitude", "random_erase")
     assert [settings[name] for name in names] == [0.2, 1.0, "ra", 7, 0.3]
-    write_record(str(tmp_path), settings)
-    with pytest.raises(ValueError, match=r"its mixup_alpha is 0.2, now 0.4: name another folder"):
-        check_output_dir(str(tmp_path), run_settings(*parse_args([*ALL, "--mixup_alpha", "0.4"])))
+    other = run_settings(*parse_args([*ALL, "--mixup_alpha", "0.4"]))
+    assert differences(settings, other) == {"mixup_alpha": (0.2, 0.4)}
 
 
 @pytest.mark.parametrize(

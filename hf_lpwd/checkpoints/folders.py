@@ -1,0 +1,176 @@
+"""The checkpoints in the folder of a run: written complete or not at all, found, replaced and removed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from hf_lpwd.checkpoints.corruption import damage
+from hf_lpwd.checkpoints.run_record import read_record, write_record
+from hf_lpwd.files import FILE_SIZES, remove_leftovers, set_mode, write_json
+
+#: Folder in which a checkpoint is written before it gets its name; a killed run can leave it behind.
+UNFINISHED = ".unfinished"
+#: Folder in it for a checkpoint that is being replaced by another one of the same step.
+_REPLACED = "replaced"
+#: What a checkpoint is called while it is removed; a killed run can leave it behind.
+OUTDATED = ".outdated"
+
+logger = logging.get_logger(__name__)
+
+
+def checkpoint_of(run_dir: str | os.PathLike[str], step: int) -> Path:
+    """Returns the folder of the checkpoint of a step, there or not."""
+    return Path(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """Returns the step of a checkpoint, None for any other folder."""
+    match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", checkpoint.name)
+    return int(match[1]) if match else None
+
+
+def checkpoints_in(run_dir: str | os.PathLike[str]) -> list[Path]:
+    """Returns the checkpoints in a folder by their steps: times say nothing where clocks go back."""
+    found = [path for path in Path(run_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
+    by_step = {step: path for path in found if (step := step_of(path)) is not None}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def finish(written: Path, checkpoint: Path, settings: Mapping[str, Any] | None = None) -> None:
+    """Records settings and files of a checkpoint, brings them to the disk, and renames their folder.
+
+    Args:
+        written: ``UNFINISHED/checkpoint-N``; the folder around it is removed.
+        checkpoint: The name to give it; what has that name already is replaced.
+        settings: Those of the run, see `hf_lpwd.checkpoints.run_record`.
+    """
+    if settings is not None:
+        write_record(written, settings)
+    files = sorted(path for path in written.rglob("*") if path.is_file())
+    for path in files:
+        set_mode(path)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    sizes = {path.relative_to(written).as_posix(): path.stat().st_size for path in files}
+    write_json(written / FILE_SIZES, sizes)
+    if checkpoint.exists():
+        replaced = written.parent / _REPLACED
+        replaced.mkdir()
+        checkpoint.rename(replaced / checkpoint.name)
+    written.rename(checkpoint)
+    shutil.rmtree(written.parent, ignore_errors=True)
+
+
+def move_files(written: Path, folder: Path) -> None:
+    """Moves what was saved into a folder, the weights last, and removes `written`."""
+    for path in sorted(written.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        for file in [path] if path.is_file() else path.rglob("*"):
+            if file.is_file():
+                set_mode(file)
+        if (folder / path.name).is_dir():
+            shutil.rmtree(folder / path.name)
+        os.replace(path, folder / path.name)
+    shutil.rmtree(written)
+
+
+@contextlib.contextmanager
+def written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a folder to save a model in, whose files are moved into `folder` once all are there."""
+    written = Path(folder, UNFINISHED)
+    shutil.rmtree(written, ignore_errors=True)
+    yield written
+    move_files(written, Path(folder))
+
+
+def remove_oldest(run_dir: Path, limit: int | None, newest: Path, best: Path | None = None) -> None:
+    """Removes old checkpoints of the run that has just saved one, each under another name first.
+
+    A kill leaves none that is half there. Checkpoints of later steps, of other runs, and folders that only
+    have a similar name are not touched.
+
+    Args:
+        run_dir: The folder of the run.
+        limit: How many stay; None or 0 for all. The newest and the best always do.
+        newest: The checkpoint that was saved just now.
+        best: The best checkpoint, if any.
+    """
+    if not limit or limit < 0:
+        return
+    outdated = run_dir / OUTDATED
+    shutil.rmtree(outdated, ignore_errors=True)
+    settings, here = read_record(newest), checkpoints_in(run_dir)
+    older = [path for path in here[: here.index(newest)] if path != best and _is_of_run(path, settings)]
+    kept = max(0, limit - 1 - (best is not None and best != newest))
+    for checkpoint in older[: max(0, len(older) - kept)]:
+        checkpoint.rename(outdated)
+        shutil.rmtree(outdated, ignore_errors=True)
+
+
+def _is_of_run(checkpoint: Path, settings: Mapping[str, Any] | None) -> bool:
+    try:
+        return (checkpoint / FILE_SIZES).exists() and read_record(checkpoint) == settings
+    except ValueError:
+        return False
+
+
+def put_back_replaced(run_dir: str | os.PathLike[str]) -> None:
+    """Gives a complete checkpoint its name back that was about to be replaced when the run was killed."""
+    for replaced in Path(run_dir, UNFINISHED, _REPLACED).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        checkpoint = Path(run_dir, replaced.name)
+        if not checkpoint.exists() and damage(replaced) is None:
+            # Another process may have been faster.
+            with contextlib.suppress(FileNotFoundError):
+                replaced.rename(checkpoint)
+
+
+def remove_unfinished(run_dir: str | os.PathLike[str]) -> None:
+    """Removes what a killed run left behind, and puts back what it was about to replace."""
+    put_back_replaced(run_dir)
+    for left_behind in (UNFINISHED, OUTDATED):
+        shutil.rmtree(Path(run_dir, left_behind), ignore_errors=True)
+    remove_leftovers(Path(run_dir))
+
+
+def last_complete(run_dir: str | os.PathLike[str]) -> str | None:
+    """Returns the complete checkpoint of the highest step in a folder, or None.
+
+    A corrupt one is moved out of the way, to ``damaged-checkpoint-N``; a warning says what is wrong with it.
+    """
+    put_back_replaced(run_dir)
+    for checkpoint in reversed(checkpoints_in(run_dir)):
+        fault = damage(checkpoint)
+        if fault is None:
+            return str(checkpoint)
+        aside, number = Path(run_dir, f"damaged-{checkpoint.name}"), 1
+        while aside.exists():
+            number += 1
+            aside = Path(run_dir, f"damaged-{checkpoint.name}-{number}")
+        logger.warning(f"passed over the corrupt checkpoint {checkpoint}: {fault}; it is now {aside}")
+        checkpoint.rename(aside)
+    return None
+
+
+def why_not_resumable(checkpoint: str | os.PathLike[str]) -> str | None:
+    """Says why a run cannot go on from a folder, and from which it could; None if it can.
+
+    A checkpoint that was about to be replaced when its run was killed first gets its name back.
+    """
+    run_dir = Path(os.path.abspath(checkpoint)).parent
+    put_back_replaced(run_dir)
+    fault = damage(checkpoint) if os.path.isdir(checkpoint) else "no checkpoint is there"
+    if fault is None:
+        return None
+    # It may also be the folder of a run that was named.
+    others = [*reversed(checkpoints_in(checkpoint)), *reversed(checkpoints_in(run_dir))]
+    complete = next((other for other in others if damage(other) is None), None)
+    advice = "no complete one is beside it" if complete is None else f"the newest complete one is {complete}"
+    return f"resume_from_checkpoint is {os.fspath(checkpoint)!r}, but {fault}; {advice}"

@@ -1,0 +1,20 @@
+"""What identifies a run of the main job."""
+
+from pictures import CLASSES, load_from_parquet, table
+
+from hf_lpwd.vision.arguments import parse_args
+from hf_lpwd.vision.run_settings import data_settings, run_settings
+
+
+def test_settings_hold_what_the_run_computes_and_no_secret():
+    argv = ["--token", "hf_secret", "--hub_token", "hf_secret", "--layer_schedule", "cosine"]
+    settings = run_settings(*parse_args(argv))
+    assert settings["layer_schedule"] == "cosine"
+    assert settings["model_type"] == "vit"
+    assert {"output_dir", "logging_steps", "token", "hub_token"}.isdisjoint(settings)
+    assert "hf_secret" not in str(settings)
+
+
+def test_the_data_is_part_of_the_run(tmp_path):
+    splits = load_from_parquet(tmp_path, {"train": table([0, 1] * 4, feature=CLASSES)})
+    assert data_settings(splits) == {"class_names": ["cat", "dog"], "rows": {"train": 8}}
