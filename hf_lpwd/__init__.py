@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hf_lpwd.optimizer import LayerwiseDecay
     from hf_lpwd.plan import LayerPlan, explain, plan_layers
     from hf_lpwd.schedules import layer_rates
+    from hf_lpwd.stock_state import load_stock_state
     from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin
     from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
     from hf_lpwd.training_args import LPWDArguments, LPWDTrainingArguments
@@ -38,6 +39,7 @@ _MODULE_OF = {
     "layer_index_map": "layers",
     "layer_param_groups": "factory",
     "layer_rates": "schedules",
+    "load_stock_state": "stock_state",
     "lpwd_optimizer_factory": "trainer_optimizer",
     "measure_decay": "measure",
     "optimizer_from_plan": "factory",
@@ -61,6 +63,7 @@ __all__ = [
     "layer_index_map",
     "layer_param_groups",
     "layer_rates",
+    "load_stock_state",
     "lpwd_optimizer_factory",
     "measure_decay",
     "optimizer_from_plan",

@@ -176,7 +176,10 @@ class LPWDConfig:
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as JSON; a function or a `LayerMap` is named by its type."""
+        """Returns the settings as JSON: a function by its name, a `LayerMap` as None.
+
+        A plan's parameters have their layers anyway.
+        """
         return {name: _as_json(getattr(self, name)) for name in SETTINGS}
 
 
@@ -191,7 +194,7 @@ def _as_json(value: Any) -> Any:
         return dict(value)
     if isinstance(value, Sequence):
         return list(value)
-    return getattr(value, "__name__", f"<{type(value).__name__}>")
+    return getattr(value, "__name__", repr(value)) if callable(value) else None
 
 
 def _check_pattern(name: str, pattern: str) -> None:

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from hf_lpwd.files import write_json
 
@@ -67,12 +67,12 @@ def refuse(prog: str, message: object) -> int:
     return 2
 
 
-def say(line: str) -> None:
-    """Prints a line on standard error, apart from the progress bars that may be there."""
+def say(line: str, file: TextIO | None = None) -> None:
+    """Prints a line, by default on standard error, above the progress bars that may be there."""
     if "tqdm" in sys.modules:
-        sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+        sys.modules["tqdm"].tqdm.write(line, file=file or sys.stderr)
     else:
-        print(line, file=sys.stderr)
+        print(line, file=file or sys.stderr)
 
 
 def _is_first_to_say(line: str) -> bool:

@@ -28,6 +28,7 @@ from hf_lpwd.decay_groups import (
 )
 from hf_lpwd.low_precision import by_precision, warn_of_vanishing_rates
 from hf_lpwd.plan import LayerPlan
+from hf_lpwd.plan_groups import added_groups
 from hf_lpwd.stale_gradients import StaleGradients
 
 
@@ -179,7 +180,7 @@ class LayerwiseDecay(Optimizer):
         """
         groups = [param_group]
         if self.plan is not None and "weight_decay" not in param_group:
-            groups = self.plan.regroup(param_group, lr=self.defaults["lr"])
+            groups = added_groups(self.plan, param_group, lr=self.defaults["lr"])
         for group in [completed(group, self.defaults) for group in groups]:
             check_group(group)
             check_step_size(type(self.base), group)

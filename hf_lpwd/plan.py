@@ -17,7 +17,7 @@ from hf_lpwd.config import LPWDConfig
 from hf_lpwd.exemptions import exemptions, first_matches
 from hf_lpwd.layers import LayerMap, layer_index_map
 from hf_lpwd.parameters import full_shape, unwrap_name
-from hf_lpwd.plan_table import aligned, layer_table
+from hf_lpwd.plan_table import PlannedLayer, aligned, layer_table
 from hf_lpwd.schedules import layer_rates, parse_schedule
 
 
@@ -73,33 +73,6 @@ class PlannedParameter:
             "not_decayed": self.not_decayed,
             "shape": list(self.shape),
         }
-
-
-@dataclass(frozen=True)
-class PlannedLayer:
-    """One layer of a plan.
-
-    Attributes:
-        stack: Name of its stack; ``""`` if the model has only one.
-        layer: Its index, 0 (stem) to n (head).
-        modules: What it consists of, such as ``["block vit.layers.3"]``.
-        rate: The schedule's weight decay for it.
-        lr_scale: Factor of its learning rate.
-        parameters: Number of elements.
-        decayed: Number of elements that decay, at `rate` or at a rate of `decay_by_pattern`.
-        not_decayed: Reason -> names of the parameters that do not decay.
-        by_pattern: Rate and pattern of `decay_by_pattern` -> names of the parameters that have this rate.
-    """
-
-    stack: str
-    layer: int
-    modules: list[str]
-    rate: float
-    lr_scale: float
-    parameters: int
-    decayed: int
-    not_decayed: dict[str, list[str]]
-    by_pattern: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -161,12 +134,13 @@ class LayerPlan:
         Raises:
             KeyError: The plan has no such parameter.
         """
-        return self.parameters[self._known_name(name)]
+        return self.parameters[self.known_name(name)]
 
     def __contains__(self, name: str) -> bool:
-        return self._known_name(name) in self.parameters
+        return self.known_name(name) in self.parameters
 
-    def _known_name(self, name: str) -> str:
+    def known_name(self, name: str) -> str:
+        """Returns the plan's name for a parameter, or the name itself where it has none."""
         return name if name in self.parameters else self._by_plain_name.get(unwrap_name(name), name)
 
     @cached_property
@@ -225,64 +199,6 @@ class LayerPlan:
                 group |= {"lr": lr * planned.lr_scale, "layer_lr_scale": planned.lr_scale}
         return [groups[key] for key in sorted(groups)]
 
-    def regroup(self, param_group: Mapping[str, Any], *, lr: float | None = None) -> list[dict[str, Any]]:
-        """Divides a group that is to be added to an optimizer into groups with the plan's rates.
-
-        Args:
-            param_group: A group with named parameters. Its own settings, such as `lr`, replace the plan's.
-            lr: See `param_groups`.
-
-        Raises:
-            ValueError: The parameters have no names, or names that are not in the plan.
-        """
-        members = list(param_group["params"])
-        if names := param_group.get("param_names"):
-            members = list(zip(names, members, strict=True))
-        if not all(isinstance(member, tuple) for member in members):
-            raise ValueError(
-                "the layers of added parameters are found by their names: give "
-                "{'params': [(name, p) for name, p in model.named_parameters() if ...]}"
-            )
-        own = {key: value for key, value in param_group.items() if key not in ("params", "param_names")}
-        return [{**group, **own} for group in self.groups_of(members, lr=lr)]
-
-    def differences(self, model: nn.Module, param_groups: Iterable[Mapping[str, Any]]) -> list[str]:
-        """Compares an optimizer's parameter groups with the plan.
-
-        Args:
-            model: The model that the plan was made for; names parameters where the groups do not.
-            param_groups: The groups, as they were first given: a `weight_decay` that a schedule has changed
-                since does not count.
-
-        Returns:
-            A text for each parameter whose weight decay or learning-rate scale is another than planned, that
-            the optimizer lacks, or that it has though it is not in the plan; and for another decay timing or
-            coupling. Nothing if the optimizer is the one that was planned.
-        """
-        name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-        found: dict[str, tuple[float, float]] = {}
-        differences = []
-        for group in param_groups:
-            settings = (
-                group.get("initial_weight_decay", group["weight_decay"]),
-                group.get("layer_lr_scale", 1.0),
-            )
-            names = group.get("param_names") or [name_of.get(id(p), "unknown") for p in group["params"]]
-            found |= dict.fromkeys(map(self._known_name, names), settings)
-            for key in ("decay_timing", "decay_coupling"):
-                if key in group and group[key] != getattr(self.config, key):
-                    differences.append(f"{key} is {group[key]!r}, planned {getattr(self.config, key)!r}")
-        trained = {self._known_name(name) for name, p in model.named_parameters() if p.requires_grad}
-        differences += [f"{name} is not in the optimizer" for name in sorted(trained - found.keys())]
-        for name, (rate, lr_scale) in found.items():
-            if name not in self:
-                differences.append(f"{name} is not in the plan")
-            elif rate != self[name].trained_rate:
-                differences.append(f"{name} has weight_decay {rate:g}, planned {self[name].trained_rate:g}")
-            elif lr_scale != self[name].lr_scale:
-                differences.append(f"{name} has layer_lr_scale {lr_scale:g}, planned {self[name].lr_scale:g}")
-        return list(dict.fromkeys(differences))
-
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as JSON: `settings`, `mean_rate`, `table`, `layers` and `parameters`."""
         layers = [asdict(layer) for layer in self.layers]
@@ -324,6 +240,7 @@ def plan_layers(model: nn.Module, config: LPWDConfig) -> LayerPlan:
         >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
         >>> plan = plan_layers(model, LPWDConfig(weight_decay=0.3))
         >>> plan["3.weight"].layer, plan["3.weight"].rate, plan["3.bias"].not_decayed
+        (3, 0.3, 'bias')
     """
     if not isinstance(model, nn.Module):
         raise TypeError(

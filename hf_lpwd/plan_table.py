@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 #: Columns that are not numbers.
 TEXT_COLUMNS = frozenset(
     {"stack", "modules", "other rates", "not decayed, and why", "name", "kind", "layers"}
 )
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """One layer of a plan.
+
+    Attributes:
+        stack: Name of its stack; ``""`` if the model has only one.
+        layer: Its index, 0 (stem) to n (head).
+        modules: What it consists of, such as ``["block vit.layers.3"]``.
+        rate: The schedule's weight decay for it.
+        lr_scale: Factor of its learning rate.
+        parameters: Number of elements.
+        decayed: Number of elements that decay, at `rate` or at a rate of `decay_by_pattern`.
+        not_decayed: Reason -> names of the parameters that do not decay.
+        by_pattern: Rate and pattern of `decay_by_pattern` -> names of the parameters that have this rate.
+    """
+
+    stack: str
+    layer: int
+    modules: list[str]
+    rate: float
+    lr_scale: float
+    parameters: int
+    decayed: int
+    not_decayed: dict[str, list[str]]
+    by_pattern: dict[str, list[str]]
 
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

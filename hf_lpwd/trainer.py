@@ -17,6 +17,7 @@ from hf_lpwd.layer_log import QUIET, LayerLog
 from hf_lpwd.layers import Layers
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import LayerPlan, plan_layers
+from hf_lpwd.plan_groups import plan_differences
 from hf_lpwd.schedules import Schedule
 from hf_lpwd.trainer_optimizer import base_optimizer, regrouped
 from hf_lpwd.training_args import LPWDArguments
@@ -94,7 +95,7 @@ class LPWDTrainerMixin(_Base):
         if self.optimizer is None:
             self.optimizer = self._optimizer_from_plan(self.layer_plan, opt_model)
         elif self.optimizer is self._given_optimizer:
-            differences = self.layer_plan.differences(opt_model, self.optimizer.param_groups)
+            differences = plan_differences(self.layer_plan, opt_model, self.optimizer.param_groups)
             if differences:
                 more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
                 raise ValueError(

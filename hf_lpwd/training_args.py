@@ -38,6 +38,7 @@ class LPWDArguments:
         ValueError: A setting has no such value.
 
     Examples:
+        >>> from transformers import Seq2SeqTrainingArguments
         >>> @dataclass
         ... class Arguments(LPWDArguments, Seq2SeqTrainingArguments): ...
         >>> Arguments(output_dir="out", weight_decay=0.05, decay_timing="rwd").predict_with_generate

@@ -23,6 +23,7 @@ CORE_CHAIN = [
         "exemptions",
         "plan",
         "plan_table",
+        "plan_groups",
         "diagnostics",
         "decay_groups",
         "base_optimizer",
@@ -31,7 +32,7 @@ CORE_CHAIN = [
         "timings",
     },
     {"optimizer"},
-    {"factory", "zero_step", "measure"},
+    {"factory", "stock_state", "zero_step", "measure"},
     {"layer_log", "trainer", "trainer_optimizer", "training_args", "decay_report"},
 ]
 HIGHER = ["checkpoints", "vision", "study", "commands", "cli", "__main__"]

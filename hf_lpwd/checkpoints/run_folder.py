@@ -27,7 +27,8 @@ from hf_lpwd.messages import BadInputError
 
 #: In the folder of a run that is under way; a killed run can leave it behind, unlocked.
 LOCK = ".lock"
-_LENGTH = {"num_train_epochs", "max_steps"}
+#: How long a run is, of which most schedules of the learning rate depend.
+LENGTH = ("num_train_epochs", "max_steps")
 # What a checkpoint's weights and its optimizer's state decide, whatever the flags say.
 _IN_THE_STATE = {
     *("model_type", "config_name", "config_overrides", "class_names"),
@@ -82,7 +83,8 @@ def check_output_dir(output_dir: str, settings: Mapping[str, Any]) -> None:
         raise BadInputError(f"output_dir {folder} is not empty and holds no run of hf-lpwd: name another one")
     found = _differences_of_a_run(then, settings, str(folder))
     if found:
-        why = "a run cannot be extended, " if next(iter(found)) in _LENGTH else ""
+        why = "only a constant learning rate can go on for longer, with --resume_from_checkpoint True; "
+        why = why if next(iter(found)) in LENGTH else ""
         if next(iter(found)) in DIVISION:
             samples = [samples_per_step(values) for values in (then, {**then, **settings})]
             why = f"a step has {samples[1]} samples instead of {samples[0]}, go on with as many, or "

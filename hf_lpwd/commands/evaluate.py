@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_lpwd.checkpoints.run_record import read_record
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import BadInputError, OneLineParser, say
 
@@ -85,7 +84,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
 
     from hf_lpwd.vision.classifier import Classifier
     from hf_lpwd.vision.data.data_args import DataTrainingArguments
-    from hf_lpwd.vision.data.labelled import load_labelled
+    from hf_lpwd.vision.data.labelled import load_labelled, may_be_training_images
     from hf_lpwd.vision.evaluation import (
         class_rows,
         classes_csv,
@@ -103,38 +102,39 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
         dataset_config_name=args.dataset_config_name,
         image_column_name=args.image_column_name,
         label_column_name=args.label_column_name,
+        skip_unlabelled=args.skip_unlabelled,
     )
     classifier = Classifier(args.run)
     names = classifier.class_names
-    data = load_labelled(data_args, names, args.split, skip_unlabelled=args.skip_unlabelled, token=args.token)
+    data = load_labelled(data_args, names, args.split, scale=classifier.scale, token=args.token)
     training_images = may_be_training_images(Path(args.run), data, args.dataset_config_name)
     if training_images:
         what = f"{data.where} holds the images that {args.run} was trained on"
         if args.split is None:
-            raise BadInputError(
-                f"{what}: name another dataset, or --split {data.split} if that is what you want"
-            )
+            raise BadInputError(f"{what}: name another dataset, or --split {data.split} if you want that")
         say(f"hf-lpwd evaluate: {what}: the figures say nothing about new images")
-    logits, labels, unreadable = [], [], []
+    say(f"hf-lpwd evaluate: {data.facts.describe()}")
+    logits, labels, unreadable, known = [], [], [], data.labels
     for row, answer in enumerate(classifier.logits(data.cells(), args.batch_size)):
         if isinstance(answer, ValueError):
             unreadable.append(data.describe(row))
             say(f"hf-lpwd evaluate: {unreadable[-1]} cannot be read: {answer}")
         else:
             logits.append(answer.numpy())
-            labels.append(data.labels[row])
+            labels.append(known[row])
     if not labels:
-        raise BadInputError(f"{data.where}: none of {len(data.labels)} images can be read")
+        raise BadInputError(f"{data.where}: none of {len(data.rows)} images can be read")
     matrix = confusion_matrix(np.array(labels), np.array(logits).argmax(axis=1), len(names))
     rows = class_rows(matrix, names)
     results = {
         "model": args.run,
-        "dataset": data.name,
+        "dataset": data.facts.name,
         "split": data.split,
         "images": len(labels),
         "unlabelled": data.unlabelled,
         "unreadable": unreadable,
         "training_images": training_images,
+        "data": data.facts.to_dict(),
         "classes_without_images": [row.name for row in rows if row.images == 0],
         "metrics": compute_metrics(EvalPrediction(predictions=np.array(logits), label_ids=np.array(labels))),
     }
@@ -147,32 +147,11 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     print(classes_text(rows))
     for count, what in (
         (len(results["classes_without_images"]), f"of the model's {len(names)} classes have no image here"),
-        (data.unlabelled, "images without a label are left out"),
         (len(unreadable), f"of {len(unreadable) + len(labels)} images could not be read and are left out"),
     ):
         if count:
             say(f"hf-lpwd evaluate: {count} {what}")
     return results, out
-
-
-def may_be_training_images(run: Path, data: LabelledImages, config_name: str | None) -> bool:
-    """Whether a run was trained on the split of these images, or on what contains it, by the run's record."""
-    from hf_lpwd.vision.data.layout import role_of
-
-    settings = read_record(run) or read_record(run.parent)
-    if settings is None:
-        return False
-    trained = settings.get("train_dir") or settings.get("dataset_name")
-    if trained is None or settings.get("dataset_config_name") != config_name:
-        return False
-    inside: tuple[str, ...] = ()
-    if trained != data.name:
-        ours, theirs = (Path(name).expanduser().resolve() for name in (data.name, trained))
-        if not ours.is_relative_to(theirs):
-            return False
-        inside = ours.relative_to(theirs).parts
-    roles = {role_of(name) for name in (*inside, *([] if len(data.splits) == 1 else [data.split]))}
-    return not roles & {"validation", "test"}
 
 
 def _folder(run: str, data: LabelledImages) -> Path:

@@ -1,14 +1,17 @@
-"""`hf-lpwd explain MODEL`: layers, rates and exemptions of a model, from its configuration alone."""
+"""`hf-lpwd explain MODEL`: layers, rates and exemptions of a model or a run, without its weights."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from transformers import HfArgumentParser
 
-from hf_lpwd.config import LPWDConfig
+from hf_lpwd.config import SETTINGS, LPWDConfig
+from hf_lpwd.files import RECORD
 from hf_lpwd.messages import OneLineParser, refuse
 from hf_lpwd.training_args import LPWDArguments, setting
 
@@ -34,8 +37,9 @@ def make_parser() -> HfArgumentParser:
     )
     parser.add_argument(
         "model",
-        help="a folder or configuration file, a transformers model type (vit), a timm architecture "
-        "(vit_small_patch16_224, timm/resnet18.a1_in1k), or a name on the Hub",
+        help="the folder of a run, whose own decay is shown; a folder or configuration file, a transformers "
+        "model type (vit), a timm architecture (vit_small_patch16_224, timm/resnet18.a1_in1k), or a name "
+        "on the Hub",
     )
     parser.add_argument("--config_overrides", help="changes to the configuration: 'num_hidden_layers=4'")
     parser.add_argument("--model_revision", default="main", help="branch, tag or commit on the Hub")
@@ -45,6 +49,15 @@ def make_parser() -> HfArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with every parameter's name")
     return parser
+
+
+def _settings_of_run(model: str) -> dict[str, Any]:
+    """The decay of a run of `hf-lpwd train`, which its folder records; nothing of any other model."""
+    try:
+        record = json.loads((Path(model) / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: record[name] for name in SETTINGS if record.get(name) is not None}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
         The exit code: 0, or 2 where the input is at fault, which one line on standard error then says.
     """
     parser = make_parser()
-    parser.parse_args(argv)  # refuses unknown flags, which the next only collects
+    given = parser.parse_args(argv)  # refuses unknown flags, which the next only collects
+    parser.set_defaults(**_settings_of_run(given.model))
     try:
         settings, args = parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
         config = LPWDConfig.from_args(settings)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,46 +59,32 @@ def main(argv: Sequence[str]) -> int:
 
 
 def find_images(names: Sequence[str]) -> list[Path]:
-    """Returns the image files that are named, and those in folders that are named, in sorted order.
+    """Returns the image files that are named, and those in the folders that are named, sorted.
 
-    Links are followed. Files in folders that are no images by their extension are counted in a line on
-    standard error.
+    Folders are read as those of datasets are, see `hf_lpwd.vision.data.listing.list_folder`. What is left out
+    is counted in a line on standard error.
 
     Raises:
         BadInputError: A name does not exist, or a folder holds no image.
     """
-    from PIL import Image
+    from hf_lpwd.vision.data.listing import list_folder
 
-    extensions = Image.registered_extensions()
     paths: list[Path] = []
-    left_out: Counter[str] = Counter()
     for name in names:
         path = Path(name).expanduser()
+        if not path.exists():
+            raise BadInputError(f"no such file or folder: {name}")
         if not path.is_dir():
-            if not path.exists():
-                raise BadInputError(f"no such file or folder: {name}")
             paths.append(path)
             continue
-        inside = _files_in(path)
-        images = [file for file in inside if file.suffix.lower() in extensions]
-        if not images:
-            raise BadInputError(f"{name} holds no image file, of {len(inside)} files")
-        left_out.update(file.suffix.lower() or "no extension" for file in inside if file not in set(images))
-        paths += images
-    if left_out:
-        kinds = ", ".join(f"{kind} ({count})" for kind, count in left_out.most_common())
-        say(f"hf-lpwd predict: {left_out.total()} files are left out for their extensions: {kinds}")
+        listing = list_folder(path)
+        left_out = ", ".join(f"{why} ({count})" for why, count in listing.left_out.items())
+        if not listing.images:
+            raise BadInputError(f"{name} holds no image" + (f"; left out: {left_out}" if left_out else ""))
+        if left_out:
+            say(f"hf-lpwd predict: {name}: left out: {left_out}")
+        paths += [Path(image.path) for image in listing.images]
     return paths
-
-
-def _files_in(folder: Path) -> list[Path]:
-    """Returns all files beneath a folder, through links too, each folder once."""
-    files, seen = [], set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(root))
-        folders[:] = sorted(f for f in folders if os.path.realpath(os.path.join(root, f)) not in seen)
-        files += [Path(root, name) for name in names]
-    return sorted(files)
 
 
 def predict(

@@ -16,7 +16,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `hf-lpwd space`."""
     parser = OneLineParser(
         prog="hf-lpwd space",
-        description="Write a Gradio app of a run: drop a picture, see its class; see the layer rates.",
+        description="Write a Gradio app of a run: drop an image, see its class and the layer rates.",
         allow_abbrev=False,
     )
     parser.add_argument("output_dir", help="output folder of a run of hf-lpwd train")

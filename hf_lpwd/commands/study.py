@@ -1,28 +1,232 @@
-"""`hf-lpwd study`: what is done with a study as a whole."""
+"""`hf-lpwd study`: from a study's file to its report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import yaml
+
+from hf_lpwd.files import write_bytes
 from hf_lpwd.messages import BadInputError, OneLineParser, refuse
 from hf_lpwd.study.records import pack_records
+
+_DESCRIPTION = """\
+Compare weight decays on your task: runs with paired seeds, a plan that is stored before the first run, and a
+report that says better, worse, equivalent within a margin, or undecided.
+
+  hf-lpwd study init study.yaml --dataset_name beans   writes a commented file: every key is explained there
+  hf-lpwd study plan study.yaml                        runs, hours, and the difference that they can show
+  hf-lpwd study register study.yaml                    freezes questions and runs; the report says deviations
+  hf-lpwd study run study.yaml                         does the runs; killed, it goes on where it was
+  hf-lpwd study report study.yaml                      writes report/index.html
+"""
+
+_INIT = ("dataset_name", "train_dir", "model_name_or_path", "model_type", "test_split")
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs `hf-lpwd study`.
 
     Returns:
-        The exit code: 0, or 2 where the input is at fault.
+        The exit code: 0; 1 if runs failed; 2 where the input is at fault; 130 if interrupted.
     """
-    parser = OneLineParser(prog="hf-lpwd study", description="Work on a study.", allow_abbrev=False)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    pack = actions.add_parser("pack", help="pack the records of a folder into one file that report reads")
-    pack.add_argument("runs", metavar="RUNS", help="folder of the records")
-    pack.add_argument("file", metavar="FILE", help="file to write, .jsonl.gz or .jsonl")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     try:
-        number = pack_records(args.runs, args.file)
+        return args.do(args)
     except (BadInputError, OSError) as error:
         return refuse(f"hf-lpwd study {args.action}", error)
-    print(f"{number} records in {args.file}")
+
+
+def _parser() -> ArgumentParser:
+    from argparse import RawDescriptionHelpFormatter
+
+    parser = OneLineParser(
+        prog="hf-lpwd study",
+        description=_DESCRIPTION,
+        allow_abbrev=False,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="ACTION", parser_class=OneLineParser
+    )
+
+    def add(name: str, do: Callable[[Namespace], int], text: str) -> ArgumentParser:
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        action.set_defaults(do=do)
+        return action
+
+    init = add("init", _init, "write a study's file, with comments, for a dataset and a model")
+    init.add_argument("file", metavar="FILE", help="file to write")
+    for name in _INIT:
+        kind = float if name == "test_split" else str
+        init.add_argument(f"--{name}", type=kind, help="as in hf-lpwd train")
+    plan = add("plan", _plan, "check data, model and rates, time a few steps, and say what the study takes")
+    _add_study(plan)
+    plan.add_argument("--n_jobs", type=int, help="runs side by side; default: one a core, on a GPU one")
+    plan.add_argument(
+        "--std", type=float, help="standard deviation of paired differences in points, if known"
+    )
+    plan.add_argument("--budget", help="a time, such as 2h: choose decay rates and seeds for it")
+    plan.add_argument("--out", help="with --budget: file for the study with these rates and seeds")
+    register = add("register", _register, "freeze questions and runs in the folder of the records")
+    _add_study(register)
+    run = add("run", _run, "do the runs; started again, it goes on; started twice, the work is shared")
+    _add_study(run)
+    add_run_flags(run)
+    report = add("report", _report, "write the report of a study")
+    _add_study(report)
+    report.add_argument("--out", default="report", help="folder to write to; default: %(default)s")
+    pack = add("pack", _pack, "pack the records of a folder into one file that report reads")
+    pack.add_argument("runs", metavar="RUNS", help="folder of the records")
+    pack.add_argument("file", metavar="FILE", help="file to write, .jsonl.gz or .jsonl")
+    return parser
+
+
+def _add_study(parser: ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the study, as hf-lpwd study init writes it")
+    parser.add_argument("--runs", help="folder of the records; default: runs/ and the file's name")
+
+
+def add_run_flags(parser: ArgumentParser) -> None:
+    """Adds the flags of `hf-lpwd study run`."""
+    parser.add_argument("--n_jobs", type=int, help="runs side by side; default: one a core, on a GPU one")
+    parser.add_argument("--backend", choices=("loky", "ray"), default="loky", help="default: %(default)s")
+    parser.add_argument("--gpus_per_run", type=float, default=0.0, help="with ray: share of a GPU per run")
+    parser.add_argument("--retry_failed", action="store_true", help="do runs again that failed")
+
+
+def _init(args: Namespace) -> int:
+    from hf_lpwd.study.planning import write_study
+
+    write_study(args.file, {name: value for name in _INIT if (value := getattr(args, name)) is not None})
+    print(f"written: {args.file}; next: hf-lpwd study plan {args.file}")
     return 0
+
+
+def _plan(args: Namespace) -> int:
+    from hf_lpwd.study.config import read_study
+    from hf_lpwd.study.planning import (
+        Trial,
+        check_run,
+        describe,
+        fit_budget,
+        one_run_a_task,
+        parse_duration,
+        timed_trial,
+    )
+
+    budget = None if args.budget is None else parse_duration(args.budget)
+    study = read_study(args.file)
+    jobs = side_by_side(args.n_jobs)
+    trials: list[Trial] = []
+    for run in one_run_a_task(study.runs):
+        trials.append(timed_trial(run))
+    # The highest rate of each method is the one that may take a whole weight away in a step.
+    highest = {run.method: run for run in sorted(study.runs, key=lambda run: _rate(run.settings))}
+    for run in highest.values():
+        check_run(run)
+    for line in describe(study, trials, jobs, args.std):
+        print(line)
+    if budget is not None:
+        choice = fit_budget(study, budget, max(trial.seconds for trial in trials), jobs)
+        print(
+            f"{args.budget} are enough for {choice.num_runs} runs: {choice.num_seeds} seeds, decay rates "
+            f"{', '.join(f'{rate:g}' for rate in choice.decays)}"
+        )
+        if args.out:
+            content = yaml.safe_load(Path(args.file).expanduser().read_text(encoding="utf-8"))
+            grid = content.setdefault("grid", {})
+            axis = "total_decay" if "total_decay" in grid else "weight_decay"
+            grid |= {axis: choice.decays, "seed": list(range(choice.num_seeds))}
+            write_bytes(args.out, yaml.safe_dump(content, sort_keys=False).encode())
+            print(f"written: {args.out}")
+    return 0
+
+
+def _rate(settings: dict) -> float:
+    return settings.get("total_decay", settings.get("weight_decay", 0.0)) * settings["learning_rate"]
+
+
+def _register(args: Namespace) -> int:
+    from hf_lpwd.study.config import read_study
+    from hf_lpwd.study.plan import store_plan
+
+    study = read_study(args.file)
+    folder = runs_folder(args)
+    plan = store_plan(folder, study.questions, [run.planned() for run in study.runs], register=True)
+    print(f"registered in {folder}/plan.json: {len(plan.runs)} runs, SHA-256 {plan.registered}")
+    return 0
+
+
+def _run(args: Namespace) -> int:
+    return run_study(args, "hf-lpwd study run")
+
+
+def run_study(args: Namespace, prog: str) -> int:
+    """Does the runs of a study that have no record yet; `hf-lpwd sweep` is the same."""
+    from hf_lpwd.study.config import read_study
+    from hf_lpwd.study.plan import store_plan
+    from hf_lpwd.study.planning import check_run, one_run_a_task
+    from hf_lpwd.study.sweep import sweep
+
+    if args.n_jobs == 0 or args.gpus_per_run < 0:
+        raise BadInputError("n_jobs must not be 0, and gpus_per_run not negative")
+    if args.gpus_per_run and args.backend != "ray":
+        raise BadInputError("gpus_per_run is Ray's: add --backend ray")
+    study = read_study(args.file)
+    folder = runs_folder(args)
+    missing = [run for run in study.runs if not (Path(folder) / f"{run.id}.json").exists()]
+    # What is wrong with a dataset or a model is said once, not by each run.
+    for run in one_run_a_task(missing):
+        check_run(run)
+    store_plan(folder, study.questions, [run.planned() for run in study.runs])
+    try:
+        ends = sweep(
+            study.runs,
+            folder,
+            n_jobs=side_by_side(args.n_jobs),
+            backend=args.backend,
+            gpus_per_run=args.gpus_per_run,
+            retry_failed=args.retry_failed,
+            report=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this ended", file=sys.stderr)
+        return 130
+    except ImportError as error:
+        return refuse(prog, f"{error}: install the extra, pip install 'hf-lpwd[ray]'")
+    print(
+        f"{ends['here']} runs done; {ends['completed']} completed, {ends['diverged']} diverged and "
+        f"{ends['failed']} failed in {folder}"
+    )
+    return 1 if ends["failed"] else 0
+
+
+def _report(args: Namespace) -> int:
+    from hf_lpwd.study.report import write_report
+
+    print(f"report in {write_report(runs_folder(args), args.out)}")
+    return 0
+
+
+def _pack(args: Namespace) -> int:
+    print(f"{pack_records(args.runs, args.file)} records in {args.file}")
+    return 0
+
+
+def runs_folder(args: Namespace) -> str:
+    """Folder of the records of a study."""
+    return args.runs or str(Path("runs") / Path(args.file).stem)
+
+
+def side_by_side(n_jobs: int | None) -> int:
+    """How many runs are done at a time: one a core, on a GPU one, unless told otherwise."""
+    import joblib
+    import torch
+
+    if n_jobs is None:
+        n_jobs = 1 if torch.accelerator.is_available() else -1
+    return joblib.effective_n_jobs(n_jobs)

@@ -26,7 +26,7 @@ def main(argv: Sequence[str], prog: str = "hf-lpwd train") -> int:
     from hf_lpwd.vision.hub.push import PushError
 
     try:
-        finetune(*arguments, argv)
+        finetune(*arguments)
     except PushError as error:
         refuse(prog, error)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -63,6 +64,26 @@ def decayed(optimizer: Any) -> Iterator[tuple[str, Tensor, float]]:
         if group.get("decay_timing") == "wd" and group["decay_coupling"] == "lr" and share > 0.0:
             for name, parameter in zip(group.get("param_names", ()), group["params"], strict=False):
                 yield name, parameter, share
+
+
+class StepTimes(TrainerCallback):
+    """Measures how long each step takes.
+
+    Attributes:
+        seconds: Of each step.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the clock."""
+        self._start = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stops it."""
+        self.seconds.append(time.monotonic() - self._start)
 
 
 class TestAfterEpoch(TrainerCallback):

@@ -1,26 +1,33 @@
-"""A study's file -> its runs: the grid, the peers, and what identifies a run."""
+"""A study's file -> its questions and runs, each with the settings that decide its result."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from hf_lpwd.messages import BadInputError, unknown
-from hf_lpwd.study.methods import CELLS, METHOD_FLAGS, PEERS
+from hf_lpwd.study.methods import CELLS, METHOD_FLAGS, ONE_SETTING, PEERS, method_name
+from hf_lpwd.study.plan import PlannedRun, Question
 from hf_lpwd.study.records import record_id
-from hf_lpwd.vision.arguments import make_parser, parse_args
+from hf_lpwd.vision.arguments import arguments_from, make_parser
+from hf_lpwd.vision.run_settings import run_settings
 
-#: Axes whose values are mappings of several flags, which change together.
+#: Axes whose values are mappings of several flags, which change together; `name` names them in the report.
 GROUP_AXES = ("model", "data")
+#: Instead of weight_decay: the sum of learning rate times weight decay over a run.
+TOTAL_DECAY = "total_decay"
 
-_KEYS = ("train", "grid", "peers", "paper_metric")
-# What the sweep decides itself, what belongs to one run's folder, and what must not stand in a record.
+_KEYS = ("train", "grid", "baselines", "questions", "paper_metric")
+_RATES = ("weight_decay", TOTAL_DECAY, "learning_rate")
+# What the study decides itself, what belongs to one run's folder, and what must not stand in a record.
 _RESERVED = {
     "output_dir",
     "resume_from_checkpoint",
@@ -31,6 +38,17 @@ _RESERVED = {
     "report_to",
     "token",
 }
+# What decides a result beside the settings of a run's folder: which epoch is kept.
+_SELECTION = (
+    "eval_strategy",
+    "eval_steps",
+    "save_strategy",
+    "save_steps",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "logging_steps",
+)
+_NOT_THE_RUN = {"devices"}
 
 
 @dataclass(frozen=True)
@@ -38,22 +56,46 @@ class RunSpec:
     """One run of a study.
 
     Attributes:
-        settings: What decides its result: flags of `hf-lpwd train` that the study's file sets, as that
-            command reads them, and where they apply `peer` and `paper_metric`.
-        argv: The same flags as a command line.
+        settings: What decides its result, resolved: also the defaults that the study leaves out. With them
+            `peer`, `paper_metric` and `total_decay`, where they apply.
+        flags: Those of them that the study sets, flags of `hf-lpwd train`.
+        task: Names of data and model for the report, where the study gives them.
     """
 
     settings: dict[str, Any]
-    argv: list[str]
+    flags: dict[str, Any]
+    task: dict[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """Hash of the settings, the name of the run's record: 16 hexadecimal digits."""
+        """Hash of the settings, the name of the run's record."""
         return record_id(self.settings)
 
+    @property
+    def method(self) -> str:
+        """Name of its method."""
+        return method_name(self.settings)
 
-def read_study(path: str) -> list[RunSpec]:
-    """Reads a study's file and returns its runs, each once.
+    def planned(self) -> PlannedRun:
+        """The run as it stands in a plan."""
+        return PlannedRun(id=self.id, method=self.method, settings=self.settings)
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """What a study's file says.
+
+    Attributes:
+        runs: Each once, in the order of seeds, so that a study that ends early has whole comparisons.
+        questions: The primary questions; without any in the file, that of `Question`'s defaults.
+    """
+
+    runs: list[RunSpec]
+    questions: list[Question]
+
+
+def read_study(path: str) -> StudyFile:
+    """Reads a study's file.
 
     The file is YAML or JSON with the keys
 
@@ -61,125 +103,199 @@ def read_study(path: str) -> list[RunSpec]:
     |---|---|
     | `train` | flags of `hf-lpwd train` that all runs share |
     | `grid` | flag -> list of values; every combination is run; `model` and `data` list mappings of flags |
-    | `peers` | methods of `hf_lpwd.study.methods.PEERS` to run beside the grid's |
+    | `baselines` | names of `hf_lpwd.study.methods.PEERS`, to run beside the grid's methods |
+    | `questions` | the primary questions, see `hf_lpwd.study.plan.Question` |
     | `paper_metric` | true: also read the test split after every epoch, for the paper's metric only |
 
-    Runs are in the order of seeds, so that a sweep that ends early has whole comparisons.
-
-    Args:
-        path: The file.
+    `total_decay` stands for a flag, in place of `weight_decay`: the sum of lr * weight_decay over a run.
 
     Raises:
         BadInputError: The file cannot be read, or says what no run understands; one line that names it.
     """
     study = _load(path)
     _check_names(study, _KEYS, "setting", path)
-    train, grid = (_mapping(study, key, path) for key in ("train", "grid"))
-    known = make_parser().flags.keys() - {"config"}
-    _check_flags(train, known, f"{path}: train")
-    axes = [[dict.fromkeys([name], value) for value in values] for name, values in _plain(grid, path).items()]
-    _check_flags(_plain(grid, path), known, f"{path}: grid")
+    checker = _Flags(path)
+    train = checker.mapping(study.get("train") or {}, "train")
+    grid = study.get("grid") or {}
+    if not isinstance(grid, dict):
+        raise BadInputError(f"{path}: grid must hold lists of values by flag, not {_kind(grid)}")
+    axes = [checker.axis(name, values) for name, values in grid.items() if name not in GROUP_AXES]
     for group in GROUP_AXES:
         if group in grid:
-            axes.append(_group_axis(grid[group], known, f"{path}: grid: {group}"))
-    peers = study.get("peers") or []
+            axes.append(checker.group(group, grid[group]))
+    peers = study.get("baselines") or []
     if not isinstance(peers, list):
-        raise BadInputError(f"{path}: peers is {peers!r}, but must be a list of {', '.join(PEERS)}")
+        raise BadInputError(f"{path}: baselines is {_kind(peers)}, but must be a list of {', '.join(PEERS)}")
     for peer in peers:
         if peer not in PEERS:
-            raise BadInputError(f"{path}: {unknown('peer', peer, PEERS)}")
+            raise BadInputError(f"{path}: {unknown('baseline', peer, PEERS)}")
     paper_metric = study.get("paper_metric", False)
     if not isinstance(paper_metric, bool):
-        raise BadInputError(f"{path}: paper_metric is {paper_metric!r}, but must be true or false")
+        raise BadInputError(f"{path}: paper_metric is {_kind(paper_metric)}, but must be true or false")
 
-    flags: list[tuple[str | None, dict[str, Any]]] = [
-        (None, train | combination) for combination in _combinations(axes)
-    ]
-    shared = [axis for axis in axes if not axis[0].keys() & METHOD_FLAGS]
-    train_of_peers = {name: value for name, value in train.items() if name not in METHOD_FLAGS}
-    flags += [
-        (peer, train_of_peers | combination | dict(PEERS[peer]))
-        for peer in peers
-        for combination in _combinations(shared)
-    ]
+    flags: list[tuple[str | None, dict[str, Any]]] = [(None, train | one) for one in _combinations(axes)]
+    flags += [(peer, one) for peer in peers for one in _of_peer(peer, train, axes)]
     specs: dict[str, RunSpec] = {}
     for peer, given in flags:
-        spec = _run_spec(given, peer, paper_metric)
+        try:
+            spec = _run_spec(given, peer, paper_metric)
+        except BadInputError as error:
+            raise BadInputError(f"{path}: {error}") from None
         specs.setdefault(spec.id, spec)
-    return sorted(specs.values(), key=lambda spec: spec.settings.get("seed", 0))
+    runs = sorted(specs.values(), key=lambda spec: spec.settings["seed"])
+    return StudyFile(runs, _questions(study.get("questions"), runs, path))
 
 
-def _run_spec(flags: Mapping[str, Any], peer: str | None, paper_metric: bool) -> RunSpec:
-    argv = as_argv(flags)
-    parsed = parse_args(argv, "hf-lpwd sweep")
-    settings = {}
-    for name in flags:
-        value = next(getattr(part, name) for part in parsed if hasattr(part, name))
-        settings[name] = json.loads(json.dumps(getattr(value, "value", value), default=str))
+def _questions(given: Any, runs: Iterable[RunSpec], path: str) -> list[Question]:
+    if given is None:
+        return [Question()]
+    if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
+        raise BadInputError(f"{path}: questions is {_kind(given)}, but must be a list of mappings")
+    methods = sorted({run.method for run in runs})
+    questions = []
+    for number, one in enumerate(given, 1):
+        where = f"{path}: questions: {number}"
+        try:
+            question = Question.model_validate(one)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise BadInputError(f"{where}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+        for side in (*question.compare, question.to):
+            if isinstance(side, str) and side not in methods:
+                raise BadInputError(
+                    f"{where}: {unknown('method', side, methods)} (there are {', '.join(methods)})"
+                )
+        questions.append(question)
+    return questions
+
+
+def _of_peer(peer: str, train: dict[str, Any], axes: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The runs of a baseline: its own flags, over the axes that do not make up a method."""
+    own = dict(PEERS[peer])
+    shared = [axis for axis in axes if not axis[0].keys() & METHOD_FLAGS]
+    if peer in ONE_SETTING:
+        shared = [[axis[len(axis) // 2]] if axis[0].keys() & set(_RATES) else axis for axis in shared]
+    found = []
+    for one in _combinations(shared):
+        flags = {name: value for name, value in (train | one).items() if name not in METHOD_FLAGS} | own
+        if "weight_decay" in own:
+            flags.pop(TOTAL_DECAY, None)
+        found.append(flags)
+    return found
+
+
+def _run_spec(flags: dict[str, Any], peer: str | None, paper_metric: bool) -> RunSpec:
+    flags = dict(flags)
+    task = {group: flags.pop(f"{group} name") for group in GROUP_AXES if f"{group} name" in flags}
+    total = flags.pop(TOTAL_DECAY, None)
+    if flags.get("layer_schedule") == "uniform":
+        # It is at its budget as it is.
+        flags.pop("match_decay_budget", None)
+    parsed = arguments_from(flags)
+    settings = run_settings(*parsed) | {name: getattr(parsed[2], name) for name in _SELECTION}
+    for name in flags.keys() - settings.keys():
+        part = next(part for part in parsed if hasattr(part, name))
+        # A flag that no run's folder knows counts where it is not as it would be without it.
+        default = next(one.default for one in fields(part) if one.name == name)
+        if getattr(part, name) != default:
+            settings[name] = getattr(part, name)
+    settings = json.loads(json.dumps(settings, default=lambda value: str(getattr(value, "value", value))))
+    # What is off is left out, so that a setting that a later release adds does not change the id.
+    settings = {
+        name: value
+        for name, value in settings.items()
+        if name not in _NOT_THE_RUN and value is not None and value is not False
+    }
+    if total is not None:
+        del settings["weight_decay"]
+        settings[TOTAL_DECAY] = float(total)
     if peer is not None and peer not in CELLS:
         settings["peer"] = peer
     if paper_metric:
         settings["paper_metric"] = True
-    return RunSpec(settings, argv)
-
-
-def as_argv(flags: Mapping[str, Any]) -> list[str]:
-    """Writes flags as a command line of `hf-lpwd train`; those that are None are left out."""
-    argv: list[str] = []
-    for name, value in flags.items():
-        if isinstance(value, list):
-            argv += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            argv += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    return argv
+    return RunSpec(dict(sorted(settings.items())), flags, task)
 
 
 def _load(path: str) -> dict[str, Any]:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
         study = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise BadInputError(f"{path} cannot be read: {error}") from None
     if not isinstance(study, dict):
         raise BadInputError(f"{path} must hold the keys {', '.join(_KEYS)}")
     return study
 
 
-def _mapping(study: Mapping[str, Any], key: str, path: str) -> dict[str, Any]:
-    value = study.get(key) or {}
-    if not isinstance(value, dict):
-        raise BadInputError(f"{path}: {key} is {value!r}, but must hold flags by name")
-    return value
+class _Flags:
+    """Checks the flags in a study's file: their names, and that each has one value where one is wanted."""
 
+    def __init__(self, path: str) -> None:
+        self.path = path
+        flags = make_parser().flags
+        self.known = flags.keys() - {"config"} | {TOTAL_DECAY}
+        self.several = {name for name, action in flags.items() if action.nargs in ("*", "+")}
 
-def _plain(grid: Mapping[str, Any], path: str) -> dict[str, list[Any]]:
-    """The axes of one flag each."""
-    axes = {name: values for name, values in grid.items() if name not in GROUP_AXES}
-    for name, values in axes.items():
+    def mapping(self, flags: Any, where: str) -> dict[str, Any]:
+        where = f"{self.path}: {where}"
+        if not isinstance(flags, dict):
+            raise BadInputError(f"{where} must hold flags by name, not {_kind(flags)}")
+        _check_names(flags, self.known, "flag", where)
+        for name, value in flags.items():
+            self._check(name, value, where)
+        if {"weight_decay", TOTAL_DECAY} <= flags.keys():
+            raise BadInputError(f"{where}: give either weight_decay or {TOTAL_DECAY}")
+        return flags
+
+    def axis(self, name: str, values: Any) -> list[dict[str, Any]]:
+        where = f"{self.path}: grid"
+        _check_names([name], self.known | set(GROUP_AXES), "flag", where)
         if not isinstance(values, list) or not values:
-            raise BadInputError(f"{path}: grid: {name} is {values!r}, but must be a list of values")
-    return axes
+            raise BadInputError(f"{where}: {name} is {_kind(values)}, but must be a list of values")
+        for value in values:
+            self._check(name, value, where)
+        return [{name: value} for value in values]
 
+    def group(self, group: str, values: Any) -> list[dict[str, Any]]:
+        where = f"grid: {group}"
+        if not isinstance(values, list) or not values or not all(isinstance(v, dict) and v for v in values):
+            raise BadInputError(
+                f"{self.path}: {where} is {_kind(values)}, but must be a list of mappings of flags"
+            )
+        found = []
+        for value in values:
+            name = value.get("name")
+            flags = self.mapping({key: one for key, one in value.items() if key != "name"}, where)
+            found.append(flags if name is None else flags | {f"{group} name": str(name)})
+        return found
 
-def _group_axis(values: Any, known: Set[str], where: str) -> list[dict[str, Any]]:
-    if not isinstance(values, list) or not values or not all(isinstance(v, dict) and v for v in values):
-        raise BadInputError(f"{where} is {values!r}, but must be a list of mappings of flags")
-    for value in values:
-        _check_flags(value, known, where)
-    return values
-
-
-def _check_flags(flags: Iterable[str], known: Set[str], where: str) -> None:
-    _check_names(flags, known, "flag", where)
-    for name in flags:
+    def _check(self, name: str, value: Any, where: str) -> None:
         if name in _RESERVED or name.startswith(("hub_", "push_to_hub")):
             raise BadInputError(f"{where}: {name} has no place in a study, whose runs leave records only")
+        if isinstance(value, list) and name not in self.several:
+            raise BadInputError(
+                f"{where}: {name} is a list of {len(value)}, but must be one value; to compare several: "
+                f"grid: {{{name}: [...]}}"
+            )
+        if isinstance(value, dict) and any(isinstance(one, list | dict) for one in value.values()):
+            raise BadInputError(f"{where}: {name} must hold numbers or text by name")
+        if name == TOTAL_DECAY and not (isinstance(value, int | float) and 0.0 <= value < float("inf")):
+            raise BadInputError(f"{where}: {name} is {_kind(value)}, but must be a number of 0 or more")
 
 
-def _check_names(names: Iterable[str], known: Iterable[str], what: str, where: str) -> None:
+def _check_names(names: Iterable[Any], known: Iterable[str], what: str, where: str) -> None:
     for name in names:
+        if name == "peers" and "baselines" in known:
+            raise BadInputError(f"{where}: the key peers is called baselines now")
         if name not in known:
             raise BadInputError(f"{where}: {unknown(what, name, known)}")
+
+
+def _kind(value: Any) -> str:
+    """A value in a message; of a list or mapping the size alone, as YAML's aliases can make it endless."""
+    if isinstance(value, list | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    return repr(value)
 
 
 def _combinations(axes: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -23,7 +23,9 @@ _LINEAR = {"decay_timing": "wd", "layer_schedule": "linear"}
 #:   BEiT and timm's `param_groups_layer_decay`;
 #: - ``l2_sp``: decay towards the weights that training began with, the pretrained ones;
 #: - ``cautious_decay``: no decay where it goes against the update;
-#: - ``cautious_adamw``: timm's AdamW with caution, which leaves out updates against the gradient's sign.
+#: - ``cautious_adamw``: timm's AdamW with caution, which leaves out updates against the gradient's sign;
+#: - ``noise_floor``: ``adamw_uniform`` from initial weights that differ by one part in a million: how far
+#:   apart runs of one method end.
 PEERS: Mapping[str, Mapping[str, Any]] = {
     "no_decay": {**_ADAMW, "weight_decay": 0.0},
     "adamw_uniform": _ADAMW,
@@ -35,7 +37,10 @@ PEERS: Mapping[str, Mapping[str, Any]] = {
     "l2_sp": _ADAMW,
     "cautious_decay": _ADAMW,
     "cautious_adamw": _ADAMW,
+    "noise_floor": _ADAMW,
 }
+#: Peers that are run at the middle of the grid's rates only.
+ONE_SETTING = frozenset({"noise_floor"})
 #: Peers that are cells of timing x schedule, and so the same runs as a grid's.
 CELLS = frozenset({"adamw_uniform", "reverse"})
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_lpwd.checkpoints.run_record import differences
-from hf_lpwd.files import RECORD
+from hf_lpwd.files import FACTS, RECORD
 from hf_lpwd.messages import BadInputError
-from hf_lpwd.vision.hub.card import FACTS, METRICS
+from hf_lpwd.vision.hub.card import METRICS
 
 # Of a card's facts, those in which runs that are put together must agree.
 _ALIKE = ("sizes", "validation_chose")

@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from hf_lpwd.config import LPWDConfig
@@ -15,6 +17,8 @@ from hf_lpwd.plan import plan_layers
 from hf_lpwd.study.decay_callbacks import CautiousDecay, DecayTowardsStart
 from hf_lpwd.vision.prepare import Run
 from hf_lpwd.vision.training_args import ImageTrainingArguments
+
+_PERTURBATION = 1e-6
 
 
 def peer_callbacks(peer: str | None) -> list[TrainerCallback]:
@@ -38,6 +42,8 @@ def apply_peer(peer: str | None, run: Run, args: ImageTrainingArguments) -> tupl
     Raises:
         ValueError: The model has several stacks of layers, for which a list of rates does not fit.
     """
+    if peer == "noise_floor":
+        _perturb(run.model, args.seed)
     if peer == "cautious_adamw":
         return run, _cautious_adamw(run, args)
     rates = [layer.rate for layer in run.plan.layers]
@@ -52,6 +58,15 @@ def apply_peer(peer: str | None, run: Run, args: ImageTrainingArguments) -> tupl
         return run, None
     config = LPWDConfig.from_args(args, layer_map=run.plan.layer_map)
     return replace(run, plan=plan_layers(run.model, config)), None
+
+
+@torch.no_grad()
+def _perturb(model: nn.Module, seed: int) -> None:
+    """Changes each weight by about one part in a million."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.mul_(1.0 + _PERTURBATION * noise.to(parameter.device, parameter.dtype))
 
 
 def _as_text(rates: list[float]) -> str:

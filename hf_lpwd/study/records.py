@@ -71,6 +71,7 @@ class Layer(_Part):
     layer: str
     modules: list[str]
     rate: Rate
+    lr_scale: Rate = 1.0
     parameters: Count
     decayed: Count
 

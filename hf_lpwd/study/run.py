@@ -2,49 +2,61 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import platform
+import math
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from importlib import metadata
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, get_scheduler
 from transformers.utils import logging
 
 from hf_lpwd.layer_log import QuietPrinter
+from hf_lpwd.messages import BadInputError
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import layer_name
 from hf_lpwd.study.callbacks import OpposingPenalty, TestAfterEpoch
-from hf_lpwd.study.config import RunSpec
-from hf_lpwd.study.methods import method_name
+from hf_lpwd.study.config import TOTAL_DECAY, RunSpec
+from hf_lpwd.study.environment import environment, versions
 from hf_lpwd.study.peers import apply_peer, peer_callbacks
 from hf_lpwd.study.records import FORMAT
-from hf_lpwd.vision.arguments import parse_args
+from hf_lpwd.vision.arguments import arguments_from, parse_args
+from hf_lpwd.vision.data.fingerprint import fingerprints
+from hf_lpwd.vision.data.splits import load_splits
+from hf_lpwd.vision.failures import StopWhereNotFinite
 from hf_lpwd.vision.finetune import PREFIXES, make_trainer
 from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.prepare import Run, prepare
 from hf_lpwd.vision.training_args import ImageTrainingArguments
 
-_LIBRARIES = ("hf-lpwd", "torch", "transformers", "accelerate", "datasets", "timm", "numpy")
 _TIMES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
-def compute_record(spec: RunSpec) -> dict[str, Any]:
+def compute_record(spec: RunSpec, folder: str) -> dict[str, Any]:
     """Does one run and returns its record; a run that fails returns the record of its failure.
 
     Training, selection of the epoch on validation, and the one reading of the test split are those of
     `hf-lpwd train`; nothing is kept but the record. Two computations of one run on the same machine and
     versions differ in `times` alone.
 
+    Args:
+        spec: The run.
+        folder: Where the run may write; it does not stay.
+
     Returns:
-        A JSON object: `format`, `id`, `settings`, `method`, `status` (``"completed"`` or ``"failed"``),
-        `error` of a failed run (`type`, `message`), `versions`, `times`, and of a completed run
+        A JSON object: `format`, `id`, `settings`, `method`, `task`, `status` (``"completed"``,
+        ``"diverged"``, which ends with the last evaluation, or ``"failed"``), `error` of what did not
+        complete (`type`, `message`), `versions`, `environment` (device, threads, commit), `times`, and of a
+        completed run
 
         - `metrics`: split -> metric -> value; the test split was read once, at the end;
         - `epochs`: validation metrics after each evaluation;
@@ -53,17 +65,26 @@ def compute_record(spec: RunSpec) -> dict[str, Any]:
         - `layers`: of each layer its rate, and the numbers of scalars in all and decayed;
         - `weight_norms`: steps, and each layer's weight norm at them;
         - `opposing_penalty`: steps, and R_op of each layer at them; without steps where it is not defined;
-        - `pairing`: hashes of the initial weights and of the validation rows, equal for equal seeds.
+        - `pairing`: hashes of the initial weights and of the validation rows, equal for equal seeds;
+        - `data`: number of classes, and of each split its size and a hash of its images and labels;
+        - `correct`: which test images were classified right, as bits in base64;
+        - `weight_decay`: the rate, which the study may have given as total decay.
     """
     record = _identity(spec)
     started = time.time()
     times: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started))}
+    results: dict[str, Any] = {}
     try:
-        results, durations = _train(spec)
+        _train(spec, folder, results)
+        times["train_seconds"] = results.pop("train_seconds")
         record |= {"status": "completed", **results}
-        times |= durations
     except Exception as error:
-        record |= {"status": "failed", "error": {"type": type(error).__name__, "message": str(error)}}
+        diverged = isinstance(error, BadInputError) and "training diverged" in str(error)
+        record |= {
+            "status": "diverged" if diverged else "failed",
+            "error": {"type": type(error).__name__, "message": str(error)},
+            **(results if diverged else {}),
+        }
     record["times"] = times | {"seconds": round(time.time() - started, 3)}
     return record
 
@@ -79,19 +100,32 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
         "format": FORMAT,
         "id": spec.id,
         "settings": spec.settings,
-        "method": method_name(spec.settings),
-        "versions": {"python": platform.python_version()}
-        | {library: metadata.version(library) for library in _LIBRARIES},
+        "method": spec.method,
+        "task": spec.task,
+        "versions": versions(),
+        "environment": environment(),
     }
 
 
-def _train(spec: RunSpec) -> tuple[dict[str, Any], dict[str, float]]:
-    with quiet_run(spec.argv, "hf-lpwd sweep") as (run, args):
+def _train(spec: RunSpec, folder: str, results: dict[str, Any]) -> None:
+    """Trains and evaluates; puts parts of the record into `results` as they are known."""
+    total = spec.settings.get(TOTAL_DECAY)
+    with quiet_run(spec.flags, "hf-lpwd study", folder, total_decay=total) as (run, args):
         peer = spec.settings.get("peer")
-        run, optimizer = apply_peer(peer, run, args)
         pairing = {
             "initial_weights": _hash(_bytes(tensor) for tensor in run.model.state_dict().values()),
             "validation_rows": _hash([run.splits.rows["validation"].tobytes()]),
+        }
+        run, optimizer = apply_peer(peer, run, args)
+        results |= {
+            "layers": _layers(run),
+            "pairing": pairing,
+            "weight_decay": args.weight_decay,
+            "data": {
+                "num_classes": len(run.splits.class_names),
+                "sizes": {role: len(images) for role, images in run.images.items()},
+                "fingerprints": fingerprints(run.splits),
+            },
         }
         opposing = OpposingPenalty(layer_of_parameter(run))
         # R_op is that of plain decay, which these are not.
@@ -100,30 +134,37 @@ def _train(spec: RunSpec) -> tuple[dict[str, Any], dict[str, float]]:
         if spec.settings.get("paper_metric") and "test" in run.images:
             tested = TestAfterEpoch(run.images["test"], args.per_device_eval_batch_size)
             callbacks.append(tested)
-        trainer = quiet_trainer(run, args, callbacks, optimizer)
-        durations = {"train_seconds": trainer.train().metrics["train_runtime"]}
-        metrics = {
-            role: _without(trainer.evaluate(run.images[role], metric_key_prefix=prefix), f"{prefix}_")
-            for role, prefix in PREFIXES.items()
-            if role in run.images
-        }
-    results = {
-        "metrics": metrics,
-        **_curves(trainer.state.log_history, tested),
-        "layers": _layers(run),
-        "opposing_penalty": {"steps": opposing.steps, "rates": opposing.rates},
-        "pairing": pairing,
-    }
-    return results, durations
+        trainer = quiet_trainer(run, args, [*callbacks, StopWhereNotFinite()], optimizer)
+        try:
+            results["train_seconds"] = trainer.train().metrics["train_runtime"]
+        finally:
+            results |= _curves(trainer.state.log_history, tested)
+            results["opposing_penalty"] = {"steps": opposing.steps, "rates": opposing.rates}
+        for role, prefix in PREFIXES.items():
+            if role in run.images:
+                found = trainer.predict(run.images[role], metric_key_prefix=prefix)
+                results.setdefault("metrics", {})[role] = _without(found.metrics, f"{prefix}_")
+                if role == "test":
+                    right = found.predictions.argmax(-1) == found.label_ids
+                    results["correct"] = {role: base64.b64encode(np.packbits(right).tobytes()).decode()}
 
 
 @contextmanager
-def quiet_run(argv: Sequence[str], prog: str) -> Iterator[tuple[Run, ImageTrainingArguments]]:
-    """Prepares a run of `hf-lpwd train` that prints nothing and whose folder does not stay.
+def quiet_run(
+    flags: Mapping[str, Any] | Sequence[str],
+    prog: str,
+    folder: str | None = None,
+    *,
+    total_decay: float | None = None,
+) -> Iterator[tuple[Run, ImageTrainingArguments]]:
+    """Prepares a run of `hf-lpwd train` that prints nothing, uploads nothing, and whose folder does not stay.
 
     Args:
-        argv: Flags of `hf-lpwd train`; those about its folder and output are overruled.
+        flags: Of `hf-lpwd train`, by name or as a command line; those about its folder, its output and the
+            Hub are overruled.
         prog: The program's name in errors.
+        folder: Where the run may write, removed before and after; default: a temporary folder.
+        total_decay: Sum of learning rate times weight decay over the run, in place of `weight_decay`.
 
     Yields:
         The run and its training arguments.
@@ -131,12 +172,61 @@ def quiet_run(argv: Sequence[str], prog: str) -> Iterator[tuple[Run, ImageTraini
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory(prefix="hf-lpwd-") as folder, redirect_stdout(StringIO()):
-        quiet = ["--output_dir", f"{folder}/run", "--disable_tqdm", "True", "--report_to", "none"]
-        for name in ("do_train", "do_eval", "do_predict"):
-            quiet += [f"--{name}", "True"]
-        model_args, data_args, args = parse_args([*argv, *quiet], prog)
-        yield prepare(model_args, data_args, args), args
+    place = Path(folder or tempfile.mkdtemp(prefix="hf-lpwd-"))
+    shutil.rmtree(place, ignore_errors=True)
+    quiet = {"output_dir": f"{place}/run", "disable_tqdm": True, "report_to": "none"}
+    quiet |= {"do_train": True, "do_eval": True, "do_predict": True}
+    try:
+        with redirect_stdout(StringIO()):
+            if isinstance(flags, Mapping):
+                model_args, data_args, args = arguments_from({**flags, **quiet})
+            else:
+                line = [text for name, value in quiet.items() for text in (f"--{name}", str(value))]
+                model_args, data_args, args = parse_args([*flags, *line], prog)
+            # Also where a configuration file asks for it: nothing but `push` and `train` uploads.
+            args.push_to_hub = False
+            if total_decay is not None:
+                rows = len(load_splits(data_args, seed=args.seed, cache_dir=model_args.cache_dir).train)
+                args.weight_decay = total_decay / decay_steps(args, rows)
+            yield prepare(model_args, data_args, args), args
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def decay_steps(args: ImageTrainingArguments, num_rows: int) -> float:
+    """What a weight decay of 1 adds up to over a run: the sum of the learning rates of its steps.
+
+    With decay that is independent of the learning rate, the number of steps.
+
+    Args:
+        args: How to train.
+        num_rows: Training images.
+    """
+    total = num_steps(args, num_rows)
+    if args.decay_coupling == "independent":
+        return float(total)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+    scheduler = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=args.get_warmup_steps(total),
+        num_training_steps=total,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+    )
+    rates = []
+    for _ in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return math.fsum(rates)
+
+
+def num_steps(args: ImageTrainingArguments, num_rows: int) -> int:
+    """Optimizer steps of a run on so many training images."""
+    batches = num_rows / args.train_batch_size
+    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    steps = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
 
 
 def quiet_trainer(
@@ -159,7 +249,8 @@ def layer_of_parameter(run: Run) -> dict[str, str]:
 
 def _curves(history: list[dict[str, Any]], tested: TestAfterEpoch | None) -> dict[str, Any]:
     # The last evaluation of the validation split is the one of the selected checkpoint, after training.
-    trained = history[: next(i for i, entry in enumerate(history) if "train_runtime" in entry)]
+    ends = (i for i, entry in enumerate(history) if "train_runtime" in entry)
+    trained = history[: next(ends, len(history))]
     epochs = [
         {"epoch": entry["epoch"], "step": entry["step"], **_without(entry, "eval_")}
         for entry in trained
@@ -211,7 +302,7 @@ def _hash(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
-def in_one_thread(spec: RunSpec) -> dict[str, Any]:
+def in_one_thread(spec: RunSpec, folder: str) -> dict[str, Any]:
     """`compute_record` with one thread for torch, since runs are made side by side."""
     torch.set_num_threads(1)
-    return compute_record(spec)
+    return compute_record(spec, folder)

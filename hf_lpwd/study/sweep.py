@@ -1,9 +1,11 @@
-"""`hf-lpwd sweep`: the runs of a study, side by side, each once, whatever is killed on the way."""
+"""The runs of a study, side by side, each once, whatever is killed on the way."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -18,11 +20,15 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from hf_lpwd.files import write_json
 from hf_lpwd.study.config import RunSpec
+from hf_lpwd.study.progress import Progress
 
 LOCKS = ".locks"
+#: Where runs write; in the folder of the records, so that what is killed leaves nothing elsewhere.
+WORK = ".work"
 #: How often the worker of a run may die before the run counts as failed.
 MAX_DEATHS = 2
 _POLL_SECONDS = 2.0
+_IDLE_SECONDS = 60
 
 
 def sweep(
@@ -32,6 +38,7 @@ def sweep(
     n_jobs: int = 1,
     backend: str = "loky",
     gpus_per_run: float = 0.0,
+    retry_failed: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Counter[str]:
     """Does the runs that have no record yet, and waits for those that another sweep is at.
@@ -45,23 +52,30 @@ def sweep(
         n_jobs: Runs side by side; -1 for one a core.
         backend: ``"loky"``, processes on this machine, or ``"ray"``, on a Ray cluster that sees `folder`.
         gpus_per_run: With ``"ray"``, the share of a GPU that a run takes.
+        retry_failed: Do runs again that failed (not those that diverged).
         report: Called with a line for each run that ends, here or in another sweep.
 
     Returns:
-        How many of the runs are now ``"completed"`` and ``"failed"``, and how many were done ``"here"``.
+        How many of the runs are now ``"completed"``, ``"diverged"`` and ``"failed"``, and how many were done
+        ``"here"``.
 
     Raises:
         ImportError: Backend ``"ray"``, and Ray is not installed.
     """
     root = Path(folder)
     (root / LOCKS).mkdir(parents=True, exist_ok=True)
+    if retry_failed:
+        _remove_failed(root, specs, report)
     deaths: Counter[str] = Counter()
     done_here = 0
-    with _parallel(backend, gpus_per_run), _Progress(root, specs, report):
+    parent = os.getpid() if backend == "loky" else None
+    side_by_side = joblib.effective_n_jobs(n_jobs)
+    paths = [_record(root, spec) for spec in specs]
+    with _parallel(backend, gpus_per_run), Progress(paths, side_by_side, report):
         while waiting := [spec for spec in specs if not _record(root, spec).exists()]:
             try:
                 jobs = joblib.Parallel(n_jobs=n_jobs, batch_size=1)
-                done = sum(jobs(joblib.delayed(do_run)(spec, folder) for spec in waiting))
+                done = sum(jobs(joblib.delayed(do_run)(spec, folder, parent) for spec in waiting))
             except BrokenProcessPool:
                 # A worker died, as one does that runs out of memory: no exception says which run it was at.
                 _give_up_on_deadly(root, waiting, deaths)
@@ -69,41 +83,65 @@ def sweep(
             done_here += done
             if not done:
                 time.sleep(_POLL_SECONDS)
-    ends = Counter(json.loads(_record(root, spec).read_text("utf-8"))["status"] for spec in specs)
+    ends = Counter(json.loads(path.read_text("utf-8"))["status"] for path in paths)
     return ends + Counter(here=done_here)
 
 
-def do_run(spec: RunSpec, folder: str) -> bool:
-    """Does a run and writes its record, unless it has one or somebody else is at it; tells whether it did."""
+def do_run(spec: RunSpec, folder: str, parent: int | None = None) -> bool:
+    """Does a run and writes its record, unless it has one or somebody else is at it; tells whether it did.
+
+    Args:
+        spec: The run.
+        folder: Of the records.
+        parent: Process with which a worker ends, however that one ends.
+    """
     record = _record(Path(folder), spec)
     lock = FileLock(_lock(Path(folder), spec))
     try:
         with lock.acquire(blocking=False):
             if record.exists():
                 return False
+            work = Path(folder) / WORK / spec.id
+            if parent is not None and parent != os.getpid():
+                _end_with(parent, work)
             marker = Path(f"{lock.lock_file}.busy")
             marker.touch()
             # torch and the Trainer load in the workers only.
             from hf_lpwd.study.run import in_one_thread
 
-            write_json(record, _finite(in_one_thread(spec)))
+            write_json(record, _finite(in_one_thread(spec, str(work))))
             marker.unlink()
     except Timeout:
         return False
     return True
 
 
-def _describe(record: dict[str, Any]) -> str:
-    """A run in a few words: method, decay rate, learning rate and seed, as far as set, and what came out."""
-    short = {"weight_decay": "weight_decay", "learning_rate": "lr", "seed": "seed"}
-    settings = record["settings"]
-    values = [f"{label}={settings[name]}" for name, label in short.items() if name in settings]
-    if record["status"] == "failed":
-        outcome = f"FAILED, {record['error']['type']}: {record['error']['message']}"
-    else:
-        accuracy = record["metrics"]["validation"]["accuracy"]
-        outcome = "no accuracy" if accuracy is None else f"validation accuracy {accuracy:.4f}"
-    return f"{' '.join([record['method'], *values])}: {outcome} ({record['times']['seconds']:.0f} s)"
+_watched: dict[str, Path] = {}
+
+
+def _end_with(parent: int, work: Path) -> None:
+    """Ends this process when its parent has ended, and removes where it was writing."""
+    first = not _watched
+    _watched["work"] = work
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        shutil.rmtree(_watched["work"], ignore_errors=True)
+        os._exit(1)
+
+    if first:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _remove_failed(root: Path, specs: Sequence[RunSpec], report: Callable[[str], None]) -> None:
+    removed = 0
+    for spec in specs:
+        path = _record(root, spec)
+        if path.exists() and json.loads(path.read_text("utf-8"))["status"] == "failed":
+            path.unlink()
+            removed += 1
+    report(f"{removed} runs that failed are done again")
 
 
 def _record(root: Path, spec: RunSpec) -> Path:
@@ -123,6 +161,7 @@ def _give_up_on_deadly(root: Path, specs: Sequence[RunSpec], deaths: Counter[str
         try:
             with FileLock(_lock(root, spec)).acquire(blocking=False):
                 marker.unlink(missing_ok=True)
+                shutil.rmtree(root / WORK / spec.id, ignore_errors=True)
                 deaths[spec.id] += 1
                 if deaths[spec.id] >= MAX_DEATHS:
                     from hf_lpwd.study.run import dead_record
@@ -134,7 +173,7 @@ def _give_up_on_deadly(root: Path, specs: Sequence[RunSpec], deaths: Counter[str
 
 @contextmanager
 def _parallel(backend: str, gpus_per_run: float) -> Iterator[None]:
-    options: dict[str, Any] = {"inner_max_num_threads": 1}
+    options: dict[str, Any] = {"inner_max_num_threads": 1, "idle_worker_timeout": _IDLE_SECONDS}
     if backend == "ray":
         from ray.util.joblib import register_ray
 
@@ -151,44 +190,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class _Progress:
-    """Reports each record that appears in the folder, and estimates the time that is left."""
-
-    def __init__(self, root: Path, specs: Sequence[RunSpec], report: Callable[[str], None]) -> None:
-        self.missing = [path for path in (_record(root, spec) for spec in specs) if not path.exists()]
-        self.total = len(specs)
-        self.there = self.total - len(self.missing)
-        self.report = report
-        self.start = time.monotonic()
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> None:
-        if self.there:
-            self.report(f"{self.there} of {self.total} runs have a record already")
-        self.thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self.over.set()
-        self.thread.join()
-        self._look()
-
-    def _watch(self) -> None:
-        while not self.over.wait(0.5):
-            self._look()
-
-    def _look(self) -> None:
-        for path in [path for path in self.missing if path.exists()]:
-            self.missing.remove(path)
-            done = self.total - len(self.missing)
-            left = (time.monotonic() - self.start) / (done - self.there) * len(self.missing)
-            line = _describe(json.loads(path.read_text(encoding="utf-8")))
-            self.report(f"[{done}/{self.total}] {line}; about {_duration(left)} left")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,8 +13,9 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging
 
+from hf_lpwd.files import FACTS
 from hf_lpwd.messages import BadInputError
-from hf_lpwd.vision.data.decoding import read_images
+from hf_lpwd.vision.data.decoding import Scale, read_images
 from hf_lpwd.vision.data.transforms import ImageTransform
 
 
@@ -28,6 +30,7 @@ class Classifier:
 
     Attributes:
         class_names: Name of each class, in the order of the logits.
+        scale: Which stored values of more than 8 bits are white, as in the run's training; None if unknown.
 
     Raises:
         BadInputError: There is no such model, or it has no trained head for single-label classification.
@@ -38,6 +41,7 @@ class Classifier:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         self._model = model.eval().to(accelerator or torch.device("cpu"))
         self._transform = ImageTransform(processor)
+        self.scale = saved_scale(Path(name))
         self.class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
 
     def logits(
@@ -51,7 +55,8 @@ class Classifier:
         """
         remaining = iter(cells)
         while batch := list(islice(remaining, batch_size)):
-            decoded = list(read_images(batch, [None] * len(batch), threads=torch.get_num_threads()))
+            threads = torch.get_num_threads()
+            decoded = list(read_images(batch, [None] * len(batch), threads=threads, scale=self.scale))
             images = [torch.from_numpy(image) for image in decoded if not isinstance(image, ValueError)]
             logits = iter(self._classify(images)) if images else iter(())
             for image in decoded:
@@ -64,8 +69,12 @@ class Classifier:
         return self._model(pixel_values.to(self._model.device, self._model.dtype)).logits.float().cpu()
 
 
-def load_trained(name: str) -> tuple[PreTrainedModel, Any]:
+def load_trained(name: str, **hub_options: Any) -> tuple[PreTrainedModel, Any]:
     """Loads a classifier whose every weight was trained, and its image processor.
+
+    Args:
+        name: As for `Classifier`.
+        **hub_options: For `from_pretrained`: `cache_dir`, `revision`, `token`, `trust_remote_code`.
 
     Raises:
         BadInputError: There is no such model, its head is not in the checkpoint, or it is a model for several
@@ -77,8 +86,10 @@ def load_trained(name: str) -> tuple[PreTrainedModel, Any]:
     source = str(folder) if folder.exists() else name
     logging.disable_progress_bar()
     try:
-        model, report = AutoModelForImageClassification.from_pretrained(source, output_loading_info=True)
-        processor = AutoImageProcessor.from_pretrained(source)
+        model, report = AutoModelForImageClassification.from_pretrained(
+            source, output_loading_info=True, **hub_options
+        )
+        processor = AutoImageProcessor.from_pretrained(source, **hub_options)
     except (OSError, RuntimeError, ValueError) as error:
         raise BadInputError(
             f"the model {name} cannot be loaded: {' '.join(str(error).split())[:300]}"
@@ -91,3 +102,14 @@ def load_trained(name: str) -> tuple[PreTrainedModel, Any]:
     if model.config.problem_type not in (None, "single_label_classification"):
         raise BadInputError(f"{name} is a model for {model.config.problem_type}, not for one class an image")
     return model, processor
+
+
+def saved_scale(run: Path) -> Scale | None:
+    """Returns which stored values of more than 8 bits are white in a run's images; None if it does not say.
+
+    Args:
+        run: The output folder of a finished run, or one of its checkpoints.
+    """
+    file = next((folder / FACTS for folder in (run, run.parent) if (folder / FACTS).is_file()), None)
+    images = (json.loads(file.read_text("utf-8")).get("data") or {}).get("images") if file else None
+    return Scale(**images["scale"]) if images and images["scale"] else None

@@ -36,7 +36,7 @@ def draw_curves(log_history: Iterable[Mapping[str, Any]], title: str) -> bytes:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

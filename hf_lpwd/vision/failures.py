@@ -15,15 +15,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_lpwd.messages import BadInputError
 
 #: The types of the errors that `failure_line` knows some of.
-MACHINE_ERRORS = (RuntimeError, MemoryError, OSError, SafetensorError)
+MACHINE_ERRORS = (RuntimeError, MemoryError, OSError, SafetensorError, ValueError)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # torch and safetensors say so in their own words.
 _NOT_WRITTEN = re.compile(
-    r"inline_container\.cc.*(unexpected pos|file write failed)"
+    r"inline_container\.cc.*(unexpected pos|file write failed)|iostream error"
     rf"|\(os error ({'|'.join(map(str, _FULL))})\)|No space left on device"
 )
 _WORKER_ENDED = re.compile("DataLoader worker .* killed by signal|unable to write to file </torch_")
+_ONE_IMAGE = "Expected more than 1 value per channel when training"
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 _GO_ON = "the same command with --resume_from_checkpoint True goes on from the last complete checkpoint"
 
@@ -49,6 +50,11 @@ def failure_line(error: Exception) -> str | None:
             "--gradient_accumulation_steps by the same number, which leaves each step its samples, or lower "
             "--per_device_eval_batch_size if it evaluated; with --resume_from_checkpoint True the run then "
             "goes on from its last complete checkpoint"
+        )
+    if _ONE_IMAGE in text:
+        return (
+            "the last batch of an epoch has one image, which the model's BatchNorm cannot normalise: leave "
+            "it out with --dataloader_drop_last, or take another --per_device_train_batch_size"
         )
     number = error.errno if isinstance(error, OSError) else None
     if number in _FULL or _NOT_WRITTEN.search(text):

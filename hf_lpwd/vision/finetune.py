@@ -1,12 +1,15 @@
-"""The main job: one data set, one model, one run, from the command line to the saved model and its card."""
+"""The main job: one dataset, one model, one run, from the arguments to the saved model and its card."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 from transformers import TrainerCallback
@@ -22,6 +25,7 @@ from hf_lpwd.vision.curves import draw_curves
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import EpochCallback, collate
 from hf_lpwd.vision.data.transforms import ImageTransform
+from hf_lpwd.vision.evaluate_splits import evaluate_splits
 from hf_lpwd.vision.failures import MACHINE_ERRORS, StopWhereNotFinite, failure_line
 from hf_lpwd.vision.hub.card import card_facts, write_card
 from hf_lpwd.vision.hub.push_callback import PushCallback
@@ -29,6 +33,8 @@ from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.prepare import Run, named_checkpoint, prepare
+from hf_lpwd.vision.progress import EpochLines, how_it_went
+from hf_lpwd.vision.run_yaml import RUN_YAML, run_yaml
 from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 #: Split -> what `Trainer` puts before the names of its metrics.
@@ -41,7 +47,6 @@ def finetune(
     model_args: ModelArguments,
     data_args: DataTrainingArguments,
     training_args: ImageTrainingArguments,
-    argv: Sequence[str],
 ) -> None:
     """Does one run, from the data to the saved model, its figures and its card.
 
@@ -49,7 +54,6 @@ def finetune(
         model_args: What `hf_lpwd.vision.arguments.parse_args` returns, as the next two.
         data_args: The data.
         training_args: How to train.
-        argv: The command line that these came from, for the card.
 
     Raises:
         BadInputError: Something in the input is wrong, or the machine lacks memory, disk or a right; the
@@ -65,7 +69,7 @@ def finetune(
     try:
         first = training_args.process_index == 0
         with StopOnSignal() as stop, sole_use(str(training_args.output_dir)) if first else nullcontext():
-            _finetune(model_args, data_args, training_args, argv, stop)
+            _finetune(model_args, data_args, training_args, stop)
     except Interrupted as end:
         if training_args.process_index == 0:
             say(f"hf-lpwd train: {end}")
@@ -81,11 +85,15 @@ def _finetune(
     model_args: ModelArguments,
     data_args: DataTrainingArguments,
     training_args: ImageTrainingArguments,
-    argv: Sequence[str],
     stop: StopOnSignal,
 ) -> None:
     push_to_hub, training_args = training_args.push_to_hub, copy(training_args)
     training_args.push_to_hub = False
+    if not training_args.do_train:
+        if push_to_hub:
+            raise BadInputError("push_to_hub uploads what was trained, but --do_train is not given: drop one")
+        evaluate_splits(model_args, data_args, training_args)
+        return
     try:
         push = PushCallback(training_args, model_args.token) if push_to_hub else None
         run = prepare(model_args, data_args, training_args)
@@ -94,10 +102,17 @@ def _finetune(
     # The push comes first, so that it sees the last checkpoint of a stopped run.
     callbacks = [*([push] if push else []), stop, StopWhereNotFinite()]
     with push or nullcontext():
-        trainer, metrics = train_and_evaluate(run, training_args, callbacks)
+        trainer = make_trainer(run, training_args, callbacks)
+        EpochLines((run.facts or run.splits.facts).describe()).print_instead_of(trainer)
+        if training_args.do_train:
+            if trainer.is_world_process_zero():
+                write_record(str(training_args.output_dir), run.settings)
+                _write_what_it_will_do(run, (model_args, data_args, training_args))
+            train(trainer)
+        metrics = evaluate(run, trainer)
         if trainer.is_world_process_zero():
-            write_results(run, trainer, metrics, argv)
-            print(_closing_line(run, metrics, str(training_args.output_dir)))
+            write_results(run, trainer, metrics)
+            _print_results(run, trainer, metrics)
             if push:
                 print(f"pushed: {push.finish()}")
 
@@ -135,54 +150,61 @@ def make_trainer(
     return trainer
 
 
-def train_and_evaluate(
-    run: Run, args: ImageTrainingArguments, callbacks: Sequence[TrainerCallback] = ()
-) -> tuple[ImageTrainer, dict[str, dict[str, float]]]:
-    """Trains, keeps the checkpoint that was best on validation, and reads the test split once.
+def train(trainer: ImageTrainer) -> None:
+    """Trains, or goes on from a checkpoint, and saves the model that was best on validation.
+
+    Args:
+        trainer: From `make_trainer`.
+    """
+    args = trainer.args
+    if args.weight_decay == 0.0 and not args.decay_by_pattern:
+        logger.warning("weight_decay is 0, so that nothing decays: set --weight_decay, e.g. to 0.05")
+    result = trainer.train(resume_from_checkpoint=_resume_from(trainer, args))
+    trainer.save_model()
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+
+
+def evaluate(run: Run, trainer: ImageTrainer) -> dict[str, dict[str, float]]:
+    """Measures the validation and the test split, each once.
 
     Args:
         run: From `prepare`.
-        args: How to train.
-        callbacks: For the trainer.
+        trainer: From `make_trainer`, after training.
 
     Returns:
-        The trainer, and the metrics of each split that was evaluated, without the Trainer's prefixes.
+        Split -> metric -> value, without the Trainer's prefixes; `samples` is the number of images measured.
     """
-    trainer = make_trainer(run, args, callbacks)
-    for role, images in run.images.items():
-        if images.num_skipped:
-            logger.warning(f"{role}: {images.num_skipped} pictures that cannot be decoded are left out")
-    if args.do_train:
-        if args.weight_decay == 0.0:
-            logger.warning("weight_decay is 0, so that nothing decays: set --weight_decay, e.g. to 0.05")
-        if trainer.is_world_process_zero():
-            write_record(str(args.output_dir), run.settings)
-        result = trainer.train(resume_from_checkpoint=_resume_from(trainer, args))
-        trainer.save_model()
-        trainer.save_metrics("train", result.metrics)
-        trainer.save_state()
     metrics = {}
     for role, prefix in PREFIXES.items():
         if role in run.images:
             values = trainer.evaluate(run.images[role], metric_key_prefix=prefix)
+            values[f"{prefix}_samples"] = len(run.images[role])
             trainer.save_metrics(prefix, values)
             metrics[role] = {key.removeprefix(f"{prefix}_"): value for key, value in values.items()}
-    return trainer, metrics
+    return metrics
 
 
-def write_results(
-    run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str, float]], argv: Sequence[str]
-) -> None:
+def _write_what_it_will_do(run: Run, parts: tuple[Any, ...]) -> None:
+    """Writes the settings as a file for ``--config``, and the facts of the first paragraph."""
+    folder = Path(str(parts[-1].output_dir))
+    write_bytes(folder / RUN_YAML, run_yaml(parts).encode())
+    if run.facts is not None:
+        write_json(folder / "run_facts.json", run.facts.to_dict())
+
+
+def write_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str, float]]) -> None:
     """Writes the layer rates, the curves and the model card into the output folder.
 
     Args:
         run: From `prepare`.
         trainer: After training.
-        metrics: From `train_and_evaluate`.
-        argv: The command line, for the card.
+        metrics: From `evaluate`.
     """
     folder = Path(str(trainer.args.output_dir))
-    write_json(folder / "layer_rates.json", (trainer.layer_plan or run.plan).to_dict())
+    # The plan that the optimizer was made from, if one was made.
+    run = replace(run, plan=trainer.layer_plan or run.plan)
+    write_json(folder / "layer_rates.json", run.plan.to_dict())
     if trainer.args.do_train:
         write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
         write_card(folder, card_facts(run, metrics, trainer.args))
@@ -199,11 +221,24 @@ def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | N
     return found
 
 
-def _closing_line(run: Run, metrics: dict[str, dict[str, float]], output_dir: str | None) -> str:
+def _print_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str, float]]) -> None:
+    """Prints how the training went, the accuracies with the images that they are of, and what to do next."""
+    folder = trainer.args.output_dir
+    went = how_it_went(trainer.state, trainer.args)
+    if went is not None:
+        print(went)
     accuracies = [
-        f"{role} accuracy {values['accuracy']:.4f} ({len(run.images[role])} pictures)"
+        f"{role} accuracy {values['accuracy']:.4f} ({_measured(run, role)})"
         for role, values in metrics.items()
     ]
     if "test" not in run.images:
         accuracies.append("no labelled test split")
-    return ", ".join(accuracies) + f"; saved in {output_dir}"
+    print(f"{', '.join(accuracies)}; saved in {folder}")
+    if trainer.args.do_train:
+        print(f"next: hf-lpwd predict {shlex.quote(str(folder))} IMAGES")
+
+
+def _measured(run: Run, role: str) -> str:
+    """``216 images``, or ``200 of 216 images`` where the split has more."""
+    measured, available = len(run.images[role]), run.splits.facts.splits[role].available
+    return f"{measured} images" if measured == available else f"{measured} of {available} images"

@@ -41,7 +41,7 @@ def load_model_and_processor(args: ModelArguments, class_names: list[str]) -> tu
         config, image_size = _config_from_scratch(args, class_names)
         return _from_config(config), _new_processor(image_size)
     name = args.model_name_or_path
-    source = _hub_options(args)
+    source = hub_options(args)
     try:
         config = transformers.AutoConfig.from_pretrained(args.config_name or name, **source)
         _set_classes(config, class_names)
@@ -146,7 +146,7 @@ def _config_from_scratch(
 ) -> tuple[transformers.PreTrainedConfig, int]:
     if args.config_name is not None:
         try:
-            config = transformers.AutoConfig.from_pretrained(args.config_name, **_hub_options(args))
+            config = transformers.AutoConfig.from_pretrained(args.config_name, **hub_options(args))
         except (OSError, ValueError) as error:
             raise ValueError(_why_not_loaded(args.config_name, error)) from error
     elif args.model_type in _classifiers():
@@ -223,7 +223,8 @@ def _new_processor(image_size: int) -> Any:
     return transformers.ViTImageProcessor(size={"height": image_size, "width": image_size})
 
 
-def _hub_options(args: ModelArguments) -> dict[str, Any]:
+def hub_options(args: ModelArguments) -> dict[str, Any]:
+    """Returns what `from_pretrained` takes, beside a model's name, to get it from the Hub."""
     return {
         "cache_dir": args.cache_dir,
         "revision": args.model_revision,

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import set_seed
+from transformers.utils import logging
 
-from hf_lpwd.checkpoints.run_folder import check_run
+from hf_lpwd.checkpoints.run_folder import LENGTH, check_run
 from hf_lpwd.checkpoints.run_record import CHANGES, read_record
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.factory import optimizer_from_plan
@@ -21,8 +22,11 @@ from hf_lpwd.vision.data.splits import Splits, load_splits
 from hf_lpwd.vision.launch import check_packages, set_up_launch
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
+from hf_lpwd.vision.run_facts import RunFacts, run_facts
 from hf_lpwd.vision.run_settings import data_settings, run_settings
 from hf_lpwd.vision.training_args import ImageTrainingArguments
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Run:
     mix: Mixer | None
     plan: LayerPlan
     settings: dict[str, Any]
+    facts: RunFacts | None
 
 
 def prepare(
@@ -78,8 +83,16 @@ def prepare(
         for role, needed in wanted.items()
         if needed and getattr(splits, role) is not None
     }
+    for role, dataset in images.items():
+        if dataset.num_skipped:
+            logger.warning(f"{role}: {dataset.num_skipped} images that cannot be decoded are left out")
     mix = make_mixer(len(splits.class_names), data_args.mixup_alpha, data_args.cutmix_alpha)
-    return Run(model, processor, splits, images, mix, plan, settings)
+    facts = None
+    if "train" in images:
+        mixing = [("MixUp", data_args.mixup_alpha), ("CutMix", data_args.cutmix_alpha)]
+        in_words = ", ".join(f"{name} {alpha:g}" for name, alpha in mixing if alpha)
+        facts = run_facts(splits.facts, images["train"].transform, in_words, plan, training_args)
+    return Run(model, processor, splits, images, mix, plan, settings, facts)
 
 
 def named_checkpoint(args: ImageTrainingArguments) -> str | bool | None:
@@ -91,7 +104,17 @@ def named_checkpoint(args: ImageTrainingArguments) -> str | bool | None:
 def _check_run(args: ImageTrainingArguments, settings: dict[str, Any]) -> str | None:
     """Checks folder and checkpoint; returns in what the run that this one goes on from was different."""
     named, output_dir = named_checkpoint(args), str(args.output_dir)
+    if named and _extends(read_record(output_dir) or {}, settings):
+        settings = {name: value for name, value in settings.items() if name not in LENGTH}
     if isinstance(named, str):
         return check_run(output_dir, settings, named, args.resume_with_changes)
     check_run(output_dir, settings)
     return (read_record(output_dir) or {}).get(CHANGES) if named else None
+
+
+def _extends(then: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a run is made longer whose learning rate does not depend on its length."""
+    constant = now["lr_scheduler_type"] in ("constant", "constant_with_warmup", "inverse_sqrt")
+    warmup_in_steps = now["warmup_steps"] == 0 or now["warmup_steps"] >= 1
+    recorded = then.keys() >= set(LENGTH)
+    return recorded and constant and warmup_in_steps and all(then[name] <= now[name] for name in LENGTH)

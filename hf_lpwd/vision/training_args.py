@@ -68,15 +68,18 @@ class ImageTrainingArguments(LPWDTrainingArguments):
                 f"metric_for_best_model is {self.metric_for_best_model!r}, but must be one of "
                 f"{', '.join(_METRICS)}"
             )
+        if not (self.do_train or self.do_eval or self.do_predict):
+            for name in ("do_train", "do_eval", "do_predict"):
+                setattr(self, name, True)
+        if not self.do_train:
+            # TrainingArguments would turn do_eval on.
+            self.eval_strategy = "no"
         evaluates = IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO
         if self.save_strategy is None:
             self.save_strategy = self.eval_strategy if evaluates else "epoch"
         if self.load_best_model_at_end is None:
             in_step = self.eval_strategy != "steps" or self.save_steps % (self.eval_steps or 1) == 0
             self.load_best_model_at_end = evaluates and self.save_strategy == self.eval_strategy and in_step
-        if not (self.do_train or self.do_eval or self.do_predict):
-            for name in ("do_train", "do_eval", "do_predict"):
-                setattr(self, name, True)
         self.remove_unused_columns = False
         # Pinned memory serves copies to an accelerator; without one torch warns.
         if not torch.accelerator.is_available():

@@ -48,7 +48,7 @@ class Scored(CheckpointingTrainer):
         return {**metrics, "eval_steps": self.scores[int(done) - 1]}
 
 
-make_scored = partial(make_checkpointing, make_trainer, cls=Scored)
+make_scored = partial(make_trainer, cls=Scored)
 
 
 @pytest.fixture(scope="module")

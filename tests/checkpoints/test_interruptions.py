@@ -145,7 +145,10 @@ def test_a_signal_before_training_is_one_line(tmp_path, signum, monkeypatch, cap
         (["--decay_timing", "rwd"], "its decay_timing is 'pwd', now 'rwd'"),
         (["--model_type", "deit"], "its model_type is 'vit', now 'deit'"),
         (["--dataset_name", "beans"], "its dataset_name is None, now 'beans'"),
-        (["--num_train_epochs", "3"], "its num_train_epochs is 2.0, now 3.0: a run cannot be extended, name"),
+        (
+            ["--num_train_epochs", "3"],
+            "its num_train_epochs is 2.0, now 3.0: only a constant learning rate can go",
+        ),
     ],
 )
 def test_resuming_as_another_run_is_refused(runs, whole, flags, message):

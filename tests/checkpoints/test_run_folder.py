@@ -74,7 +74,8 @@ def test_an_empty_or_new_folder_and_the_same_run_are_right(tmp_path):
         ),
         (
             {"num_train_epochs": 7.0},
-            "its num_train_epochs is 40.0, now 7.0: a run cannot be extended, name another folder",
+            "its num_train_epochs is 40.0, now 7.0: only a constant learning rate can go on for "
+            "longer, with --resume_from_checkpoint True; name another folder",
         ),
         ({"class_names": ["cat", "cow"]}, "its class_names is ['cat', 'dog'], now ['cat', 'cow']: name"),
         ({"rows": {"train": 10}}, "its rows is {'train': 8}, now {'train': 10}: name another folder"),

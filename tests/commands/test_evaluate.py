@@ -123,7 +123,7 @@ def test_images_without_a_label_are_refused_or_left_out_by_request(run, tmp_path
     assert main(["evaluate", str(run), data, "--skip_unlabelled", "--out", str(tmp_path / "out")]) == 0
     results = results_in(tmp_path / "out")
     assert (results["images"], results["unlabelled"]) == (3, 2)
-    assert "2 images without a label are left out" in capsys.readouterr().err
+    assert "Left out: images without a label (2)." in capsys.readouterr().err
     nothing = parquet(tmp_path / "none.parquet", [-1, -1])
     assert main(["evaluate", str(run), nothing, "--skip_unlabelled"]) == 2
     assert "has no labels, so that nothing can be measured" in capsys.readouterr().err
@@ -132,10 +132,68 @@ def test_images_without_a_label_are_refused_or_left_out_by_request(run, tmp_path
 def test_a_class_that_the_model_lacks_is_refused(run, tmp_path, capsys):
     write_folder(tmp_path / "data", range(20), name=lambda digit: "zero" if digit == 0 else str(digit))
     assert main(["evaluate", str(run), str(tmp_path / "data")]) == 2
+    assert "2 images are in unknown class folder 'zero'" in capsys.readouterr().err
+    data = parquet(tmp_path / "some.parquet", ["1", "zero", "zero"])
+    assert main(["evaluate", str(run), data]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"hf-lpwd evaluate: error: {tmp_path / 'data'}: 1 classes are none of the model's: 'zero' (2 "
-        "images); the model has '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'"
+        f"hf-lpwd evaluate: error: {data}: 1 classes are none of the model's: 'zero' (2 images); "
+        "the model has '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'"
     )
+
+
+def measure(run, out, *flags):
+    """`hf-lpwd train` that does not train."""
+    flags = [*flags, "--model_name_or_path", str(run), "--output_dir", str(out), "--report_to", "none"]
+    return main(["train", *flags, "--per_device_eval_batch_size", "50", "--disable_tqdm", "True"])
+
+
+def test_do_predict_alone_measures_the_whole_test_split(run, tmp_path, capsys):
+    assert measure(run, tmp_path / "out", "--do_predict") == 0
+    measured, trained = (
+        json.loads((folder / "test_results.json").read_text()) for folder in (tmp_path / "out", run)
+    )
+    for metric in ("test_accuracy", "test_f1_macro", "test_top5_accuracy"):
+        assert measured[metric] == pytest.approx(trained[metric], abs=1e-12)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"digits (test): accuracy {trained['test_accuracy']:.4f} (359 images); in {tmp_path / 'out'}"
+    )
+    assert measure(run, tmp_path / "out", "--do_predict") == 0
+    assert measure(run, run, "--do_predict") == 2
+    assert json.loads((run / "test_results.json").read_text()) == trained
+
+
+def test_do_eval_alone_measures_all_of_a_folder_with_the_classes_of_the_model(run, tmp_path, capsys):
+    folder = tmp_path / "data"
+    rows = [row for row in range(300) if DIGITS.target[row] in (3, 7)]
+    write_folder(folder, rows)
+    assert measure(run, tmp_path / "out", "--do_eval", "--dataset_name", str(folder)) == 0
+    assert f"({len(rows)} images)" in capsys.readouterr().out.splitlines()[-1]
+    assert main(["evaluate", str(run), str(folder), "--out", str(tmp_path / "again")]) == 0
+    measured = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    again = results_in(tmp_path / "again")["metrics"]
+    assert {name: measured[f"eval_{name}"] for name in again} == {
+        name: pytest.approx(value, abs=1e-12) for name, value in again.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--do_eval"],
+            "digits has no validation split, it has train, test: hf-lpwd evaluate takes one",
+        ),
+        (
+            ["--do_predict", "--push_to_hub"],
+            "push_to_hub uploads what was trained, but --do_train is not given",
+        ),
+        (["--do_predict", "--config_name", "RUN"], "config_name has no effect without --do_train"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(run, tmp_path, capsys, flags, message):
+    assert measure(run, tmp_path / "out", *(flag.replace("RUN", str(run)) for flag in flags)) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_images_of_the_training_are_not_measured_unsaid(tmp_path, capsys):
@@ -153,8 +211,10 @@ def test_the_images_of_the_training_are_not_measured_unsaid(tmp_path, capsys):
     assert main(["evaluate", str(run), str(data / "train")]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"hf-lpwd evaluate: error: {data / 'train'} holds the images that {run} was trained on: name another "
-        "dataset, or --split train if that is what you want"
+        "dataset, or --split train if you want that"
     )
+    assert measure(run, tmp_path / "out", "--do_eval", "--dataset_name", str(data / "train")) == 2
+    assert f"{data / 'train'} holds the images that {run} was trained on" in capsys.readouterr().err
     assert main(["evaluate", str(run), str(data), "--split", "train"]) == 0
     assert "the figures say nothing about new images" in capsys.readouterr().err
     assert results_in(run / "evaluation-data-train")["training_images"] is True

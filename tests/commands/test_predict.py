@@ -72,8 +72,8 @@ def test_what_cannot_be_read_is_named_and_counted(run, images, tmp_path, capsys)
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
-    assert lines[0] == (
-        "hf-lpwd predict: 2 files are left out for their extensions: no extension (1), .txt (1)"
+    assert (
+        lines[0] == f"hf-lpwd predict: {images}: left out: file without an extension (1), document .txt (1)"
     )
     assert lines[1] == f"hf-lpwd predict: {images / 'a.png'} cannot be read: not a picture in a known format"
     assert lines[2].startswith(f"hf-lpwd predict: {images / 'small.PNG'} cannot be read: ")
@@ -83,22 +83,45 @@ def test_what_cannot_be_read_is_named_and_counted(run, images, tmp_path, capsys)
     ]
 
 
-def test_links_are_followed_and_each_folder_is_read_once(run, images, tmp_path, capsys):
+def test_deep_images_are_scaled_as_in_training(run, tmp_path, capsys):
+    """Alone, an image of values up to 900 would be taken for one of 10 bits."""
+    folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
+    facts = json.loads((folder / "card.json").read_text())
+    facts["data"]["images"]["scale"] = {"integers": 4095, "floats": 1}
+    (folder / "card.json").write_text(json.dumps(facts))
+    values = np.random.default_rng(0).integers(0, 901, (8, 8))
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.rint(values * (255 / 4095)).astype(np.uint8)).save(tmp_path / "flat.png")
+    files = [str(tmp_path / name) for name in ("deep.png", "flat.png")]
+    assert main(["predict", str(folder), *files, "--top_k", "10"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert [(row["class"], row["score"]) for row in rows[:10]] == [
+        (r["class"], r["score"]) for r in rows[10:]
+    ]
+    assert main(["predict", str(run), *files, "--top_k", "10"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert [row["score"] for row in rows[:10]] != [row["score"] for row in rows[10:]]
+
+
+def test_links_are_followed_and_a_cycle_is_refused(run, images, tmp_path, capsys):
     (tmp_path / "outside").mkdir()
     Image.fromarray(noise(8, 8, seed=6)).save(tmp_path / "outside" / "linked.png")
     (images / "other").symlink_to(tmp_path / "outside")
-    (images / "train" / "loop").symlink_to(images)
     assert main(["predict", str(run), str(images)]) == 0
     names = [row["image"] for row in rows_of(capsys.readouterr().out)]
     assert len(names) == len(set(names)) == 6
     assert str(images / "other" / "linked.png") in names
+    (images / "train" / "loop").symlink_to(images)
+    assert main(["predict", str(run), str(images)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(images / "train" / "loop") in line
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["RUN", "nowhere.png"], "no such file or folder: nowhere.png"),
-        (["RUN", "EMPTY"], "EMPTY holds no image file, of 1 files"),
+        (["RUN", "EMPTY"], "EMPTY holds no image; left out: document .txt (1)"),
         (["RUN", "IMAGES", "--top_k", "0"], "top_k must be at least 1, not 0"),
         (["EMPTY", "IMAGES"], "EMPTY holds no trained model: name the output_dir of a run of hf-lpwd train"),
         (["no/such/model", "IMAGES"], "the model no/such/model cannot be loaded: "),

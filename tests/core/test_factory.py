@@ -9,6 +9,7 @@ from accelerate import Accelerator
 import hf_lpwd
 from hf_lpwd.factory import create_lpwd_optimizer, layer_param_groups
 from hf_lpwd.layers import layer_index_map
+from hf_lpwd.plan_groups import plan_differences
 from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
 
 
@@ -230,7 +231,7 @@ def test_layers_that_are_trained_later_get_their_own_rate(layer_lr_decay):
         return {n: (g["weight_decay"], g["lr"]) for g in made.param_groups for n in g["param_names"]}
 
     assert settings_by_name(optimizer) == settings_by_name(whole)
-    assert optimizer.plan.differences(model, optimizer.param_groups) == []
+    assert plan_differences(optimizer.plan, model, optimizer.param_groups) == []
     extra = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"found by their names: give \{'params'"):
         optimizer.add_param_group({"params": extra.parameters()})

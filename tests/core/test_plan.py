@@ -263,7 +263,8 @@ def test_layers_of_the_user():
     decided = plan(HandWritten(), layer_map=rules)
     assert (decided["project.weight"].layer, decided["out.weight"].layer) == (4, 0)
     found = layer_index_map(HandWritten())
-    assert plan(HandWritten(), layer_map=found).layers == plan(HandWritten()).layers
+    given = plan(HandWritten(), layer_map=found)
+    assert given.to_dict() == plan(HandWritten()).to_dict()
     moved = LayerMap({**found.places, "out.weight": Place("", 2, "mine")}, {"": 4})
     assert plan(HandWritten(), layer_map=moved)["out.weight"].rate == 0.15
 
@@ -271,6 +272,11 @@ def test_layers_of_the_user():
 def test_a_schedule_as_text_is_the_list():
     assert about(layer_schedule="0,0.1,0.2,0.4") == about(layer_schedule=[0, 0.1, 0.2, 0.4])
     assert about(layer_schedule=lambda i, n: 0.1 * i) == about()
+
+    def rising(i, n):
+        return 0.1 * i
+
+    assert plan(layer_schedule=rising).to_dict()["settings"]["layer_schedule"] == "rising"
 
 
 @pytest.mark.parametrize(

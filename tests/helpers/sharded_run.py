@@ -25,6 +25,7 @@ from hf_lpwd.config import LPWDConfig
 from hf_lpwd.factory import optimizer_from_plan
 from hf_lpwd.layer_log import layer_values
 from hf_lpwd.plan import plan_layers
+from hf_lpwd.plan_groups import plan_differences
 
 SETTINGS = [("l2", "lr")] + [(t, c) for t in ("wd", "rwd", "pwd") for c in ("lr", "independent")]
 BATCHES = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(0))
@@ -57,7 +58,7 @@ def check(rank, optimizer_cls, timing, coupling):
     sharded, optimizer, _ = build(optimizer_cls, timing, coupling)
     train(whole, whole_optimizer, range(3))
     train(sharded, optimizer, range(3), rank)
-    assert plan.differences(sharded, optimizer.param_groups) == []
+    assert plan_differences(plan, sharded, optimizer.param_groups) == []
     values = layer_values(optimizer.param_groups, plan)
     for key, value in layer_values(whole_optimizer.param_groups, plan).items():
         torch.testing.assert_close(torch.tensor(values[key]), torch.tensor(value), rtol=1e-5, atol=1e-6)
@@ -93,7 +94,7 @@ def check_ddp(rank, optimizer_cls, timing, coupling):
     model, optimizer, plan = build(optimizer_cls, timing, coupling, sharded=False)
     wrapped = DistributedDataParallel(model)
     train(wrapped, optimizer, range(6), rank)
-    assert plan.differences(wrapped, optimizer.param_groups) == []
+    assert plan_differences(plan, wrapped, optimizer.param_groups) == []
     return largest_difference(whole, model)
 
 
@@ -110,7 +111,7 @@ def check_accelerate(rank, optimizer_cls, timing, coupling):
     model, optimizer, plan = build(optimizer_cls, timing, coupling, sharded=False)
     accelerator = fsdp2_accelerator()
     model, optimizer = accelerator.prepare(model, optimizer)
-    assert plan.differences(model, optimizer.param_groups) == []
+    assert plan_differences(plan, model, optimizer.param_groups) == []
     assert all(hasattr(p, "full_tensor") for group in optimizer.param_groups for p in group["params"])
     for step in range(6):
         with accelerator.accumulate(model):

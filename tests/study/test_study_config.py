@@ -10,6 +10,7 @@ from hf_lpwd.config import TIMINGS
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.config import read_study
 from hf_lpwd.study.methods import method_name
+from hf_lpwd.vision import arguments
 
 STUDY = """
 train: {learning_rate: 1e-3, max_steps: 2}
@@ -26,7 +27,7 @@ def read(tmp_path):
     def write_and_read(text, name="study.yaml"):
         path = tmp_path / name
         path.write_text(text)
-        return read_study(str(path))
+        return read_study(str(path)).runs
 
     return write_and_read
 
@@ -54,23 +55,66 @@ def test_settings_are_read_as_train_reads_them(read):
     assert read(STUDY)[0].settings["learning_rate"] == 0.001
 
 
-def test_a_name_depends_on_the_settings_alone(read):
+def test_a_name_depends_on_the_resolved_settings_alone(read):
+    """A default that is written out is the same run; so is a flag in another place of the file."""
     spec = read("train: {seed: 3}\ngrid: {weight_decay: [0.1]}")[0]
-    assert spec.settings == {"seed": 3, "weight_decay": 0.1}
-    assert spec.id == "8cd67e68e47370e4"
+    assert spec.settings["weight_decay"] == 0.1
+    assert spec.settings["seed"] == 3
     assert spec.id == read(json.dumps({"grid": {"weight_decay": [0.1], "seed": [3]}}), "study.json")[0].id
+    written_out = (
+        "train: {seed: 3, decay_timing: pwd, layer_schedule: linear, adam_beta1: 0.9,"
+        " match_decay_budget: false, eval_strategy: epoch, skip_bad_images: false,"
+        " metric_for_best_model: accuracy}\n"
+        "grid: {weight_decay: [0.1]}"
+    )
+    assert read(written_out)[0].settings == spec.settings
+    assert read(written_out.replace("0.9", "0.8"))[0].id != spec.id
 
 
-def test_groups_change_several_flags_together(read):
-    specs = read("grid: {model: [{model_type: vit}, {model_type: resnet, config_overrides: 'depths=[1,1]'}]}")
-    assert [spec.settings for spec in specs] == [
-        {"model_type": "vit"},
-        {"model_type": "resnet", "config_overrides": "depths=[1,1]"},
-    ]
+def test_a_default_that_a_release_changes_is_another_run(read, monkeypatch):
+    spec = read("grid: {weight_decay: [0.1]}")[0]
+    monkeypatch.setitem(arguments.DIGITS_RUN, "learning_rate", 2e-3)
+    assert read("grid: {weight_decay: [0.1]}")[0].id != spec.id
+
+
+def test_groups_change_several_flags_together_and_have_names(read):
+    specs = read(
+        "grid: {model: [{model_type: vit, name: ViT},"
+        " {model_type: resnet, config_overrides: 'depths=[1,1]'}]}"
+    )
+    assert [spec.settings["model_type"] for spec in specs] == ["vit", "resnet"]
+    assert [spec.settings.get("config_overrides") for spec in specs] == [None, "depths=[1,1]"]
+    assert [spec.task for spec in specs] == [{"model": "ViT"}, {}]
+
+
+def test_total_decay_takes_the_place_of_weight_decay(read):
+    specs = read(
+        "grid: {total_decay: [0.1, 1]}\nbaselines: [no_decay, noise_floor]\ntrain: {decay_timing: wd}"
+    )
+    assert [spec.settings.get("total_decay") for spec in specs] == [0.1, 1.0, None, 1.0]
+    assert [spec.settings.get("weight_decay") for spec in specs] == [None, None, 0.0, None]
+    # The noise floor is run at the middle of the rates only.
+    assert [spec.method for spec in specs] == ["wd linear", "wd linear", "no decay", "noise floor"]
+
+
+def test_a_uniform_schedule_is_at_its_budget_as_it_is(read):
+    specs = read("grid: {layer_schedule: [uniform, linear], match_decay_budget: [false, true]}")
+    assert [spec.method for spec in specs] == ["pwd uniform", "pwd linear", "pwd linear matched"]
+
+
+def test_questions(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        STUDY + "questions: [{compare: [pwd linear], margin: 0.5},"
+        " {compare: [{decay_timing: pwd}], to: {decay_timing: wd}, at: equal}]\n"
+    )
+    first, second = read_study(str(path)).questions
+    assert (first.compare, first.to, first.at, first.margin) == (["pwd linear"], "wd uniform", "best", 0.5)
+    assert (second.compare, second.to) == ([{"decay_timing": "pwd"}], {"decay_timing": "wd"})
 
 
 def test_peers_take_the_place_of_the_methods(read):
-    specs = read(STUDY + "peers: [no_decay, head_only, adamw_uniform, reverse]\n")
+    specs = read(STUDY + "baselines: [no_decay, head_only, adamw_uniform, reverse]\n")
     by_method = {}
     for spec in specs:
         by_method.setdefault(method_name(spec.settings), []).append(spec.settings)
@@ -96,21 +140,36 @@ def test_the_papers_metric_makes_other_runs(read):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("peers: [no_decay]", "the key peers is called baselines now"),
+        ("train: {model_type: [vit]}", "train: model_type is a list of 1, but must be one value"),
+        ("train: {learning_rate: [1, 2]}", "learning_rate is a list of 2, but must be one value"),
+        ("grid: {seed: [[1, 2]]}", "grid: seed is a list of 2, but must be one value"),
+        ("grid: {model: [{model_type: [vit]}]}", "grid: model: model_type is a list of 1"),
+        ("train: {weight_decay: 1, total_decay: 1}", "give either weight_decay or total_decay"),
+        ("grid: {total_decay: [-1]}", "total_decay is -1, but must be a number of 0 or more"),
+        ("questions: [{to: wd unifor}]", "questions: 1: unknown method 'wd unifor'"),
+        ("questions: [{margn: 1}]", "questions: 1: margn: Extra inputs are not permitted"),
+        ("questions: {to: 1}", "questions is a dict of 1, but must be a list of mappings"),
+        (
+            "a: &a [1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\n"
+            "d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ntrain: {model_type: [*d,*d,*d,*d,*d,*d,*d,*d]}",
+            "unknown setting 'a'",
+        ),
         ("grids: {}", "unknown setting 'grids': did you mean 'grid'?"),
         ("train: {learning_rat: 1}", "train: unknown flag 'learning_rat': did you mean 'learning_rate'?"),
         ("grid: {decay_timng: [wd]}", "grid: unknown flag 'decay_timng': did you mean 'decay_timing'?"),
         ("grid: {model: [{model_typ: vit}]}", "grid: model: unknown flag 'model_typ'"),
         ("grid: {model: vit}", "grid: model is 'vit', but must be a list of mappings"),
         ("grid: {seed: 3}", "grid: seed is 3, but must be a list of values"),
-        ("grid: {seed: []}", "grid: seed is [], but must be a list of values"),
-        ("grid: [1]", "grid is [1], but must hold flags by name"),
-        ("peers: [head]", "unknown peer 'head': did you mean 'head_only'?"),
-        ("peers: head_only", "peers is 'head_only', but must be a list"),
+        ("grid: {seed: []}", "grid: seed is a list of 0, but must be a list of values"),
+        ("grid: [1]", "grid must hold lists of values by flag, not a list of 1"),
+        ("baselines: [head]", "unknown baseline 'head': did you mean 'head_only'?"),
+        ("baselines: head_only", "baselines is 'head_only', but must be a list"),
         ("paper_metric: 10", "paper_metric is 10, but must be true or false"),
         ("train: {output_dir: x}", "output_dir has no place in a study"),
         ("train: {token: x}", "token has no place in a study"),
         ("train: {hub_token: x}", "hub_token has no place in a study"),
-        ("- 1", "must hold the keys train, grid, peers, paper_metric"),
+        ("- 1", "must hold the keys train, grid, baselines, questions, paper_metric"),
         ("a: [", "cannot be read"),
     ],
 )
@@ -120,13 +179,9 @@ def test_refused_in_one_line(read, text, message):
     assert message in str(error.value)
 
 
-def test_a_value_that_train_refuses_ends_the_sweep_before_it_begins(read, capsys):
-    with pytest.raises(SystemExit) as end:
+def test_a_value_that_train_refuses_ends_the_sweep_before_it_begins(read):
+    with pytest.raises(BadInputError, match=r"study\.yaml: .*'pwdd'"):
         read("grid: {decay_timing: [wd, pwdd]}")
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert "'pwdd'" in error
-    assert error.count("\n") == 1
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -145,7 +200,7 @@ def test_names_of_methods():
 
 
 def test_the_study_of_the_replication():
-    specs = read_study(str(Path(__file__).parents[2] / "scripts" / "study_cifar10.yaml"))
+    specs = read_study(str(Path(__file__).parents[2] / "scripts" / "study_cifar10.yaml")).runs
     methods = Counter(method_name(spec.settings) for spec in specs)
     cells = {f"{timing} {schedule}" for timing in TIMINGS for schedule in ("uniform", "linear")}
     assert methods == dict.fromkeys(cells, 9) | {"no decay": 3, "linear budget": 9}

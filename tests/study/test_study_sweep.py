@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -14,7 +16,9 @@ from filelock import FileLock
 from hf_lpwd.cli import main
 from hf_lpwd.study import run as study_run
 from hf_lpwd.study import sweep as sweep_module
+from hf_lpwd.study.compare import correct_images
 from hf_lpwd.study.config import read_study
+from hf_lpwd.study.records import Record, load_records
 from hf_lpwd.study.sweep import do_run, sweep
 
 SHORT = "train: {max_steps: 4, eval_strategy: steps, eval_steps: 2, save_steps: 2, logging_steps: 1, "
@@ -24,7 +28,7 @@ SHORT = "train: {max_steps: 4, eval_strategy: steps, eval_steps: 2, save_steps: 
 def specs(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text("grid: {decay_timing: [wd, pwd], seed: [0, 1]}")
-    return read_study(str(path))
+    return read_study(str(path)).runs
 
 
 @pytest.fixture
@@ -32,12 +36,14 @@ def computed(monkeypatch):
     """Ids of the runs computed, in order; what is computed is no training, and fails with seed 1 and pwd."""
     ids = []
 
-    def compute(spec):
+    def compute(spec, folder):
         ids.append(spec.id)
-        record = {"id": spec.id, "settings": spec.settings, "method": "m", "times": {"seconds": 1.0}}
-        if spec.settings == {"decay_timing": "pwd", "seed": 1}:
+        record = {"id": spec.id, "settings": {"seed": spec.settings["seed"]}, "method": "m"}
+        record["times"] = {"seconds": 1.0}
+        if (spec.settings["decay_timing"], spec.settings["seed"]) == ("pwd", 1):
             return {**record, "status": "failed", "error": {"type": "ValueError", "message": "no"}}
-        return {**record, "status": "completed", "metrics": {"validation": {"accuracy": float("nan")}}}
+        metrics = {"validation": {"accuracy": 0.5, "loss": float("nan")}}
+        return {**record, "status": "completed", "metrics": metrics}
 
     monkeypatch.setattr(study_run, "in_one_thread", compute)
     return ids
@@ -55,12 +61,26 @@ def test_each_run_once_and_one_record_each(specs, computed, tmp_path):
         ".locks",
         *(f"{spec.id}.json" for spec in specs),
     }
-    assert [line.split("]")[0] for line in lines] == ["[1/4", "[2/4", "[3/4", "[4/4"]
-    assert lines[3] == "[4/4] m seed=1: FAILED, ValueError: no (1 s); about 0 s left"
+    assert [line.split("]")[0] for line in lines] == [
+        "4 runs, 1 side by side",
+        "[1/4",
+        "[2/4",
+        "[3/4",
+        "[4/4",
+    ]
+    assert lines[4] == "[4/4] m seed=1: FAILED, ValueError: no (1 s); about 0 s left"
     # Nothing is done again, not even what failed.
     assert sweep(specs, str(tmp_path / "runs"), report=lines.append) == {"completed": 3, "failed": 1}
     assert len(computed) == 4
-    assert lines[4] == "4 of 4 runs have a record already"
+    assert lines[5] == "4 runs, 1 side by side; 4 have a record already"
+
+
+def test_what_failed_is_done_again_where_asked_for(specs, computed, tmp_path):
+    lines = []
+    sweep(specs, str(tmp_path))
+    sweep(specs, str(tmp_path), retry_failed=True, report=lines.append)
+    assert computed[4:] == [spec.id for spec in specs if spec.settings["seed"] == 1][1:]
+    assert lines[0] == "1 runs that failed are done again"
 
 
 def test_only_what_is_missing_is_done(specs, computed, tmp_path):
@@ -73,7 +93,7 @@ def test_only_what_is_missing_is_done(specs, computed, tmp_path):
 def test_nan_is_null_in_a_record(specs, computed, tmp_path):
     do_run(specs[0], str(tmp_path))
     record = json.loads((tmp_path / f"{specs[0].id}.json").read_text(), parse_constant=pytest.fail)
-    assert record["metrics"]["validation"]["accuracy"] is None
+    assert record["metrics"]["validation"]["loss"] is None
 
 
 def test_a_run_that_another_sweep_is_at_is_waited_for(specs, computed, tmp_path, monkeypatch):
@@ -114,8 +134,12 @@ def test_a_run_whose_process_dies_again_and_again_fails(specs, tmp_path, monkeyp
     assert deaths == {specs[0].id: 2}
 
 
+def record_files(folder):
+    return sorted(path for path in folder.glob("*.json") if path.name != "plan.json")
+
+
 def without_times(folder):
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    records = [json.loads(path.read_text()) for path in record_files(folder)]
     return [{key: value for key, value in record.items() if key != "times"} for record in records]
 
 
@@ -126,21 +150,30 @@ def digits_runs(tmp_path_factory):
     (folder / "study.yaml").write_text(
         SHORT + "weight_decay: 0.5, max_train_samples: 300}\n"
         "grid: {decay_timing: [wd], layer_schedule: [linear], learning_rate: [0, 1e-2]}\n"
-        "peers: [linear_budget, shuffled_rates, layer_wise_lr, l2_sp, cautious_decay]\npaper_metric: true\n"
+        "baselines: [linear_budget, shuffled_rates, layer_wise_lr, l2_sp, cautious_decay]\n"
+        "paper_metric: true\n"
     )
     argv = ["sweep", "--config", str(folder / "study.yaml"), "--runs", str(folder / "runs"), "--n_jobs", "1"]
     assert main(argv) == 0
-    records = [json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")]
+    records = [json.loads(path.read_text()) for path in record_files(folder / "runs")]
     return {(record["method"], record["settings"]["learning_rate"]): record for record in records}
 
 
 def test_what_a_record_holds(digits_runs):
     record = digits_runs["wd linear", 0.01]
-    assert list(record) == [
-        "format", "id", "settings", "method", "versions", "status", "metrics", "epochs",
-        "test_accuracy_after_epochs", "training", "weight_norms", "layers", "opposing_penalty",
-        "pairing", "times",
-    ]  # fmt: skip
+    assert set(record) == {
+        "format", "id", "settings", "method", "task", "versions", "environment", "status", "metrics",
+        "epochs", "test_accuracy_after_epochs", "training", "weight_norms", "layers", "opposing_penalty",
+        "pairing", "times", "data", "correct", "weight_decay",
+    }  # fmt: skip
+    read = Record.model_validate(record)
+    assert read.outcome == "completed"
+    assert record["data"]["sizes"] == {"train": 300, "validation": 216, "test": 359}
+    assert correct_images(read).mean() == pytest.approx(record["metrics"]["test"]["accuracy"])
+    assert record["environment"]["threads"] == 1
+    assert re.fullmatch(
+        "[0-9a-f]{12}(-dirty)?|.*-g[0-9a-f]{12}(-dirty)?|version .*", record["environment"]["commit"]
+    )
     assert list(record["metrics"]) == ["validation", "test"]
     assert record["metrics"]["validation"]["accuracy"] == max(e["accuracy"] for e in record["epochs"])
     assert [epoch["step"] for epoch in record["epochs"]] == [2, 4]
@@ -179,16 +212,29 @@ def test_rates_of_the_peers(digits_runs):
     assert layer_wise == [0.5] * 6
 
 
-def test_a_run_that_fails_leaves_a_record(tmp_path, capsys):
+def test_a_mistyped_dataset_is_said_once_before_the_runs(tmp_path, capsys):
     study = tmp_path / "study.yaml"
-    study.write_text(SHORT + "dataset_name: ./nowhere}\ngrid: {model: [{model_type: vit}]}\n")
-    assert main(["sweep", "--config", str(study), "--runs", str(tmp_path / "runs"), "--n_jobs", "1"]) == 1
-    out, err = capsys.readouterr()
-    assert out == f"1 runs done; 0 completed and 1 failed in {tmp_path / 'runs'}\n"
-    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json"))
-    assert record["error"]["type"] == "BadInputError"
-    assert "./nowhere" in record["error"]["message"]
-    assert "FAILED, BadInputError" in err
+    study.write_text(SHORT + "dataset_name: ./nowhere}\ngrid: {model: [{model_type: vit}], seed: [0, 1]}\n")
+    assert main(["study", "run", str(study), "--runs", str(tmp_path / "runs"), "--n_jobs", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "./nowhere" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_diverges_leaves_a_record_with_its_last_evaluation(tmp_path):
+    (tmp_path / "study.yaml").write_text(
+        SHORT
+        + "weight_decay: 0, optim: sgd, max_grad_norm: 0, lr_scheduler_type: constant, warmup_steps: 0}\n"
+        "grid: {learning_rate: [10000]}\n"
+    )
+    (spec,) = read_study(str(tmp_path / "study.yaml")).runs
+    do_run(spec, str(tmp_path))
+    (record,) = load_records(str(tmp_path))
+    assert (record.status, record.outcome) == ("diverged", "diverged")
+    assert "training diverged" in record.error.message
+    assert record.score("test") == 0.1
+    assert not list((tmp_path / ".work").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -232,12 +278,12 @@ def test_killed_and_resumed_or_shared_the_records_are_the_same(tmp_path):
     killed = tmp_path / "killed"
     for number in (1, 3):
         process = subprocess.Popen(command(study, killed, "--n_jobs", "2"), start_new_session=True)
-        while len(list(killed.glob("*.json"))) < number:
+        while len(record_files(killed)) < number:
             assert process.poll() is None
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert 3 <= len(list(killed.glob("*.json"))) < 6
+    assert 3 <= len(record_files(killed)) < 6
     subprocess.run(command(study, killed, "--n_jobs", "2"), check=True, timeout=300)
     assert without_times(killed) == expected
 
@@ -253,6 +299,45 @@ def test_killed_and_resumed_or_shared_the_records_are_the_same(tmp_path):
     assert sum(done) == 6
     assert 0 not in done
     assert without_times(shared) == expected
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_sweep_and_leave_nothing(tmp_path):
+    """The main process alone is killed; no worker goes on, and no folder of a run stays anywhere."""
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        DIGITS.replace("max_steps: 4", "max_steps: 2000").replace("eval_steps: 2", "eval_steps: 1000")
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    (tmp_path / "temporary").mkdir()
+    process = subprocess.Popen(command(study, tmp_path / "runs", "--n_jobs", "2"), env=environment)
+    work = tmp_path / "runs" / ".work"
+    while not list(work.glob("*/run")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert not list(work.iterdir())
+    assert not list((tmp_path / "temporary").glob("hf-lpwd-*"))
+
+
+def children(pid):
+    """Process ids of the children of a process, and of theirs."""
+    found = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return found + [grandchild for child in found for grandchild in children(child)]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.slow

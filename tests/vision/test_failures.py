@@ -17,6 +17,7 @@ from hf_lpwd.checkpoints.corruption import damage
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.training_args import LPWDTrainingArguments
 from hf_lpwd.vision import prepare
+from hf_lpwd.vision.curves import draw_curves
 from hf_lpwd.vision.data.images import ImageDataset
 from hf_lpwd.vision.failures import StopWhereNotFinite, failure_line
 from hf_lpwd.vision.image_trainer import ImageTrainer
@@ -199,3 +200,42 @@ def test_a_folder_without_write_permission_is_refused_at_once(tmp_path, monkeypa
         f"hf-lpwd train: error: output_dir is {tmp_path}/deep/out, but there is no write permission in "
         f"{tmp_path}"
     )
+
+
+def test_a_last_batch_of_one_image_under_batch_norm_is_one_line(tmp_path, capsys):
+    small = "depths=[1,1],hidden_sizes=[8,8],embedding_size=8,image_size=8"
+    flags = ["--model_type", "resnet", "--config_overrides", small]
+    assert train(tmp_path / "out", *flags, "--max_train_samples", "33") == 2
+    assert the_line(capsys.readouterr()) == (
+        "hf-lpwd train: error: the last batch of an epoch has one image, which the model's BatchNorm cannot "
+        "normalise: leave it out with --dataloader_drop_last, or take another --per_device_train_batch_size"
+    )
+    assert train(tmp_path / "out", *flags, "--max_train_samples", "33", "--dataloader_drop_last") == 0
+
+
+def test_a_full_disk_in_the_words_of_the_c_library():
+    line = failure_line(RuntimeError("basic_ios::clear: iostream error"))
+    assert line is not None
+    assert line.startswith("a file could not be written, the disk may be full (basic_ios::clear: iostream er")
+
+
+@pytest.mark.parametrize("name", ["a$b$", r"$\frac{", "x" * 100 + "$_$"])
+def test_a_folders_name_is_no_formula(name):
+    assert draw_curves([{"epoch": 1.0, "loss": 1.0}], name).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("file/out", "file/out"),
+        ("loop/out", "loop"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_an_output_folder_that_cannot_be_is_one_line(tmp_path, capsys, place, message):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert train(tmp_path / place) == 2
+    line = the_line(capsys.readouterr())
+    assert message in line
+    assert "Traceback" not in line

@@ -1,6 +1,7 @@
 """The main job from the command line to what it leaves behind, on scikit-learn's digits and made pictures."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from small_runs import TINY_VIT
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -22,11 +24,11 @@ SHORT = ["--num_train_epochs", "3", "--max_train_samples", "600", "--disable_tqd
 
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory):
-    """The folder that two epochs on some of the digits leave, and the last line that they print."""
+    """The folder that three epochs on some of the digits leave, and what they print."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     command = [sys.executable, "-m", "hf_lpwd", "train", "--output_dir", str(folder), *SHORT]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    return folder, run.stdout.splitlines()[-1]
+    return folder, run.stdout.splitlines()
 
 
 def read(folder, name):
@@ -45,6 +47,8 @@ def test_what_is_left(digits_run):
         "layer_rates.json",
         "model.safetensors",
         "preprocessor_config.json",
+        "run.yaml",
+        "run_facts.json",
         "run_settings.json",
         "test_results.json",
         "train_results.json",
@@ -55,15 +59,73 @@ def test_what_is_left(digits_run):
         assert curves.size == (1080, 432)
 
 
-def test_the_last_line_says_both_accuracies(digits_run):
-    folder, line = digits_run
+def test_it_says_what_it_will_do_how_each_epoch_goes_and_how_it_went(digits_run):
+    folder, lines = digits_run
+    opening, *epochs, went, _, after = lines
+    state = read(folder, "trainer_state.json")
+    values = [entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry][:3]
+    assert opening == (
+        "digits: train 600 of 1,222 images (85% of train), test 359 images (test), validation 216 images "
+        "(15% of train); 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9). Images of 8 x 8 pixels, 8 bits, values "
+        "0 to 255 of 255. Weight decay 0.1 (mean 0.05), pwd x linear; adamw_torch_fused, learning rate 0.001 "
+        "(cosine); augmentation: none. On cpu: 114 steps of 16 images, 3 epochs."
+    )
+    assert len(epochs) == 3
+    for number, line in enumerate(epochs, start=1):
+        best = max(values[:number])
+        pattern = (
+            rf"epoch {number}/3  loss \d\.\d+  validation {values[number - 1]:.4g}  best {best:.4g} "
+            rf"\(epoch {values.index(best) + 1}\)  left \d:\d\d"
+        )
+        assert re.fullmatch(pattern, line), line
+    best = max(values)
+    best_epoch = values.index(best) + 1
+    assert re.fullmatch(rf"trained in \d:\d\d, best epoch {best_epoch} of 3 \(accuracy {best:.4g}\)", went), (
+        went
+    )
+    assert after == f"next: hf-lpwd predict {folder} IMAGES"
+    facts = read(folder, "run_facts.json")
+    assert facts["data"]["splits"]["train"] == {"images": 600, "source": "85% of train", "available": 1222}
+    assert (facts["steps"], facts["epochs"], facts["images_per_step"]) == (114, 3, 16)
+    assert state["max_steps"] == 114
+
+
+def test_both_accuracies_are_said_with_the_images_that_they_are_of(digits_run):
+    folder, lines = digits_run
     validation, test = (
         read(folder, f"{split}_results.json")[f"{split}_accuracy"] for split in ("eval", "test")
     )
-    assert line == (
-        f"validation accuracy {validation:.4f} (216 pictures), test accuracy {test:.4f} (359 pictures); "
+    assert lines[-2] == (
+        f"validation accuracy {validation:.4f} (216 images), test accuracy {test:.4f} (359 images); "
         f"saved in {folder}"
     )
+    assert read(folder, "eval_results.json")["eval_samples"] == 216
+    assert read(folder, "test_results.json")["test_samples"] == 359
+
+
+def test_its_settings_are_a_file_that_makes_the_run_again(digits_run, tmp_path, capsys):
+    folder, _ = digits_run
+    again = tmp_path / "again"
+    argv = ["--config", str(folder / "run.yaml"), "--output_dir", str(again), "--disable_tqdm", "True"]
+    assert main(["train", *argv, "--max_eval_samples", "100"]) == 0
+    one, other = ((path / "model.safetensors").read_bytes() for path in (folder, again))
+    assert one == other
+    assert read(again, "test_results.json")["test_samples"] == 100
+    assert "(100 of 216 images), test accuracy" in capsys.readouterr().out
+    settings = yaml.safe_load((folder / "run.yaml").read_text())
+    assert settings["seed"] == 42
+    assert (settings["learning_rate"], settings["max_train_samples"]) == (0.001, 600)
+    assert not settings.keys() & {"token", "hub_token", "resume_from_checkpoint", "fsdp_config", "debug"}
+
+
+def test_a_run_is_explained_with_its_own_decay(digits_run, capsys):
+    folder, _ = digits_run
+    assert main(["explain", str(folder), "--json"]) == 0
+    shown, written = json.loads(capsys.readouterr().out), read(folder, "layer_rates.json")
+    assert [shown[key] for key in ("layers", "parameters")] == [written["layers"], written["parameters"]]
+    assert main(["explain", str(folder), "--json", "--layer_schedule", "uniform"]) == 0
+    rates = [layer["rate"] for layer in json.loads(capsys.readouterr().out)["layers"]]
+    assert rates == [0.1] * 6
 
 
 def test_layer_rates(digits_run):
@@ -160,9 +222,9 @@ def test_a_folder_of_pictures_without_a_test_split(pictures, tmp_path, capsys):
     out = tmp_path / "out"
     argv = ["train", "--dataset_name", str(pictures), "--output_dir", str(out), *QUICK]
     assert main([*argv, "--eval_strategy", "no"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        f"validation accuracy 1.0000 (7 pictures), no labelled test split; saved in {out}"
-    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == f"validation accuracy 1.0000 (7 images), no labelled test split; saved in {out}"
+    assert re.fullmatch(r"epoch 20/20  loss [\d.]+  left 0:00", lines[-4]), lines[-4]
     assert not (out / "test_results.json").exists()
     model = AutoModelForImageClassification.from_pretrained(out)
     assert model.config.id2label == {0: "dark", 1: "light"}
@@ -217,8 +279,8 @@ def test_one_class_only_is_refused(tmp_path, capsys):
         Image.new("RGB", (8, 8)).save(tmp_path / "data" / "only" / f"{i}.png")
     assert main(["train", "--dataset_name", str(tmp_path / "data"), "--output_dir", str(tmp_path / "o")]) == 2
     assert capsys.readouterr().err == (
-        "hf-lpwd train: error: no label column found: the data set has image; name it with "
-        "label_column_name; a folder of pictures needs two or more class folders\n"
+        f"hf-lpwd train: error: {tmp_path / 'data'}: the training data has one class only ('only'); a "
+        "classifier needs at least two\n"
     )
 
 
@@ -267,3 +329,25 @@ def test_a_checkpoint_named_explicitly_that_a_killed_run_was_replacing(digits_ru
         f"hf-lpwd train: error: resume_from_checkpoint is {str(newest)!r}, but scheduler.pt is missing; "
         f"the newest complete one is {older[-1]}\n"
     )
+
+
+def test_a_run_of_constant_learning_rate_can_be_extended(tmp_path, capsys):
+    """Two epochs and then two more give the weights of four."""
+    argv = ["train", "--max_train_samples", "64", "--max_eval_samples", "32", "--disable_tqdm", "True"]
+    argv += ["--lr_scheduler_type", "constant", "--warmup_steps", "0", "--per_device_train_batch_size", "32"]
+    short, whole = tmp_path / "short", tmp_path / "whole"
+    assert main([*argv, "--output_dir", str(short), "--num_train_epochs", "2"]) == 0
+    assert main([*argv, "--output_dir", str(short), "--num_train_epochs", "4"]) == 2
+    assert "only a constant learning rate can go on for longer, with --resume" in capsys.readouterr().err
+    resume = ["--resume_from_checkpoint", "True"]
+    assert main([*argv, "--output_dir", str(short), "--num_train_epochs", "4", *resume]) == 0
+    assert main([*argv, "--output_dir", str(whole), "--num_train_epochs", "4"]) == 0
+    last = [(folder / "checkpoint-8" / "model.safetensors").read_bytes() for folder in (short, whole)]
+    assert last[0] == last[1]
+    assert main([*argv, "--output_dir", str(short), "--num_train_epochs", "3", *resume]) == 2
+    argv[argv.index("constant")] = "cosine"
+    cosine = [*argv, "--output_dir", str(tmp_path / "cosine")]
+    assert main([*cosine, "--num_train_epochs", "1"]) == 0
+    capsys.readouterr()
+    assert main([*cosine, "--num_train_epochs", "2", *resume]) == 2
+    assert "its num_train_epochs is 1.0, now 2.0: only a constant learning rate" in capsys.readouterr().err

@@ -228,7 +228,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not a picture in a known format"
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return next(iter(str(error).splitlines()), type(error).__name__)[:150]
 
 
 def _to_8_bit(values: np.ndarray, scale: Scale) -> np.ndarray:

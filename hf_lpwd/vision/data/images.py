@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -16,11 +17,14 @@ from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.augmentation import Images, uniforms
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import Scale, read_images
+from hf_lpwd.vision.data.facts import list_names
 from hf_lpwd.vision.data.image_sizes import default_augmentation, find_scale, fits_in_memory, undecoded
 from hf_lpwd.vision.data.splits import Splits
 from hf_lpwd.vision.data.transforms import ImageTransform
 
 _CHUNK = 256
+
+logger = logging.getLogger(__name__)
 
 
 class BadImageError(BadInputError):
@@ -50,7 +54,8 @@ class ImageDataset(torch.utils.data.Dataset):
         skip_bad_images: Leave out what cannot be decoded; `num_skipped` counts it.
         in_memory: Whether to decode once; by default, whether it fits.
         unfinished: Serve batches that `transform.finish` makes complete, on the device where the model is,
-            instead of complete ones.
+            instead of complete ones; None: if they are not kept in memory, as workers hand on uint8 in a
+            quarter of the time.
 
     Raises:
         BadImageError: If a picture cannot be decoded, with split and row; from the constructor if decoded
@@ -70,10 +75,9 @@ class ImageDataset(torch.utils.data.Dataset):
         scale: Scale | None = None,
         skip_bad_images: bool = False,
         in_memory: bool | None = None,
-        unfinished: bool = False,
+        unfinished: bool | None = False,
     ) -> None:
         self.transform = transform
-        self.unfinished = unfinished
         self.seed = seed
         self._source = source
         self._rows = np.arange(len(dataset)) if rows is None else np.asarray(rows)
@@ -84,6 +88,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self._scale = scale or find_scale([self._files], image_column) or Scale()
         labels = torch.tensor(dataset.select_columns([label_column])[:][label_column], dtype=torch.int64)
         self.in_memory = fits_in_memory(self._files, image_column) if in_memory is None else in_memory
+        self.unfinished = not self.in_memory if unfinished is None else unfinished
 
         kept, shapes, pixels = list(range(len(labels))), [], bytearray()
         if self.in_memory or skip_bad_images:
@@ -98,6 +103,10 @@ class ImageDataset(torch.utils.data.Dataset):
             raise BadImageError(f"{source}: no image can be decoded")
         self._kept = np.array(kept)
         self.labels = labels[self._kept]
+        emptied = np.setdiff1d(labels, self.labels)
+        if len(emptied):
+            names = list_names(dataset.features[label_column].int2str(emptied.tolist()))
+            logger.warning("%s: no image of %d classes can be decoded: %s", source, len(emptied), names)
         if self.in_memory:
             self._files = None
             self._store(pixels, shapes)
@@ -113,10 +122,10 @@ class ImageDataset(torch.utils.data.Dataset):
         seed: int = 0,
         unfinished: bool = False,
     ) -> ImageDataset:
-        """Builds the data set of `"train"`, which is augmented, `"validation"` or `"test"`.
+        """Builds the dataset of `"train"`, which is augmented, `"validation"` or `"test"`.
 
-        Its batches are for `transform.finish`: those of pictures that are not kept in memory are always
-        unfinished, as workers hand on uint8 in a quarter of the time.
+        Its batches are for `transform.finish`, as those of images that are not kept in memory are always
+        unfinished.
         """
         transform = ImageTransform(processor)
         if role == "train":
@@ -126,7 +135,7 @@ class ImageDataset(torch.utils.data.Dataset):
                 rand_augment=args.ra_magnitude if args.auto_augment else None,
                 random_erase=args.random_erase,
             )
-        dataset = cls(
+        return cls(
             getattr(splits, role),
             transform,
             image_column=splits.image_column,
@@ -136,9 +145,8 @@ class ImageDataset(torch.utils.data.Dataset):
             seed=seed,
             scale=(splits.facts.images and splits.facts.images.scale) or Scale(),
             skip_bad_images=args.skip_bad_images,
+            unfinished=unfinished or None,
         )
-        dataset.unfinished = unfinished or not dataset.in_memory
-        return dataset
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose augmentations are drawn; in a `Trainer`, `EpochCallback` sees to it."""
@@ -210,7 +218,7 @@ class ImageDataset(torch.utils.data.Dataset):
             if not isinstance(image, ValueError):
                 yield row, image
             elif not skip:
-                path = f" ({cell['path']})" if cell and cell["path"] else ""
+                path = f" ({cell['path'][-120:]})" if cell and cell["path"] else ""
                 raise BadImageError(
                     f"{self._source} row {self._rows[row]}{path}: the image cannot be decoded: {image}"
                 ) from image

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_lpwd.checkpoints.run_record import read_record
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
-from hf_lpwd.vision.data.image_sizes import undecoded
-from hf_lpwd.vision.data.labels import labels_by_name
+from hf_lpwd.vision.data.decoding import Scale
+from hf_lpwd.vision.data.facts import DataFacts, SplitFacts
+from hf_lpwd.vision.data.image_sizes import look_at_images, undecoded
+from hf_lpwd.vision.data.labels import labels_by_name, stratified_subset
 from hf_lpwd.vision.data.layout import role_of
-from hf_lpwd.vision.data.sources import load_source
+from hf_lpwd.vision.data.sources import DIGITS, load_source
 from hf_lpwd.vision.data.splits import with_columns
 
 if TYPE_CHECKING:
@@ -25,41 +29,46 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """One split of a dataset, undecoded, with labels in the numbering of a model's classes.
+    """One split of a dataset, with labels in the numbering of a model's classes.
 
     Attributes:
-        name: The dataset's name or path.
         split: Name of the split.
         splits: Names of all splits of the dataset.
-        files: Their image column, undecoded.
-        labels: int64 [N]; class of each image.
-        numbers: int64 [N]; its row in the split.
+        images: The images that have a label, as `datasets.Image`, and `label`: their class, an integer.
+        image_column: Column of the images.
+        rows: int64 [N]; row of each image in the split.
         unlabelled: How many more images the split has, which have no label.
+        facts: What the data is, and what of it is not used.
     """
 
-    name: str
     split: str
     splits: list[str]
-    files: Dataset
-    labels: np.ndarray
-    numbers: np.ndarray
+    images: Dataset
+    image_column: str
+    rows: np.ndarray
     unlabelled: int
+    facts: DataFacts
 
     @property
     def where(self) -> str:
         """The dataset, and the split if there are several."""
-        return _where(self.name, self.split, self.splits)
+        return _where(self.facts.name, self.split, self.splits)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N]; class of each image."""
+        return np.array(self.images["label"], dtype=np.int64)
 
     def cells(self) -> Iterator[dict[str, Any] | None]:
-        """Yields each image: ``{"bytes": ..., "path": ...}``."""
-        for row in self.files:
-            yield next(iter(row.values()))
+        """Yields each image, undecoded: ``{"bytes": ..., "path": ...}``."""
+        for row in undecoded(self.images, self.image_column):
+            yield row[self.image_column]
 
     def describe(self, index: int) -> str:
-        """Returns where an image stands: its row in the split, and its path if it has one."""
-        cell = next(iter(self.files[index].values()))
+        """Returns where an image is: its row in the split, and its path if it has one."""
+        cell = undecoded(self.images, self.image_column)[index][self.image_column]
         path = f" ({cell['path']})" if cell and cell["path"] else ""
-        return f"{self.split} row {self.numbers[index]}{path}"
+        return f"{self.split} row {self.rows[index]}{path}"
 
 
 def load_labelled(
@@ -67,57 +76,98 @@ def load_labelled(
     class_names: Sequence[str],
     split: str | None = None,
     *,
-    skip_unlabelled: bool = False,
+    roles: Sequence[str] = ("test", "validation"),
+    scale: Scale | None = None,
     cache_dir: str | None = None,
     token: str | bool | None = None,
 ) -> LabelledImages:
-    """Loads one split of a dataset, all of it; nothing is cut off.
+    """Loads one split of a dataset; nothing is cut off from it.
 
     Args:
-        args: Which dataset and which columns.
+        args: Which dataset and which columns; at most how many images.
         class_names: The model's classes, which those of the dataset must be among, by name.
-        split: Name of the split. Default: the test split, else the validation split, else the only one.
-        skip_unlabelled: Leave out images whose label is missing or -1, instead of refusing them.
+        split: Name of the split. Default: the only one, else the first of these roles that there is.
+        roles: ``"train"``, ``"validation"`` or ``"test"``.
+        scale: Which stored values of more than 8 bits are white, as in the model's training; default: decided
+            from these images.
         cache_dir: Where `datasets` keeps what it downloads and converts.
         token: Hub token for private datasets.
 
     Raises:
-        BadInputError: There is no such dataset, split or column, several splits and none of these names, no
-            row has a label, or a label is none of the model's classes.
+        BadInputError: There is no such dataset, split or column, no image has a label or some have none, or a
+            label is none of the model's classes.
     """
     source = load_source(args, cache_dir=cache_dir, token=token, class_names=class_names)
-    name, loaded = source.name, source.splits
-    split = _choose(list(loaded), split, name)
-    parts, (image_column, label_column) = with_columns({split: loaded[split]}, args)
-    given = labels_by_name(parts, {split: split}, label_column)[split]
-    where = _where(name, split, list(loaded))
-    labels = _by_name(given, class_names, where)
-    kept = np.flatnonzero(labels >= 0)
-    unlabelled = len(labels) - len(kept)
-    if unlabelled and not skip_unlabelled:
+    name, splits = source.name, list(source.splits)
+    split = _choose(splits, split, roles, name)
+    parts, (image_column, label_column) = with_columns({split: source.splits[split]}, args)
+    where = _where(name, split, splits)
+    labels = _by_name(labels_by_name(parts, {split: split}, label_column)[split], class_names, where)
+    rows = np.flatnonzero(labels >= 0)
+    unlabelled = len(labels) - len(rows)
+    if unlabelled and not args.skip_unlabelled:
         raise BadInputError(
             f"{where}: {unlabelled} of {len(labels)} images have no label: --skip_unlabelled leaves them out"
         )
-    files = undecoded(parts[split].select(kept), image_column)
-    return LabelledImages(name, split, list(loaded), files, labels[kept], kept, unlabelled)
+    available = len(rows)
+    if args.max_eval_samples is not None and args.max_eval_samples < available:
+        rows = rows[stratified_subset(labels[rows], args.max_eval_samples, seed=0)]
+    images = parts[split].select(rows).select_columns([image_column])
+    left_out = dict(source.left_out) | ({"images without a label": unlabelled} if unlabelled else {})
+    facts = DataFacts(
+        name,
+        {split: SplitFacts(len(rows), split, available)},
+        list(class_names),
+        images=look_at_images([images], image_column, scale),
+        left_out=left_out,
+        notes=source.notes,
+    )
+    images = images.add_column("label", labels[rows])
+    return LabelledImages(split, splits, images, image_column, rows, unlabelled, facts)
+
+
+def may_be_training_images(run: Path, data: LabelledImages, config_name: str | None) -> bool:
+    """Whether a run was trained on the split of these images, or on what contains it, by the run's record.
+
+    Args:
+        run: The output folder of the run, or one of its checkpoints; anything else was trained on nothing.
+        data: The images.
+        config_name: The configuration of their dataset on the Hub.
+    """
+    settings = read_record(run) or read_record(run.parent)
+    if settings is None:
+        return False
+    trained, name = settings.get("train_dir") or settings.get("dataset_name") or DIGITS, data.facts.name
+    if settings.get("dataset_config_name") != config_name:
+        return False
+    inside: tuple[str, ...] = ()
+    if trained != name:
+        ours, theirs = (Path(path).expanduser().resolve() for path in (name, trained))
+        if not ours.is_relative_to(theirs):
+            return False
+        inside = ours.relative_to(theirs).parts
+    roles = {role_of(part) for part in (*inside, *([] if len(data.splits) == 1 else [data.split]))}
+    return not roles & {"validation", "test"}
 
 
 def _where(name: str, split: str, splits: Sequence[str]) -> str:
     return f"{name} ({split})" if len(splits) > 1 else name
 
 
-def _choose(splits: list[str], split: str | None, name: str) -> str:
+def _choose(splits: list[str], split: str | None, roles: Sequence[str], name: str) -> str:
     if split is not None:
         if split in splits:
             return split
         raise BadInputError(f"{name}: {unknown('split', split, splits)} (it has {', '.join(splits)})")
     if len(splits) == 1:
         return splits[0]
-    for role in ("test", "validation"):
-        for candidate in splits:
-            if role_of(candidate) == role:
-                return candidate
-    raise BadInputError(f"{name} has several splits ({', '.join(splits)}): name one with --split")
+    found = [candidate for role in roles for candidate in splits if role_of(candidate) == role]
+    if not found:
+        raise BadInputError(
+            f"{name} has no {' or '.join(roles)} split, it has {', '.join(splits)}: hf-lpwd evaluate takes "
+            "one with --split"
+        )
+    return found[0]
 
 
 def _by_name(given: Sequence[str | None], class_names: Sequence[str], where: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -56,12 +57,18 @@ class _Item:
 
 
 def role_of(name: str) -> str | None:
-    """Returns the role of a split of this name, in upper or lower case: train, validation, test or None."""
-    return next((role for role, names in ROLES.items() if name.lower() in names), None)
+    """Returns the role of a split or folder of this name; None if it is none of the usual names.
+
+    Example:
+        >>> [role_of(name) for name in ("Training", "val2017", "test_set", "dog")]
+        ['train', 'validation', 'test', None]
+    """
+    word = re.sub(r"[ _-]*(set|split|data|images?|imgs?)?[ _-]*\d*$", "", name.lower())
+    return next((role for role, names in ROLES.items() if word in names), None)
 
 
 def find_layout(
-    listing: Listing, name: str, *, label_column: str | None = None, class_names: Sequence[str] | None = None
+    listing: Listing, *, label_column: str | None = None, class_names: Sequence[str] | None = None
 ) -> Layout:
     """Finds the splits of a folder of images, and the label of each image.
 
@@ -71,16 +78,21 @@ def find_layout(
 
     Args:
         listing: From `list_folder`.
-        name: The folder's name, for errors.
         label_column: Column of the labels in metadata files; default: label, labels or fine_label.
-        class_names: The classes of a model; default: those of the training images.
+        class_names: The classes of a model, by which the class folders are found; default: those of the
+            training images.
 
     Raises:
-        BadInputError: If there is no label, or one that is none of the classes.
+        BadInputError: If no metadata file has `label_column`, or a validation or test image has a label that
+            no training image has.
     """
     splits, left_out = _find_splits(listing)
     layout = Layout({}, {}, None, label_column or LABEL_COLUMNS[0], left_out)
     metadata = _read_metadata(listing, layout, label_column)
+    if label_column not in (None, LABEL_COLUMNS[0]) and not metadata:
+        raise BadInputError(
+            f"no metadata file has the label column {label_column!r}, and folders name the classes"
+        )
     # The training images come first: they define the classes.
     order = sorted(splits, key=lambda split: role_of(split) != "train")
     known = None if class_names is None else list(class_names)
@@ -92,7 +104,6 @@ def find_layout(
             left_out["image without a row in its metadata file"] += len(items) - len(labels)
             if known is not None:
                 labels = [None if label in MISSING else str(label) for label in labels]
-                _require_known([label for label in labels if label is not None], known, split)
             else:
                 known = sorted({str(label) for label in labels if label not in MISSING})
             items = [item for item in items if item.file in rows]
@@ -100,6 +111,8 @@ def find_layout(
             items, labels = _labels_by_folder(items, split, known, layout, listing)
             if known is None and any(label is not None for label in labels):
                 layout.class_names = known = sorted({label for label in labels if label is not None})
+        if known is not None and class_names is None:
+            _require_known([str(label) for label in labels if label not in MISSING], known, split)
         layout.paths[split] = [item.file.path for item in items]
         layout.labels[split] = labels
     layout.left_out = Counter({why: count for why, count in left_out.items() if count})
@@ -167,9 +180,7 @@ def _labels_by_folder(
         return items, [None] * len(items)
     layout.left_out[f"image outside the class folders of {split}"] += len(items) - len(inside)
     labels = [item.folders[level] for item in inside]
-    if known is not None:
-        _require_known(labels, known, split)
-    else:
+    if known is None:
         inner = sorted({item.folders[level + 1] for item in inside if len(item.folders) > level + 1})
         if len(inner) > 1:
             _say(

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hf_lpwd.files import RECORD
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.decoding import image_suffixes
 from hf_lpwd.vision.data.tables import BUILDERS
@@ -131,6 +132,9 @@ def _list(folder: Path, folders: tuple[str, ...], above: tuple[str, ...], listin
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise BadInputError(f"{folder} cannot be read: {error.strerror}") from error
+    if folders and any(entry.name == RECORD for entry in entries):
+        listing.left_out[f"folder {folders[-1]}, a run of hf-lpwd"] += 1
+        return
     listing.folders.append(folders)
     for entry in entries:
         path = _link_as_text(entry) or entry.path

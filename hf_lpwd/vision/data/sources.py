@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 DIGITS = "digits"
 # How the reasons begin for which files are left out that are no images.
-_HARMLESS = ("document ", "table")
+_HARMLESS = ("document ", "table", "folder ")
 # The seed and share of the digits' test split: constants, so that every run has the same test images.
 _DIGITS_TEST_SEED, _DIGITS_TEST_SHARE = 0, 0.2
 
@@ -131,10 +131,9 @@ def _load_named(
 ) -> Source:
     path = os.path.expanduser(name)
     is_path = name.startswith((".", "~")) or os.path.isabs(name) or path.count(os.sep) > 1
-    is_run = os.path.isfile(os.path.join(path, RECORD))
-    if is_run and is_path:
-        raise BadInputError(f"{name} is the folder of a run of hf-lpwd, not a dataset")
-    if os.path.isdir(path) and not is_run:
+    # An output folder, with or without a record yet, does not stand in the way of a dataset on the Hub.
+    is_output = os.path.isdir(path) and (not os.listdir(path) or os.path.isfile(os.path.join(path, RECORD)))
+    if os.path.isdir(path) and (is_path or not is_output):
         return _load_folder(Path(path), name, args, cache_dir, class_names)
     if is_archive(path):
         return _load_folder(_folder(name, cache_dir), name, args, cache_dir, class_names)
@@ -144,13 +143,13 @@ def _load_named(
             raise BadInputError(f"no such file: {name}")
         _refuse_mixed_splits(name, files)
         return Source(name, _as_train(_read_tables(name, files, args, cache_dir)))
-    if is_path:
+    if is_path or os.path.isfile(path):
         _folder(name, cache_dir)
     options: dict[str, Any] = {"name": args.dataset_config_name, "token": token}
-    if not is_run:
+    if not is_output:
         return Source(name, _load_dataset(name, path, cache_dir, **options))
     cache_dir = cache_dir and os.path.abspath(cache_dir)
-    with _away_from_runs():
+    with _away_from_here():
         return Source(name, _load_dataset(name, path, cache_dir, **options))
 
 
@@ -171,7 +170,11 @@ def _load_folder(
         return Source(name, saved if isinstance(saved, datasets.DatasetDict) else _as_train(saved))
     if _has_configuration(folder):
         return Source(name, _load_dataset(name, str(folder), cache_dir, name=args.dataset_config_name))
+    if args.dataset_config_name is not None:
+        raise BadInputError(f"{name} is a folder without configurations: leave dataset_config_name out")
     listing = list_folder(folder, cache_dir)
+    if listing.archives and listing.left_out["file .cls"]:  # WebDataset, in which files of a name are a row
+        return Source(name, _load_dataset(name, str(folder), cache_dir))
     if listing.images:
         source = _images_of(listing, name, args, class_names)
     elif listing.tables:
@@ -189,8 +192,8 @@ def _images_of(
 ) -> Source:
     import datasets
 
-    layout = find_layout(listing, name, label_column=args.label_column_name, class_names=class_names)
-    names = layout.class_names if class_names is None else list(class_names)
+    layout = find_layout(listing, label_column=args.label_column_name, class_names=class_names)
+    names = layout.class_names
     splits = datasets.DatasetDict()
     unlabelled = [split for split, labels in layout.labels.items() if all(label is None for label in labels)]
     for split, paths in layout.paths.items():
@@ -204,7 +207,7 @@ def _images_of(
             )
         data = datasets.Dataset.from_dict({"image": paths, layout.label_column: labels}, features=features)
         splits[split] = data.cast_column("image", datasets.Image())
-    if unlabelled == list(layout.paths) or any(role_of(split) == "train" for split in unlabelled):
+    if class_names is None and any(split == "train" or role_of(split) == "train" for split in unlabelled):
         tables = (
             f"; for labels in a table: --dataset_name {name}/{_name(listing.tables)}"
             if listing.tables
@@ -325,7 +328,7 @@ def _one_line_errors(name: str, token: str | bool | None = None) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def _away_from_runs() -> Iterator[None]:
-    """Leaves the working directory, where `datasets` would take the folder of a run for the Hub's dataset."""
+def _away_from_here() -> Iterator[None]:
+    """Leaves the working directory, where `datasets` would take an output folder for the Hub's dataset."""
     with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
         yield

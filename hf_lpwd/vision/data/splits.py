@@ -16,7 +16,7 @@ from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
 from hf_lpwd.vision.data.image_sizes import look_at_images
 from hf_lpwd.vision.data.labels import encode_labels, stratified_cut, stratified_subset
-from hf_lpwd.vision.data.layout import LABEL_COLUMNS, ROLES
+from hf_lpwd.vision.data.layout import LABEL_COLUMNS, ROLES, role_of
 from hf_lpwd.vision.data.shared_images import count_shared_images
 from hf_lpwd.vision.data.sources import Source, load_source
 from hf_lpwd.vision.data.tables import IMAGE_COLUMNS
@@ -169,6 +169,7 @@ def _assign_roles(source: Source) -> dict[str, str]:
     sources: dict[str, str] = {}
     for role, names in ROLES.items():
         found = [split for usual in names for split in loaded if split.lower() == usual]
+        found = found or [split for split in loaded if role_of(split) == role]
         if len(found) > 1 and found[0].lower() == found[1].lower():
             raise BadInputError(f"{name} has the splits {found[0]} and {found[1]}: leave one of them")
         if found:

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from hf_lpwd.files import write_bytes, write_json
+from hf_lpwd.files import FACTS, write_bytes, write_json
 from hf_lpwd.messages import hide_tokens
 from hf_lpwd.plan_table import TEXT_COLUMNS, layer_table
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 CARD = "README.md"
-#: What the card says, as JSON.
-FACTS = "card.json"
 
 _LIBRARIES = ("hf-lpwd", "torch", "transformers", "accelerate", "datasets", "timm")
 METRICS = {"accuracy": "Accuracy", "top5_accuracy": "Top-5 accuracy", "f1_macro": "Macro F1"}
@@ -39,7 +37,7 @@ _ALWAYS_SHOWN = (
     *("weight_decay", "decay_timing", "layer_schedule", "learning_rate", "per_device_train_batch_size"),
     *("num_train_epochs", "seed", "augmentation"),
 )
-#: What decides, beside the run's settings, which checkpoint a run keeps.
+#: Settings that decide which checkpoint a run keeps.
 _SELECTION = ("eval_strategy", "eval_steps", "metric_for_best_model")
 
 _TIMINGS = {
@@ -135,7 +133,7 @@ def card_facts(
         "dataset_id": dataset_id,
         "dataset": dataset_id or Path(run.splits.name).name,
         "class_names": run.splits.class_names,
-        "deep_images": _has_deep_images(run),
+        "data": run.splits.facts.to_dict() | {"name": dataset_id or Path(run.splits.name).name},
         "settings": {key: _without_folders(value) for key, value in settings.items() if value is not None},
         "layers": run.plan.to_dict()["layers"],
         "mean_rate": run.plan.mean_rate,
@@ -153,7 +151,7 @@ def card_facts(
 
 
 def write_card(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Writes the card of a run, and beside it the facts that it is made of."""
+    """Writes the card of a run, and the facts that it is made from."""
     write_json(folder / FACTS, facts)
     write_bytes(folder / CARD, str(model_card(facts)).encode())
 
@@ -190,7 +188,8 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         data,
         template_str=resources.files("hf_lpwd.model_cards").joinpath("template.md").read_text("utf-8"),
         **{key: facts[key] for key in ("sizes", "validation_chose", "validation_is_cut", "versions")},
-        **{key: facts[key] for key in ("deep_images", "over_seeds")},
+        over_seeds=facts["over_seeds"],
+        deep_images=bool(((facts.get("data") or {}).get("images") or {}).get("scale")),
         name=plain(facts["name"]),
         load_as=json.dumps(facts["name"]),
         base_model=plain(facts["base_model"]),
@@ -255,15 +254,6 @@ def _without_folders(value: Any) -> Any:
     """Returns a full path with its last part alone; anything else as it is."""
     whole = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
     return f".../{Path(value).name}" if whole else value
-
-
-def _has_deep_images(run: Run) -> bool:
-    """Whether the first training image has more than 8 bits, as all of a dataset then have."""
-    try:
-        mode = run.splits.train[0][run.splits.image_column].mode
-    except Exception:  # each of PIL's format plugins fails in its own way on damaged files
-        return False
-    return mode == "F" or mode.startswith("I")
 
 
 def _fenced(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Limits for a Hub that is silent, drips or never ends, where `huggingface_hub` itself waits for ever."""
+"""Limits for a Hub that is silent, drips or never ends; `huggingface_hub` itself waits forever."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ class GaveUpError(ConnectionError):
 
 @contextmanager
 def patience() -> Iterator[None]:
-    """Bounds the Hub's answers and what it has printed; within, `huggingface_hub` may raise `GaveUpError`.
+    """Limits the time and the size of the Hub's answers, and removes escape sequences from its messages.
 
-    Not bounded are downloads, and the uploads of hf_xet, which has limits of its own.
+    Inside, `huggingface_hub` may raise `GaveUpError`. Downloads are not limited, and neither are the uploads
+    of hf_xet, which has its own limits.
     """
     from huggingface_hub import get_session
 
     global _uploads
     client = get_session()
-    # No public setting bounds a whole answer: timeouts count from byte to byte.
+    # No public setting limits a whole answer: timeouts count from byte to byte.
     for transport in (client._transport, *client._mounts.values()):
         pool = getattr(transport, "_pool", None)
         if pool is not None and not isinstance(pool._network_backend, _Backend):
@@ -82,7 +83,7 @@ def _leave(exit_code: int) -> None:
 
 
 class _Backend:
-    """httpcore's network backend, with bounded connections."""
+    """httpcore's network backend, with limited connections."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend

@@ -16,8 +16,8 @@ from hf_lpwd.vision.hub.patience import GaveUpError, patience
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-#: What goes up of a run's folder: the model, its processor and code, the card and what it shows. Not the
-#: record of settings and the Trainer's state, which name folders of this machine.
+#: Files of a run that are uploaded: the model, its processor and code, the card and what it shows. Not the
+#: records of settings and the Trainer's state, which name folders of this machine.
 PUBLISHED = (
     "config.json",
     "generation_config.json",
@@ -29,10 +29,10 @@ PUBLISHED = (
     "layer_rates.json",
     "*_results.json",
 )
-#: Of a model with code of its own. Without one, such files are the user's, and no part of the run.
+#: Uploaded if the model has custom code. Otherwise such files are the user's, not the run's.
 _CODE = "*.py"
-#: A pickle, which nobody should have to load, the list of a checkpoint's files, which names it, and settings,
-#: which hold paths of this machine.
+#: A pickle, which can run code when it is loaded, the list of a checkpoint's files, which names it, and the
+#: settings, which hold paths of this machine.
 _NEVER = ("training_args.bin", FILE_SIZES, RECORD)
 
 
@@ -163,8 +163,8 @@ def _why(error: BaseException) -> str:
         chain.append(chain[-1].__cause__)
     advice = {
         401: "no token, or a wrong one: `hf auth login`",
-        403: "this token has no right to write there",
-        404: "no such repository, or no right to see it",
+        403: "this token has no write permission there",
+        404: "no such repository, or no permission to see it",
         429: "too many requests: wait some minutes",
     }
     for one in chain:

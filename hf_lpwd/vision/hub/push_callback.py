@@ -1,4 +1,4 @@
-"""`--push_to_hub`: uploads during and after training that can fail without harm to the run."""
+"""`--push_to_hub`: uploads during and after training; a failed upload does not end the run."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ logger = logging.get_logger(__name__)
 
 
 class PushCallback(TrainerCallback):
-    """Uploads what is saved, by the Trainer's own arguments: `hub_strategy`, `hub_model_id` and their like.
+    """Uploads each checkpoint as the Trainer's arguments say: `hub_strategy`, `hub_model_id` and so on.
 
-    It takes the place of the Trainer's uploads, where an unreachable Hub ends the run before its first step,
-    and a failed upload during training goes unseen. Here each failure is a warning, the run goes on, and
-    `finish` says what to do. Uploads during training run in a thread; if one is still under way at the next
-    save, that one is left out, unless `hub_always_push` is set.
+    It replaces the Trainer's own uploads. There, an unreachable Hub ends the run before its first step, and a
+    failed upload during training goes unnoticed. Here, each failure is a warning, training goes on, and
+    `finish` says what to do. Uploads during training run in a thread. A checkpoint that is saved while
+    another is uploaded is skipped, unless `hub_always_push` is set.
 
-    ``with PushCallback(args) as push:`` around training and `finish`: if a signal ends the process during an
-    upload, it ends within `hf_lpwd.vision.hub.patience.GRACE` seconds, and does not wait for the Hub.
+    Use it as a context manager around training and `finish`: if a signal stops the process during an upload,
+    the process ends within `hf_lpwd.vision.hub.patience.GRACE` seconds and does not wait for the Hub.
+
+    Examples:
+        >>> with PushCallback(args) as push:  # doctest: +SKIP
+        ...     LPWDTrainer(model=model, args=args, train_dataset=dataset, callbacks=[push]).train()
+        ...     print(push.finish())
 
     Args:
         args: The Trainer's arguments, with `push_to_hub` off, so that the Trainer itself does not upload.

@@ -14,13 +14,13 @@ from hf_lpwd.vision.hub.push import files_to_push
 
 #: The release that the app is tested with, in the browser.
 GRADIO = "6.31.0"
-#: Of what a run publishes, what the app does not need.
+#: Published files of a run that the app does not need.
 _NOT_THE_MODEL = ("README.md", "curves.png", "_results.json")
 
 _TEXT = """
 # {title}
 
-Drop a picture, see its class, and how the weights of each layer decayed in training. To run it:
+Drop an image to classify it. Below it, the weight decay of each layer in training. To run the app:
 
 ```
 pip install -r requirements.txt
@@ -47,6 +47,8 @@ def write_space(output_dir: Path, out: Path) -> dict[str, Path]:
     published = files_to_push(output_dir)
     if not {"layer_rates.json", "README.md"} <= published.keys():
         raise BadInputError(f"{output_dir} has no layer_rates.json or README.md: the run has not ended")
+    if "table" not in json.loads(published["layer_rates.json"].read_text("utf-8")):
+        raise BadInputError(f"{output_dir} was trained with an older release of hf-lpwd, train it again")
     if out.exists() and not (out / "app.py").exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInputError(f"{out} is not empty and holds no app: name another folder with --out")
     card = ModelCard.load(published["README.md"]).data

@@ -99,6 +99,8 @@ def test_a_class_may_have_any_name(tmp_path, class_name):
         ("TRAIN", "VAL", "TEST"),
         ("train", "valid", "eval"),
         ("training", "dev", "test"),
+        ("training_set", "valset", "test_images"),
+        ("train2017", "val2017", "Test Data"),
     ],
 )
 @pytest.mark.parametrize(
@@ -358,11 +360,13 @@ def test_a_folder_without_what_is_needed(tmp_path, files, message):
     assert str(error.value) == message.format(tmp_path / "set")
 
 
-def test_a_run_folder_gives_way_to_the_dataset_of_the_hub(tmp_path, monkeypatch):
-    """`beans` beside a run folder called beans is the dataset of that name, as it was before the run."""
+@pytest.mark.parametrize("files", [(), ("run_settings.json",)])
+def test_an_output_folder_gives_way_to_the_dataset_of_the_hub(tmp_path, monkeypatch, files):
+    """`beans` beside an output folder called beans is the dataset of that name, as it was before the run."""
     import datasets
 
-    make(tmp_path / "beans", "run_settings.json")
+    (tmp_path / "beans").mkdir()
+    make(tmp_path / "beans", *files)
     seen = []
 
     def fake(path, **options):
@@ -375,6 +379,40 @@ def test_a_run_folder_gives_way_to_the_dataset_of_the_hub(tmp_path, monkeypatch)
         load_splits(DataTrainingArguments(dataset_name="beans"), seed=0, cache_dir="cache")
     assert seen == [("beans", False, True)]
     assert os.getcwd() == str(tmp_path)
+
+
+def test_the_output_folder_of_a_run_inside_the_data_is_no_class(tmp_path):
+    make(tmp_path / "set", *TWO_EACH, "out/curves.png", "out/run_settings.json", "out/checkpoint-1/x.png")
+    splits = load(tmp_path / "set")
+    assert names(splits) == {"train": ALL}
+    assert splits.facts.left_out == {"folder out, a run of hf-lpwd": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"label_column_name": "kind"},
+            "no metadata file has the label column 'kind', and folders name the classes",
+        ),
+        (
+            {"dataset_config_name": "v2"},
+            "{} is a folder without configurations: leave dataset_config_name out",
+        ),
+    ],
+)
+def test_a_setting_that_would_have_no_effect_is_refused(tmp_path, arguments, message):
+    with pytest.raises(BadInputError) as error:
+        load(make(tmp_path / "set", *TWO_EACH), **arguments)
+    assert str(error.value) == message.format(tmp_path / "set")
+
+
+def test_a_file_that_is_neither_image_folder_nor_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(make(tmp_path, "a.png"))
+    with pytest.raises(
+        BadInputError, match=r"^a\.png is a file, not a folder of images; a table is given as"
+    ):
+        load_splits(DataTrainingArguments(dataset_name="a.png"), seed=0)
 
 
 METADATA = {

@@ -8,7 +8,7 @@ from pictures import cell, encode, noise, pngs
 from PIL import Image
 from transformers.image_utils import load_image
 
-from hf_lpwd.vision.data.decoding import image_size, read_image, read_images
+from hf_lpwd.vision.data.decoding import Scale, image_size, read_image, read_images
 
 PALETTE = Image.fromarray(noise(9, 7, 3)).convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
 
@@ -84,6 +84,39 @@ def test_more_than_8_bits_are_scaled(values, file_format, expected):
 def test_grey_values_of_no_known_range(values, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         read_image(cell(encode(Image.fromarray(values), "TIFF")))
+
+
+@pytest.mark.parametrize(("dtype", "dark", "light"), [(np.float32, 1, 200), (np.uint16, 250, 4000)])
+def test_a_crop_has_the_values_of_the_whole(dtype, dark, light):
+    values = np.full((32, 32), dark, dtype=dtype)
+    values[16:] = light
+    content = cell(encode(Image.fromarray(values), "TIFF"))
+    part = read_image(content, lambda height, width: (0, 0, 16, 32), (16, 32))
+    assert (part == read_image(content)[:, :16]).all()
+    assert part.max() == round(dark * 255 / {200: 255, 4000: 4095}[light])
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "scale", "expected"),
+    [
+        (100, np.uint16, Scale(integers=255), 100),
+        (1023, np.uint16, Scale(integers=1023), 255),
+        (1023, np.uint16, Scale(), 4),
+        (1.0, np.float32, Scale(), 255),
+        (1.0, np.float32, Scale(floats=255), 1),
+    ],
+)
+def test_the_scale_may_be_given(value, dtype, scale, expected):
+    content = encode(Image.fromarray(np.full((2, 2), value, dtype=dtype)), "TIFF")
+    assert np.unique(read_image(cell(content), scale=scale)).tolist() == [expected]
+    [decoded] = read_images([cell(content)], [None], scale=scale)
+    assert np.unique(decoded).tolist() == [expected]
+
+
+def test_a_value_above_the_scale_is_refused():
+    content = encode(Image.fromarray(np.full((2, 2), 5000, dtype=np.uint16)), "TIFF")
+    with pytest.raises(ValueError, match=r"^grey values from 5000 to 5000, expected 0 to 4095$"):
+        read_image(cell(content), scale=Scale(integers=4095))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import datasets
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -13,8 +15,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, ViTImagePr
 
 from hf_lpwd.vision.data.augmentation import uniforms
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
-from hf_lpwd.vision.data.decoding import read_image
-from hf_lpwd.vision.data.image_sizes import default_augmentation
+from hf_lpwd.vision.data.decoding import Scale, read_image
+from hf_lpwd.vision.data.image_sizes import default_augmentation, look_at_images
 from hf_lpwd.vision.data.images import BadImageError, EpochCallback, ImageDataset, collate
 from hf_lpwd.vision.data.splits import load_splits
 from hf_lpwd.vision.data.transforms import ImageTransform
@@ -72,6 +74,48 @@ def test_bad_images_are_skipped_and_counted(in_memory):
     assert data.__getitems__([2, 0])["labels"].tolist() == [1, 1]
     for index, content in enumerate(good):
         assert (data.images([index])[0].numpy() == read_image(cell(content))).all()
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_class_that_skipping_empties_is_named(in_memory, caplog):
+    data = dataset_of([*pngs(2), b"x", b"y", *pngs(1)], [0, 1, 2, 3, 0])
+    with caplog.at_level(logging.WARNING):
+        ImageDataset(data, ImageTransform(PROCESSOR), skip_bad_images=True, in_memory=in_memory)
+    assert caplog.messages == ["train: no image of 2 classes can be decoded: c, d"]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_one_bit_depth_for_a_dataset(in_memory):
+    """The darkest image is no lighter in a batch of its own, nor in a crop of dark pixels."""
+    images = [np.full((16, 16), value, dtype=np.uint16) for value in (40, 200, 3000, 4000)]
+    data = dataset_of([encode(Image.fromarray(image)) for image in images])
+    for augmentation in ("none", "random_resized_crop"):
+        served = ImageDataset(data, ImageTransform(PROCESSOR, augmentation), in_memory=in_memory)
+        values = (served.__getitems__(range(4))["pixel_values"][:, 0, 0, 0] * 0.5 + 0.5) * 255
+        assert values.round().tolist() == [2, 12, 187, 249]  # 4095 is white
+    transform = ImageTransform(PROCESSOR)
+    one = ImageDataset(data.select([0]), transform, in_memory=in_memory, scale=Scale(integers=4095))
+    assert int(one.images([0])[0].max()) == 2
+
+
+@pytest.mark.parametrize(
+    ("highest", "dtype", "expected"),
+    [
+        ([200, 255], np.uint16, Scale(integers=255)),
+        ([200, 256], np.uint16, Scale(integers=1023)),
+        ([1024, 3], np.uint16, Scale(integers=4095)),
+        ([4096, 3], np.int32, Scale(integers=65535)),
+        ([0.5, 1.0], np.float32, Scale(floats=1)),
+        ([0.5, 200.0], np.float32, Scale(floats=255)),
+    ],
+)
+def test_the_bit_depth_is_that_of_the_highest_value(highest, dtype, expected):
+    files = [encode(Image.fromarray(np.array([[0, value]], dtype=dtype)), "TIFF") for value in highest]
+    data = dataset_of([*pngs(1), b"damaged", *files])
+    facts = look_at_images([data], "image")
+    assert facts.scale == expected
+    assert (facts.smallest, facts.largest) == ((1, 2), (16, 16))
+    assert look_at_images([dataset_of(pngs(1))], "image").scale is None
 
 
 def test_nothing_but_bad_images():

@@ -19,6 +19,7 @@ from hub_server import (
     use_here,
 )
 from pictures import CLASSES, table
+from PIL import Image as PilImage
 from processes import HELPERS
 from small_runs import PUBLISHED, on_the_hub, train
 from transformers import AutoModelForImageClassification
@@ -110,8 +111,8 @@ def test_a_branch_a_pull_request_and_the_checkpoints(run, hub, tmp_path):
             401,
             "no token, or a wrong one: `hf auth login` (401: as asked)",
         ),
-        ("POST /api/repos/create", 403, "this token has no right to write there (403: as asked)"),
-        ("/commit/", 403, "this token has no right to write there (403: as asked)"),
+        ("POST /api/repos/create", 403, "this token has no write permission there (403: as asked)"),
+        ("/commit/", 403, "this token has no write permission there (403: as asked)"),
         ("/commit/", 429, "too many requests: wait some minutes (429: as asked)"),
         ("/preupload/", 500, "the Hub has a fault (500: as asked)"),
         ("PUT /lfs/", 503, "the Hub has a fault (503: as asked)"),
@@ -151,13 +152,24 @@ def test_what_the_hub_says_commands_no_terminal(run, hub, tmp_path, capsys):
     """Not as an error, and not in a process of its own as a warning."""
     hub.failures.append(Failure("/commit/", 403, message=ESCAPES))
     assert main(["push", str(run), "user/digits"]) == 1
-    assert "no right to write there (403: ?[31mred?[0m ?]0;title? ?2J)" in capsys.readouterr().err
+    assert "no write permission there (403: ?[31mred?[0m ?]0;title? ?2J)" in capsys.readouterr().err
     hub.failures.clear()
     hub.escapes = True
     answer = push_in_a_process(run, hub, tmp_path / "cache")
     assert answer.returncode == 0, answer.stderr
     assert "Warnings while validating metadata in README.md: - ?[31mred?[0m" in answer.stderr
     assert (answer.stdout + answer.stderr).replace("\n", "").isprintable()
+
+
+def test_commands_that_are_not_asked_to_upload_do_not(run, hub, tmp_path):
+    image = str(tmp_path / "image.png")
+    PilImage.new("L", (8, 8), 100).save(image)
+    folder = copy_of(run, tmp_path / "run")
+    assert main(["predict", str(folder), image]) == 0
+    assert main(["space", str(folder)]) == 0
+    again = ["--do_predict", "--model_name_or_path", str(folder), "--output_dir", str(tmp_path / "out")]
+    assert main(["train", *again, "--hub_model_id", "user/a", "--disable_tqdm", "True"]) == 0
+    assert hub.requests == []
 
 
 def test_after_a_break_in_the_middle_only_the_rest_is_sent(run, hub):
@@ -291,7 +303,7 @@ def test_a_hub_without_xet_says_what_to_set(run, hub, tmp_path):
     ("status", "said"),
     [
         ("client error (401 Unauthorized)", "no token, or a wrong one: `hf auth login` (401)"),
-        ("client error (403 Forbidden)", "this token has no right to write there (403)"),
+        ("client error (403 Forbidden)", "this token has no write permission there (403)"),
         ("client error (429 Too Many Requests)", "too many requests: wait some minutes (429)"),
         ("server error (503 Service Unavailable)", "the Hub has a fault (503)"),
     ],

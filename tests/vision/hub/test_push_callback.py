@@ -50,7 +50,7 @@ def test_a_run_outlives_its_failed_pushes(hub, tmp_path, capsys, monkeypatch, to
     folder = tmp_path / "my run"
     assert train(folder, "--push_to_hub", "--hub_model_id", "user/digits") == 1
     why = (
-        "this token has no right to write there (403: no right to write)"
+        "this token has no write permission there (403: no right to write)"
         if token
         else "no token, or a wrong one: `hf auth login` (401: no right to write)"
     )

@@ -72,6 +72,14 @@ def test_a_timm_model_needs_timm(run, tmp_path):
     )
 
 
+def test_a_run_of_an_older_release_is_refused(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    rates = json.loads((folder / "layer_rates.json").read_text())
+    (folder / "layer_rates.json").write_text(json.dumps({"layers": rates["layers"]}))
+    with pytest.raises(ValueError, match="older release"):
+        write_space(folder, tmp_path / "space")
+
+
 def test_what_is_no_run_or_no_space_is_refused(run, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
@@ -110,7 +118,7 @@ def test_it_is_pushed_as_a_space(run, hub, tmp_path, capsys):
     hub.failures.append(Failure("/commit/", 403))
     assert main(argv) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "hf-lpwd space: error: not pushed to user/demo: this token has no right to write there "
+        "hf-lpwd space: error: not pushed to user/demo: this token has no write permission there "
         "(403: as asked); "
         "the same command tries again"
     )

@@ -1,0 +1,91 @@
+"""Going on from a checkpoint of a stock optimizer: its moments and step counts, in a `LayerwiseDecay`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from hf_lpwd.optimizer import LayerwiseDecay
+
+logger = logging.get_logger(__name__)
+
+
+def load_stock_state(optimizer: LayerwiseDecay, state_dict: dict[str, Any], model: nn.Module) -> str:
+    """Loads the state of an optimizer that this package did not make, such as the moments of AdamW.
+
+    Learning rates, weight decay and all other settings stay those of `optimizer`. ::
+
+        trainer.create_optimizer()
+        saved = torch.load("checkpoint-500/optimizer.pt", weights_only=True)
+        load_stock_state(trainer.optimizer, saved, trainer.model)
+        trainer.train()
+
+    Args:
+        optimizer: From `create_lpwd_optimizer` or `LPWDTrainer.create_optimizer`, around the same class.
+        state_dict: What the other optimizer's `state_dict` returned. Its groups have `param_names`, or are
+            one group of all trained parameters, or the two groups of a stock `Trainer`.
+        model: The model of `optimizer`, with the same parameters trained as then.
+
+    Returns:
+        What was loaded, as a sentence, which is logged too.
+
+    Raises:
+        ValueError: The state is that of other parameters, or has no names for them; nothing is changed.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    saved = dict(zip(_names(state_dict["param_groups"], model), _states(state_dict), strict=False))
+    own = optimizer.state_dict()
+    names = [name for group in own["param_groups"] for name in group["param_names"]]
+    if saved.keys() != set(names):
+        odd = sorted(saved.keys() ^ set(names))[0]
+        raise ValueError(
+            f"the state dict has other parameters than this optimizer: {odd} is in one of them only"
+        )
+    for name in names:
+        for key, value in saved.get(name, {}).items():
+            shaped = isinstance(value, Tensor) and value.ndim > 0
+            if shaped and value.shape != parameters[name].shape:
+                raise ValueError(
+                    f"the saved {key} of {name} has shape {tuple(value.shape)}, but the parameter has "
+                    f"{tuple(parameters[name].shape)}: the state dict is of another model"
+                )
+    positions = [position for group in own["param_groups"] for position in group["params"]]
+    taken = {position: saved[name] for position, name in zip(positions, names, strict=True) if saved[name]}
+    optimizer.load_state_dict({**own, "state": taken})
+    keys = sorted({key for state in taken.values() for key in state})
+    text = (
+        f"loaded {', '.join(keys) or 'nothing'} of {len(taken)} of {len(names)} parameters; learning rates "
+        "and weight decay are those of this run"
+    )
+    logger.info(text)
+    return text
+
+
+def _states(state_dict: dict[str, Any]) -> list[dict[str, Any]]:
+    positions = [position for group in state_dict["param_groups"] for position in group["params"]]
+    return [state_dict["state"].get(position, {}) for position in positions]
+
+
+def _names(groups: list[dict[str, Any]], model: nn.Module) -> list[str]:
+    """The saved parameters' names, in the order of the saved groups."""
+    if all(len(group.get("param_names", ())) == len(group["params"]) for group in groups):
+        names = [name for group in groups for name in group["param_names"]]
+    else:
+        trained = [name for name, p in model.named_parameters() if p.requires_grad]
+        names = trained if len(groups) == 1 else _stock_trainers_order(model, trained)
+        if len(groups) > 2:
+            raise ValueError(f"the state dict has {len(groups)} groups without param_names: which is which?")
+    count = sum(len(group["params"]) for group in groups)
+    if len(names) != count:
+        raise ValueError(f"the state dict has {count} parameters, but the model trains {len(names)}")
+    return names
+
+
+def _stock_trainers_order(model: nn.Module, trained: list[str]) -> list[str]:
+    from transformers import Trainer
+
+    # The method reads nothing of a Trainer.
+    decayed = set(Trainer.get_decay_parameter_names(None, model))
+    return sorted(trained, key=lambda name: name not in decayed)

@@ -1,0 +1,260 @@
+"""Before the first run of a study: its file, what it takes on this machine, what it can show."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hf_lpwd.config import TIMINGS
+from hf_lpwd.files import write_bytes
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.study.config import RunSpec, StudyFile
+from hf_lpwd.study.progress import duration
+from hf_lpwd.study.stats import MIN_SEEDS, smallest_shift
+from hf_lpwd.study.tasks import task_key
+
+#: Fraction of test images on which two good runs of one method are taken to disagree, before any was made.
+DISAGREEMENT = 0.1
+MOST_SEEDS = 20
+
+_TRIAL_STEPS = 12
+_WARM_UP = 4
+_FEWEST_RATES = 3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial of a few steps measured.
+
+    Attributes:
+        seconds: Estimate for a whole run.
+        test_images: Number of test images.
+        steps: Steps of a whole run.
+    """
+
+    seconds: float
+    test_images: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A grid and seeds that fit a time: decay rates, number of seeds, number of runs."""
+
+    decays: list[float]
+    num_seeds: int
+    num_runs: int
+
+
+def write_study(path: str, flags: Mapping[str, Any]) -> None:
+    """Writes the commented example of a study with these flags under `train`.
+
+    Raises:
+        BadInputError: The file is there.
+    """
+    if Path(path).exists():
+        raise BadInputError(f"{path} is there already: name another file")
+    lines = []
+    for line in resources.files("hf_lpwd.study").joinpath("example.yaml").read_text("utf-8").splitlines():
+        name = line.strip(" #").partition(":")[0]
+        in_train = re.match(r"  # (dataset_name|model_name_or_path|test_split):", line)
+        lines.append(f"  {name}: {json.dumps(flags[name])}" if in_train and name in flags else line)
+    extra = [f"  {name}: {json.dumps(value)}" for name, value in flags.items() if not _has(lines, name)]
+    start = lines.index("train:") + 1
+    write_bytes(path, "\n".join([*lines[:start], *extra, *lines[start:], ""]).encode())
+
+
+def _has(lines: Sequence[str], name: str) -> bool:
+    return any(line.startswith(f"  {name}: ") for line in lines)
+
+
+def one_run_a_task(runs: Sequence[RunSpec]) -> list[RunSpec]:
+    """The first run of each task: of each dataset and model."""
+    found: dict[str, RunSpec] = {}
+    for run in runs:
+        found.setdefault(task_key(run.settings), run)
+    return list(found.values())
+
+
+def check_run(run: RunSpec) -> None:
+    """Loads data and model of a run, and checks its rates and that there is a test split; trains nothing.
+
+    Raises:
+        BadInputError: What is wrong with them.
+    """
+    from hf_lpwd.study.run import quiet_run
+
+    try:
+        with quiet_run(run.flags, "hf-lpwd study", total_decay=run.settings.get("total_decay")) as (made, _):
+            if "test" not in made.images:
+                raise BadInputError(
+                    f"{made.splits.name} has no test split, without which there is no verdict: set "
+                    "test_split under train, e.g. to 0.15, to cut one from the training images"
+                )
+    except (ValueError, OSError) as error:
+        raise BadInputError(f"{run.method}: {error}") from None
+
+
+def timed_trial(run: RunSpec) -> Trial:
+    """Times a few steps and an evaluation of a run, with one thread as in a study, and reads no test image.
+
+    Raises:
+        BadInputError: Data, model or rates are wrong.
+    """
+    import torch
+
+    from hf_lpwd.study.callbacks import StepTimes
+    from hf_lpwd.study.run import num_steps, quiet_run, quiet_trainer
+
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    total = run.settings.get("total_decay")
+    short = {"max_steps": _TRIAL_STEPS, "save_strategy": "no", "eval_strategy": "no", "warmup_steps": 0}
+    short |= {"load_best_model_at_end": False}
+    try:
+        with quiet_run(run.flags, "hf-lpwd study", total_decay=total) as (whole, args):
+            steps = num_steps(args, len(whole.images["train"]))
+            evaluations = _evaluations(args, steps)
+        loaded = time.monotonic() - started
+        with quiet_run(run.flags | short, "hf-lpwd study", total_decay=total) as (prepared, args):
+            times = StepTimes()
+            trainer = quiet_trainer(prepared, args, [times])
+            trainer.train()
+            started = time.monotonic()
+            trainer.evaluate(prepared.images["validation"])
+            evaluation = time.monotonic() - started
+            sizes = {role: len(images) for role, images in prepared.images.items()}
+    except (ValueError, OSError) as error:
+        raise BadInputError(f"{run.method}: {error}") from None
+    step = statistics.median(times.seconds[_WARM_UP:] or times.seconds)
+    test = evaluation * sizes.get("test", 0) / max(1, sizes["validation"])
+    seconds = loaded + steps * step + (evaluations + 1) * evaluation + test
+    return Trial(seconds, sizes.get("test", 0), steps)
+
+
+def _evaluations(args: Any, steps: int) -> int:
+    strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+    if strategy == "epoch":
+        return math.ceil(args.num_train_epochs) if args.max_steps <= 0 else 1
+    return steps // max(1, int(args.eval_steps or steps)) if strategy == "steps" else 0
+
+
+def describe(
+    study: StudyFile, trials: Sequence[Trial], side_by_side: int, std: float | None
+) -> Iterator[str]:
+    """What a study takes and can show, line by line.
+
+    Args:
+        study: The study.
+        trials: One for each task, in the order of `one_run_a_task`.
+        side_by_side: Runs at a time.
+        std: Standard deviation of the paired differences in points of accuracy, if known.
+    """
+    tasks = one_run_a_task(study.runs)
+    seeds = sorted({run.settings["seed"] for run in study.runs})
+    methods = Counter(run.method for run in study.runs)
+    yield f"{len(study.runs)} runs on {len(tasks)} task{'s' * (len(tasks) > 1)}, {len(seeds)} seeds:"
+    for method, number in methods.items():
+        settings = number // len(seeds) // len(tasks)
+        yield f"  {method}: {number} runs, {settings} setting{'s' * (settings != 1)} to choose from"
+    tried = {number for method, number in methods.items() if method.split()[0] in TIMINGS}
+    if len(tried) > 1:
+        yield "  the methods do not choose from equally many settings: the report counts p-values k times"
+    total = 0.0
+    for trial, task in zip(trials, tasks, strict=True):
+        number = sum(task_key(run.settings) == task_key(task.settings) for run in study.runs)
+        total += number * trial.seconds
+        about = f"{trial.steps:,} steps, {trial.test_images:,} test images"
+        yield f"a run takes about {duration(trial.seconds)} ({about})"
+        if not trial.test_images:
+            yield "  there is no test split, so there will be no verdict: set test_split under train"
+    yield f"in all about {duration(total / side_by_side)} with {side_by_side} side by side"
+    if len(seeds) < MIN_SEEDS:
+        yield f"{len(seeds)} seeds: with fewer than {MIN_SEEDS} there is no verdict"
+        return
+    for number, question in enumerate(study.questions, 1):
+        sides = len(question.compare) or sum(m.split()[0] in TIMINGS and m != question.to for m in methods)
+        tests = max(1, sides * len(tasks))
+        images = min((trial.test_images for trial in trials if trial.test_images), default=0)
+        spread = std if std is not None else 100.0 * math.sqrt(DISAGREEMENT / images) if images else math.nan
+        points = detectable_points(len(seeds), tests, spread)
+        source = f"runs that disagree on {DISAGREEMENT:.0%} of the test images" if std is None else "as given"
+        yield (
+            f"question {number}: {tests} comparisons with {question.to}, margin {question.margin:g} points; "
+            f"a true difference of {points:.2g} points is found with a probability of 80%, if paired "
+            f"differences vary by {spread:.2g} points ({source})"
+        )
+
+
+def detectable_points(num_seeds: int, num_tests: int, std: float) -> float:
+    """The smallest true difference that a study finds with 80% power, in the unit of `std`."""
+    return std * smallest_shift(num_seeds, num_tests) / math.sqrt(num_seeds)
+
+
+def fit_budget(study: StudyFile, seconds: float, run_seconds: float, side_by_side: int) -> Choice:
+    """Chooses decay rates and seeds for a time: five seeds and three rates, then all rates, then more seeds.
+
+    Args:
+        study: The study, whose decay rates are the candidates.
+        seconds: The time.
+        run_seconds: Of one run.
+        side_by_side: Runs at a time.
+
+    Raises:
+        BadInputError: Not even five seeds with one rate fit.
+    """
+    most = int(seconds * side_by_side / run_seconds)
+    grid = [run for run in study.runs if "peer" not in run.settings]
+    decays = sorted({rate for run in grid if (rate := _decay(run)) is not None})
+    fewest = min(_FEWEST_RATES, len(decays))
+    for number in range(len(decays), fewest - 1, -1):
+        chosen = _spread(decays, number)
+        per_seed = _runs_per_seed(study, chosen, decays)
+        seeds = min(most // per_seed, MOST_SEEDS)
+        if seeds >= MIN_SEEDS:
+            return Choice(chosen, seeds, seeds * per_seed)
+    needed = MIN_SEEDS * _runs_per_seed(study, _spread(decays, fewest), decays)
+    raise BadInputError(
+        f"the budget has time for {most} runs, but {MIN_SEEDS} seeds take {needed}, about "
+        f"{duration(needed * run_seconds / side_by_side)}: give more time, or shorten the runs"
+    )
+
+
+def _runs_per_seed(study: StudyFile, chosen: Sequence[float], decays: Sequence[float]) -> int:
+    first = study.runs[0].settings["seed"]
+    runs = [run for run in study.runs if run.settings["seed"] == first]
+    return sum(_decay(run) in chosen or _decay(run) not in decays for run in runs)
+
+
+def _decay(run: RunSpec) -> float | None:
+    return run.settings.get("total_decay", run.settings.get("weight_decay"))
+
+
+def _spread(values: Sequence[float], number: int) -> list[float]:
+    """`number` of the values, evenly spread, the ends among them."""
+    if number >= len(values):
+        return list(values)
+    if number == 1:
+        return [values[len(values) // 2]]
+    return [values[round(i * (len(values) - 1) / (number - 1))] for i in range(number)]
+
+
+def parse_duration(text: str) -> float:
+    """Reads ``"2h"``, ``"90min"``, ``"1d"``, ``"30s"`` as seconds.
+
+    Raises:
+        BadInputError: It is none of these.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)", text.strip())
+    if found is None or float(found[1]) == 0.0:
+        raise BadInputError(f"a budget is a time such as 90min, 2h or 1d, not {text!r}")
+    return float(found[1]) * {"s": 1, "min": 60, "h": 3600, "d": 86400}[found[2]]

@@ -1,0 +1,13 @@
+"""The examples in the docstrings of the core run and give what they show."""
+
+import doctest
+from importlib import import_module
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["config", "factory", "optimizer", "plan", "training_args"])
+def test_examples_of(name):
+    results = doctest.testmod(import_module(f"hf_lpwd.{name}"))
+    assert results.attempted > 0
+    assert results.failed == 0
