@@ -64,15 +64,8 @@ class PlannedParameter:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns `stack`, `layer`, `module`, `rate`, `lr_scale`, `not_decayed` and `shape`."""
-        return {
-            "stack": self.stack,
-            "layer": self.layer,
-            "module": self.module,
-            "rate": self.rate,
-            "lr_scale": self.lr_scale,
-            "not_decayed": self.not_decayed,
-            "shape": list(self.shape),
-        }
+        shown = ("stack", "layer", "module", "rate", "lr_scale", "not_decayed")
+        return {**{name: getattr(self, name) for name in shown}, "shape": list(self.shape)}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from hf_lpwd.checkpoints.folders import UNFINISHED
 from hf_lpwd.cli import main
 from hf_lpwd.vision.data import images
-from hf_lpwd.vision.data.sources import load_digits
+from hf_lpwd.vision.data.digits import load_digits
 
 SHORT = ["--num_train_epochs", "3", "--max_train_samples", "600", "--disable_tqdm", "True"]
 
