@@ -47,9 +47,9 @@ _NO_DECAY: dict[str, Any] = {"weight_decay": 0.0}
 def check_base(optimizer_cls: type[Optimizer], kwargs: dict[str, Any]) -> None:
     """Raises a TypeError that says why, if `LayerwiseDecay` cannot wrap ``optimizer_cls(**kwargs)``."""
     if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, Optimizer)):
-        raise TypeError(
-            f"optimizer_cls must be a class derived from torch.optim.Optimizer, not {optimizer_cls!r}"
-        )
+        named = isinstance(optimizer_cls, (str, type))
+        given = repr(optimizer_cls) if named else f"an object of {type(optimizer_cls).__name__}"
+        raise TypeError(f"optimizer_cls must be a class derived from torch.optim.Optimizer, not {given}")
     for former in kwargs.keys() & {"timing", "coupling"}:
         raise TypeError(f"unexpected keyword argument {former!r}: did you mean 'decay_{former}'?")
     name = optimizer_cls.__name__

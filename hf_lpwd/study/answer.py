@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_lpwd.study.analysis import MethodResult, Study
-from hf_lpwd.study.compare import Comparison, side_name
+from hf_lpwd.study.analysis import Study
+from hf_lpwd.study.comparison import Comparison, side_name
 from hf_lpwd.study.plan import Question
+from hf_lpwd.study.results import MethodResult
 from hf_lpwd.study.stats import CONFIDENCE, Estimate
 from hf_lpwd.study.tasks import Task
 

@@ -222,7 +222,7 @@ def write_results(
 
 
 def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | None:
-    """Returns the checkpoint to go on from; a run killed before its first one starts anew by itself."""
+    """Returns the checkpoint to go on from; a run killed before its first one starts again by itself."""
     checkpoint = named_checkpoint(args)
     if checkpoint is not True:
         return checkpoint or None

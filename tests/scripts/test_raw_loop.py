@@ -343,7 +343,7 @@ def test_bad_data_is_refused(run, tmp_path, capsys):
         run(train_dir=tmp_path / "nowhere", output_dir=tmp_path / "out")
     with pytest.raises(SystemExit):
         run(decay_timing="later", output_dir=tmp_path / "out")
-    assert "decay_timing: invalid choice: 'later' (choose from 'l2'" in capsys.readouterr().err
+    assert "--decay_timing/--decay-timing: invalid choice: 'later'" in capsys.readouterr().err
 
 
 PUSHED = {"all_results.json", "config.json", "model.safetensors", "preprocessor_config.json"}

@@ -13,7 +13,8 @@ from hf_lpwd.cli import main
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.analysis import analyse
 from hf_lpwd.study.answer import answers
-from hf_lpwd.study.records import load_records, pack_records, record_id
+from hf_lpwd.study.record import record_id
+from hf_lpwd.study.records import load_records, pack_records
 from hf_lpwd.study.report import write_report
 from hf_lpwd.study.tables import robustness_table, summary_table
 
