@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hf_lpwd.decay_groups import decay_fraction
 from hf_lpwd.diagnostics import layer_norms
 from hf_lpwd.low_precision import is_low_precision
 
@@ -48,9 +47,9 @@ _NO_DECAY: dict[str, Any] = {"weight_decay": 0.0}
 def check_base(optimizer_cls: type[Optimizer], kwargs: dict[str, Any]) -> None:
     """Raises a TypeError that says why, if `LayerwiseDecay` cannot wrap ``optimizer_cls(**kwargs)``."""
     if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, Optimizer)):
-        raise TypeError(
-            f"optimizer_cls must be a class derived from torch.optim.Optimizer, not {optimizer_cls!r}"
-        )
+        named = isinstance(optimizer_cls, (str, type))
+        given = repr(optimizer_cls) if named else f"an object of {type(optimizer_cls).__name__}"
+        raise TypeError(f"optimizer_cls must be a class derived from torch.optim.Optimizer, not {given}")
     for former in kwargs.keys() & {"timing", "coupling"}:
         raise TypeError(f"unexpected keyword argument {former!r}: did you mean 'decay_{former}'?")
     name = optimizer_cls.__name__
@@ -85,12 +84,13 @@ def check_step_size(optimizer_cls: type[Optimizer], group: dict[str, Any]) -> No
         )
 
 
-def own_decay(base: Optimizer, group: dict[str, Any]) -> dict[str, Any] | None:
+def own_decay(base: Optimizer, group: dict[str, Any], s: float | Tensor) -> dict[str, Any] | None:
     """Finds settings with which the base optimizer's own pass decays as the group's timing says.
 
     Args:
         base: The base optimizer.
         group: One of its groups.
+        s: `decay_fraction(group)`.
 
     Returns:
         What the group has to hold during the step, or None if the decay has to be applied outside of it.
@@ -111,7 +111,6 @@ def own_decay(base: Optimizer, group: dict[str, Any]) -> dict[str, Any] | None:
     # To read a tensor would stall the device; independent decay also applies while lr is 0.
     if not adam or isinstance(group["lr"], Tensor) or group["lr"] == 0.0:
         return None
-    s = decay_fraction(group)
     lr_seen = group["lr"] * (1.0 - s) if timing == "rwd" else group["lr"]
     return {"lr": lr_seen, "weight_decay": s / lr_seen, "decoupled_weight_decay": True}
 

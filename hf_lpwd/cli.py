@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from hf_lpwd.messages import error_words, refuse, unknown
@@ -19,7 +19,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": ("commands.sweep", "the former name of study run"),
     "study": ("commands.study", "compare weight decays on your task: init, plan, register, run, report"),
     "report": ("commands.report", "write the report of a study: a page, tables and figures"),
-    "diagnose": ("study.diagnose", "measure what decay does: opposing-penalty, shrink, equivalence"),
+    "diagnose": ("commands.diagnose", "measure what decay does: opposing-penalty, shrink, equivalence"),
     "card": ("commands.card", "write a run's card with means and intervals over several seeds"),
     "push": ("commands.push", "upload a run to the Hub"),
     "space": ("commands.space", "write a Gradio app of a run, to try it in the browser or as a Space"),
@@ -87,10 +87,24 @@ def run_command(command: str, argv: Sequence[str], prog: str | None = None) -> i
         The exit code: that of the command, 2 after an error, 130 after Ctrl-C or SIGTERM.
     """
     named = {} if prog is None else {"prog": prog}
-    prog = prog or f"hf-lpwd {command}"
+
+    def run(rest: Sequence[str]) -> int:
+        return import_module(f"hf_lpwd.{_COMMANDS[command][0]}").main(rest, **named)
+
+    return errors_in_one_line(run, argv, prog or f"hf-lpwd {command}")
+
+
+def errors_in_one_line(run: Callable[[Sequence[str]], int], argv: Sequence[str], prog: str) -> int:
+    """Calls `run` with a command line; see `run_command`.
+
+    Args:
+        run: Takes the command line without `--traceback`, and returns the exit code.
+        argv: The command line.
+        prog: The program's name in errors.
+    """
     rest = [argument for argument in argv if argument != "--traceback"]
     try:
-        return import_module(f"hf_lpwd.{_COMMANDS[command][0]}").main(rest, **named)
+        return run(rest)
     except KeyboardInterrupt:
         print(f"{prog}: stopped by SIGINT", file=sys.stderr)
         return 130

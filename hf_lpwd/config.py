@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from hf_lpwd.messages import unknown
@@ -35,6 +36,10 @@ def check_timing(timing: str, coupling: str = "lr") -> None:
 
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
+
+
+_NUMBERS = ("weight_decay", "layer_lr_decay")
+_SWITCHES = ("match_decay_budget", "decay_all")
 
 
 @dataclass(frozen=True)
@@ -118,18 +123,19 @@ class LPWDConfig:
         ),
     )
 
+    def __new__(cls, *args: Any, **settings: Any) -> LPWDConfig:
+        """Answers an unknown setting with the nearest name."""
+        for name in settings:
+            if name not in SETTINGS:
+                raise TypeError(unknown("setting", name, SETTINGS))
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
-        for name in ("weight_decay", "layer_lr_decay"):
-            value = getattr(self, name)
-            if isinstance(value, (str, bool)):
-                raise TypeError(f"{name} is {value!r}, but must be a number")
+        self._check_types()
         check_rate(self.weight_decay, "weight_decay")
         check_timing(self.decay_timing, self.decay_coupling)
         if isinstance(self.layer_schedule, str):
             parse_schedule(self.layer_schedule)
-        for name in ("match_decay_budget", "decay_all"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is {getattr(self, name)!r}, but must be True or False")
         if self.decay_all and self.no_decay_pattern is not None:
             raise ValueError(
                 f"decay_all leaves nothing exempt, but no_decay_pattern is {self.no_decay_pattern!r}: "
@@ -137,15 +143,34 @@ class LPWDConfig:
             )
         for pattern in self.no_decay_patterns:
             _check_pattern("no_decay_pattern", pattern)
-        if not isinstance(self.decay_by_pattern or {}, Mapping):
-            raise TypeError(
-                f"decay_by_pattern is {self.decay_by_pattern!r}, but must be a dict: pattern -> rate"
-            )
         for pattern, rate in (self.decay_by_pattern or {}).items():
             _check_pattern("decay_by_pattern", pattern)
             check_rate(rate, f"decay_by_pattern[{pattern!r}]")
         if not 0.0 < self.layer_lr_decay <= 1.0:
             raise ValueError(f"layer_lr_decay is {self.layer_lr_decay!r}, but must be above 0 and at most 1")
+
+    def _check_types(self) -> None:
+        patterns = self.no_decay_pattern
+        several = (
+            isinstance(patterns, Sequence) and len(patterns) > 0 and all(isinstance(p, str) for p in patterns)
+        )
+        schedule, layers = self.layer_schedule, self.layer_map
+        listed = hasattr(schedule, "__len__") and not isinstance(schedule, Mapping)
+        wanted = {
+            **{name: (isinstance(getattr(self, name), Real), "a number") for name in _NUMBERS},
+            **{name: (isinstance(getattr(self, name), bool), "True or False") for name in _SWITCHES},
+            "layer_schedule": (callable(schedule) or listed, "a name, a list of rates or a function"),
+            "no_decay_pattern": (patterns is None or several, "a regular expression or a list of some"),
+            "decay_by_pattern": (isinstance(self.decay_by_pattern or {}, Mapping), "a dict: pattern -> rate"),
+            "layer_map": (
+                layers is None or isinstance(layers, Mapping) or hasattr(layers, "places"),
+                "a LayerMap, or a dict of rules",
+            ),
+        }
+        for name, (right, what) in wanted.items():
+            value = getattr(self, name)
+            if not right or (name in _NUMBERS and isinstance(value, bool)):
+                raise TypeError(f"{name} is {value!r}, but must be {what}")
 
     @property
     def no_decay_patterns(self) -> tuple[str, ...]:
@@ -162,18 +187,6 @@ class LPWDConfig:
             **changes: Settings that replace those of `args`.
         """
         return cls(**{name: getattr(args, name) for name in SETTINGS if hasattr(args, name)} | changes)
-
-    @classmethod
-    def from_kwargs(cls, **settings: Any) -> LPWDConfig:
-        """Takes keyword arguments; an unknown one is answered with the nearest name.
-
-        Raises:
-            TypeError: A setting has no such name.
-        """
-        for name in settings:
-            if name not in SETTINGS:
-                raise TypeError(unknown("setting", name, SETTINGS))
-        return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as JSON: a function by its name, a `LayerMap` as None.

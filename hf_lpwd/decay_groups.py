@@ -1,15 +1,15 @@
-"""The keys that decay adds to a torch parameter group: defaults, checks, and comparison with a checkpoint.
+"""The keys that weight decay adds to a torch parameter group: defaults, checks, comparison with a checkpoint.
 
-A group of `hf_lpwd.LayerwiseDecay` holds beside torch's own keys:
+A group of `hf_lpwd.LayerwiseDecay` holds, in addition to torch's own keys:
 
 | key | meaning |
 |---|---|
-| `weight_decay` | lambda, read anew at every step, so that a schedule may change it |
+| `weight_decay` | lambda, read at every step, so that a schedule may change it |
 | `initial_weight_decay` | lambda as first given; identifies the run, as `initial_lr` does |
 | `decay_timing`, `decay_coupling` | see `LayerwiseDecay` |
-| `decay_applied` | ``pwd`` has decayed, and the step that belongs to it is yet to come |
-| `decay_debt` | decay that low-precision weights are yet to get, see `hf_lpwd.low_precision` |
-| `decay_portions` | how often they got some |
+| `decay_applied` | ``pwd`` has decayed the weights for the next step |
+| `decay_debt` | decay not yet applied to low-precision weights, see `hf_lpwd.low_precision` |
+| `decay_portions` | how often such decay was applied |
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hf_lpwd.schedules import check_rate
 
 PWD_UNDER_DEEPSPEED = (
     "timing 'pwd' changes the weights before the forward pass, but DeepSpeed uses its own copy of them "
-    "there: use 'rwd', the same walk over the weights shifted by one decay"
+    "there: use 'rwd', which follows the same trajectory, shifted by one decay"
 )
 
 
@@ -35,8 +35,8 @@ def completed(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
         defaults: For the keys that it lacks.
 
     Raises:
-        TypeError: The group is no dict.
-        ValueError: Its `weight_decay` is no number, negative, NaN or infinite.
+        TypeError: The group is not a dict.
+        ValueError: Its `weight_decay` is not a number, or negative, NaN or infinite.
     """
     if not isinstance(group, dict):
         raise TypeError(f"a parameter group must be a dict, not a {type(group).__name__}")

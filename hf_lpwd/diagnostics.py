@@ -1,4 +1,4 @@
-"""What decay does to weights, measured: opposing penalty, norms, and rates that low precision swallows."""
+"""What weight decay does to weights: opposing penalty, norms, and decay that rounds to nothing."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch.nn.utils import get_total_norm
 Key = TypeVar("Key", bound=Hashable)
 
 
-def rounds_to_nothing(shrinkage: float, dtype: torch.dtype) -> bool:
-    """Tells whether multiplying by ``1 - shrinkage`` in `dtype` multiplies by 1.
+def rounds_to_nothing(fraction: float, dtype: torch.dtype) -> bool:
+    """Tells whether multiplying by ``1 - fraction`` in `dtype` multiplies by 1.
 
     Args:
-        shrinkage: eta * lambda, the share of a weight that one step takes away.
+        fraction: eta * lambda, the fraction of a weight that one step takes away.
         dtype: Floating-point type of the weights; in bfloat16 the limit is 2^-9, in float16 2^-12.
     """
-    return shrinkage > 0.0 and torch.tensor(1.0 - shrinkage, dtype=torch.float64).to(dtype).item() == 1.0
+    return fraction > 0.0 and torch.tensor(1.0 - fraction, dtype=torch.float64).to(dtype).item() == 1.0
 
 
 def opposing_penalty_rate(
-    weights: Iterable[Tensor], updated: Iterable[Tensor], shrinkages: Iterable[float]
+    weights: Iterable[Tensor], updated: Iterable[Tensor], fractions: Iterable[float]
 ) -> float:
-    """Share of scalars that decoupled weight decay pushes *away* from zero.
+    """Returns the fraction of elements that decoupled weight decay pushes *away* from zero.
 
     With theta the weights before a step and a = theta - eta * u after its update, the ``wd`` step
     ``a - eta * lambda * theta`` is larger than a in magnitude if and only if
@@ -35,25 +35,24 @@ def opposing_penalty_rate(
     Args:
         weights: theta, tensors of any shape.
         updated: a, the same shapes.
-        shrinkages: eta * lambda of each tensor.
+        fractions: eta * lambda of each tensor.
 
     Returns:
-        R_op, between 0 and 1: the share of the scalars whose tensor has a shrinkage above 0; 0.0 if there
-        are none.
+        R_op, between 0 and 1, over the elements of tensors that decay; 0.0 if there are none.
 
     Source: the delay defect of *Layer-wise Pre-weight Decay* (OpenReview 0GZ1Bq4Tfr).
     """
     opposed: Tensor | int = 0
     total = 0
-    for theta, a, shrinkage in zip(weights, updated, shrinkages, strict=True):
-        if shrinkage > 0.0:
-            opposed = opposed + (shrinkage * theta.square() > 2.0 * theta * a).sum()
+    for theta, a, fraction in zip(weights, updated, fractions, strict=True):
+        if fraction > 0.0:
+            opposed = opposed + (fraction * theta.square() > 2.0 * theta * a).sum()
             total += theta.numel()
     return float(opposed) / total if total else 0.0
 
 
 def layer_norms(tensors_by_layer: Mapping[Key, Sequence[Tensor]]) -> dict[Key, float]:
-    """L2 norm over all tensors of each layer, with one transfer from the device.
+    """Returns the L2 norm over all tensors of each layer, with one transfer from the device.
 
     Args:
         tensors_by_layer: Layer -> tensors of any shapes; shards of `DTensor` count as the whole tensor.

@@ -151,7 +151,7 @@ def layer_param_groups(
     for name in ("decay_timing", "decay_coupling"):
         if name in settings:
             raise TypeError(f"{name} has no effect on parameter groups: use create_lpwd_optimizer")
-    config = LPWDConfig.from_kwargs(weight_decay=weight_decay, **settings)
+    config = LPWDConfig(weight_decay=weight_decay, **settings)
     return plan_layers(model, config).param_groups(model, lr=lr)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 FILE_SIZES = "checkpoint_files.json"
 #: In the folder of a run and in each of its checkpoints: the settings that decide what the run computes.
 RECORD = "run_settings.json"
+#: In the folder of a run: the facts of its first paragraph.
+RUN_FACTS = "run_facts.json"
 #: In the folder of a finished run: what its card says, as JSON.
 FACTS = "card.json"
 _TEMPORARY = ".part"

@@ -1,15 +1,19 @@
-"""Finds a model's repeated blocks from its module tree alone: no forward pass, no module paths, no library.
+"""Finds a model's repeated blocks in its module tree: no forward pass, no module paths, no library.
 
-A block is the innermost repeated unit of a model: an element of a `ModuleList`, `Sequential` or `ModuleDict`
-whose like occurs again. `find_stacks` lists them in the order of registration, which is the order in which
-they run wherever a list is iterated.
+A *list* is a `ModuleList`, `Sequential` or `ModuleDict`, or numbered attributes (layer1, layer2). Its
+elements are *units*. A *block* is the innermost unit that repeats: what stands around blocks is a stage, what
+repeats inside of one (experts, branches) is its part. The steps:
+
+1. `_units`: the lists of each module, without stems, downsampling layers, and what is too small.
+2. `_Search.__init__`: the kinds of unit that are blocks for sure, because a list holds two alike. Stages of a
+   list differ in shape.
+3. `_Search.blocks_in`: from the outside in, the units of these kinds; then what else stands in their lists.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -20,25 +24,15 @@ CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 # Convolutional stems and the hybrid ViTs' whole backbones are lists of blocks too, but stand for the stem.
 STEM_NAME = re.compile(r"(?<!sy)stem|embed(?!_out)", re.IGNORECASE)
-DOWNSAMPLE_NAME = re.compile(r"down_?sampl|patch_?merg|patch_embed|transition|reduction", re.IGNORECASE)
+DOWNSAMPLE_NAME = re.compile(r"down_?samp|patch_?merg|patch_embed|transition|reduction", re.IGNORECASE)
 _NO_BLOCKS = re.compile(rf"{STEM_NAME.pattern}|{DOWNSAMPLE_NAME.pattern}|pos_?enc", re.IGNORECASE)
+# Lists of these run in parallel, or each element inside of a block.
+_PARTS_NAME = re.compile(r"(?:^|_)(?:experts?|mlps|reassemble_stage)$")
+_STAGE_NAME = re.compile(r"stage", re.IGNORECASE)
 _NOTHING = re.compile(r"(?!)")
 _IN_HEAD = re.compile(r"(?:^|[._])heads?\.", re.IGNORECASE)
 # What transformers and torch call a transformer's layer: a block also where it stands alone, as in RT-DETR.
 _LAYER_CLASS = re.compile(r"(?:En|De)coderLayer$")
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Blocks that data flows through one after another.
-
-    Attributes:
-        path: Module that holds the whole stack with what stands before and after its blocks.
-        blocks: Paths of the blocks, in order.
-    """
-
-    path: str
-    blocks: list[str]
 
 
 def join(path: str, name: str) -> str:
@@ -51,12 +45,8 @@ def is_called(pattern: re.Pattern[str], name: str, module: nn.Module) -> bool:
     return pattern.search(name) is not None or pattern.search(type(module).__name__) is not None
 
 
-def find_stacks(model: nn.Module) -> list[Stack]:
-    """Lists the stacks of blocks of a model: one, or one for each tower, encoder and decoder.
-
-    Returns:
-        Stacks in the order of registration; none if nothing is repeated.
-    """
+def find_blocks(model: nn.Module) -> list[str]:
+    """Lists the paths of a model's blocks, in the order of registration; none if nothing is repeated."""
     # A unit of one weight is a layer inside a block, such as a convolution with its norm, unless the model
     # has nothing larger. A list of one element is a stack only if there is no better one, and so is a list
     # in a module that is called as a stem.
@@ -65,10 +55,9 @@ def find_stacks(model: nn.Module) -> list[Stack]:
             blocks = _Search(model, min_weights, min_repeats, no_blocks).blocks_in(model, "")
             if min_weights == 1:
                 blocks = _without_ends(model, blocks)
-            # A segmentation head may be a small network of its own, but is the head all the same.
-            blocks = [block for block in blocks if not _IN_HEAD.search(block)] or blocks
             if blocks:
-                return _split(model, "", blocks)
+                # A segmentation head may be a small network of its own, but is the head all the same.
+                return [block for block in blocks if not _IN_HEAD.search(block)] or blocks
     return []
 
 
@@ -87,36 +76,6 @@ def _without_ends(model: nn.Module, layers: list[str]) -> list[str]:
     return layers
 
 
-def _split(module: nn.Module, path: str, blocks: list[str]) -> list[Stack]:
-    """Separates backbone, towers, encoder and decoder: sibling models that each count from 0."""
-    children = {
-        name: (child, inner)
-        for name, child in module.named_children()
-        if (inner := [block for block in blocks if f"{block}.".startswith(f"{join(path, name)}.")])
-    }
-    stacks = {
-        name: _split(child, join(path, name), inner)
-        for name, (child, inner) in children.items()
-        if inner != [join(path, name)]
-    }
-    towers = [name for name, (child, _) in children.items() if _is_model(child)]
-    splits = any(len(inner) > 1 for inner in stacks.values())
-    if len(towers) >= 2 or children.keys() == {"encoder", "decoder"} or splits:
-        return [
-            stack
-            for name, (_, inner) in children.items()
-            for stack in stacks.get(name, [Stack(join(path, name), inner)])
-        ]
-    return [Stack(path, blocks)]
-
-
-def _is_model(module: nn.Module) -> bool:
-    """Whether a module is a transformers or timm model in its own right."""
-    return hasattr(module, "pretrained_cfg") or any(
-        base.__name__ == "PreTrainedModel" for base in type(module).__mro__
-    )
-
-
 class _Search:
     """One search for blocks, with a given idea of how small and how rare they may be."""
 
@@ -124,79 +83,125 @@ class _Search:
         self, model: nn.Module, min_weights: int, min_repeats: int, no_blocks: re.Pattern[str]
     ) -> None:
         self.min_weights, self.no_blocks = min_weights, no_blocks
-        lists = [elements for module in model.modules() for elements in self._lists_of_units(module)]
-        kinds = [Counter(map(_kind, elements.values())) for elements in lists]
-        self.repeated = {kind for count in kinds for kind, times in count.items() if times >= 2}
-        # No list has two stages of one shape, for a stage changes the shape. So where a list has two of one
-        # kind and shape, these are blocks, and what repeats inside of them (experts, parallel branches) are
-        # their parts. The same holds for kinds that always stand alone, as in stages of depth 1.
-        shapes = [Counter((_kind(unit), _shapes(unit)) for unit in elements.values()) for elements in lists]
-        alike = {kind for count in shapes for (kind, _), times in count.items() if times >= 2}
+        modules = list(model.modules())
+        #: Classes that number their attributes, and how; some of them may hold only one.
+        self.numbered = {
+            (type(module), prefix)
+            for module in modules
+            for prefix, elements in numbered_attributes(module).items()
+            if len(elements) >= 2
+        }
+        self.large = {_kind(module) for module in modules if _weights(module) >= min_weights}
+        lists = [units for module in modules for units in self._units(module)]
+        # Stages of one list differ in shape. So what is twice there in one shape is a block, and what repeats
+        # inside of it a part.
+        shapes = [Counter((_kind(unit), _shapes(unit)) for unit in units.values()) for units in lists]
+        twins = {kind for count in shapes for (kind, _), times in count.items() if times >= 2}
+        # The same holds for what always stands alone in its list, as in stages of depth 1.
         alone = Counter(
-            _kind(child)
-            for module in model.modules()
-            if isinstance(module, CONTAINERS) and sum(map(_has_parameters, module.children())) == 1
-            for units in self._lists_of_units(module)
-            for child in units.values()
+            _kind(unit)
+            for module in modules
+            if isinstance(module, CONTAINERS) and sum(map(has_parameters, module.children())) == 1
+            for units in self._units(module)
+            for unit in units.values()
         )
         alone_often = {kind for kind, times in alone.items() if times >= min_repeats}
+        self.sure = {
+            kind
+            for kind in twins | alone_often
+            if isinstance(kind, str) and not _STAGE_NAME.search(kind.rsplit(".")[-1])
+        }
+        counts = [Counter(map(_kind, units.values())) for units in lists]
+        self.repeated = {kind for count in counts for kind, times in count.items() if times >= 2}
         self.repeated |= alone_often
         self.repeated |= {
             _kind(unit)
-            for elements in lists
-            for unit in elements.values()
+            for units in lists
+            for unit in units.values()
             if _LAYER_CLASS.search(type(unit).__name__)
         }
-        self.final = {kind for kind in alike | alone_often if isinstance(kind, str)}
 
-    def _lists_of_units(self, module: nn.Module) -> list[dict[str, nn.Module]]:
+    def _units(self, module: nn.Module) -> list[dict[str, nn.Module]]:
         """The lists of a module, without what is too small or called otherwise."""
-        lists = lists_in(module) if self.min_weights > 1 or isinstance(module, CONTAINERS) else []
+        if isinstance(module, CONTAINERS):
+            lists = [dict(module.named_children())]
+        elif self.min_weights == 1:
+            lists = []
+        else:
+            lists = [
+                {name: unit for name, unit in elements.items() if type(unit) not in CONTAINERS}
+                for prefix, elements in numbered_attributes(module).items()
+                if (type(module), prefix) in self.numbered
+            ]
         return [
             {
                 name: unit
                 for name, unit in elements.items()
-                if _weights(unit) >= self.min_weights
-                and not is_called(self.no_blocks, name, unit)
-                and (isinstance(module, CONTAINERS) or type(unit) not in CONTAINERS)
+                if _kind(unit) in self.large and not is_called(self.no_blocks, name, unit)
             }
             for elements in lists
         ]
 
     def blocks_in(self, module: nn.Module, path: str) -> list[str]:
         """Paths of the blocks inside of a module."""
-        lists = self._lists_of_units(module)
-        blocks: set[str] = set()
+        children = {
+            name: child
+            for name, child in module.named_children()
+            if not is_called(self.no_blocks, name, child) and not _PARTS_NAME.search(name)
+        }
+        lists = [
+            {name: unit for name, unit in units.items() if name in children} for units in self._units(module)
+        ]
+        blocks = self._last_alone(children)
         for units in lists:
-            if any(_kind(unit) in self.final for unit in units.values()):
-                blocks |= units.keys()
+            # What shares a list with blocks is a block, unless it is a list itself.
+            if any(_kind(unit) in self.sure for unit in units.values()):
+                blocks |= {name for name, unit in units.items() if type(unit) not in CONTAINERS}
         found = {
             name: [join(path, name)] if name in blocks else self.blocks_in(child, join(path, name))
-            for name, child in module.named_children()
-            if not is_called(self.no_blocks, name, child)
+            for name, child in children.items()
         }
         for units in lists:
             repeats = any(_kind(unit) in self.repeated for unit in units.values())
             if repeats or sum(bool(found[name]) for name in units) >= 2:
                 # Units of one kind are all stages or all blocks.
                 plain = {_kind(unit) for name, unit in units.items() if not found[name]}
-                found |= {
-                    name: [join(path, name)]
-                    for name, unit in units.items()
-                    if not found[name] or (repeats and _kind(unit) in plain)
-                }
+                for name, unit in units.items():
+                    if not found[name]:
+                        found[name] = self._small_stage(unit, join(path, name))
+                    elif repeats and _kind(unit) in plain:
+                        found[name] = [join(path, name)]
         return [block for inner in found.values() for block in inner]
 
+    def _last_alone(self, children: dict[str, nn.Module]) -> set[str]:
+        """Names of blocks that stand behind a list of their kind, as the last of InceptionResNetV2 does."""
+        names: set[str] = set()
+        kinds: set[str | tuple[Any, ...]] = set()
+        for name, child in children.items():
+            if _kind(child) in kinds & self.sure:
+                names.add(name)
+            if type(child) in CONTAINERS:
+                kinds |= {_kind(unit) for unit in child.children()}
+        return names if self.min_weights > 1 else set()
 
-def lists_in(module: nn.Module) -> list[dict[str, nn.Module]]:
-    """The lists that a module holds: itself if it is a container, else attributes such as layer1, layer2."""
-    if isinstance(module, CONTAINERS):
-        return [dict(module.named_children())]
+    def _small_stage(self, unit: nn.Module, path: str) -> list[str]:
+        """Blocks of a unit in whose inside none is known: itself, or what a list holds."""
+        if type(unit) not in CONTAINERS or _kind(unit) in self.repeated:
+            return [path]
+        elements = {name: child for name, child in unit.named_children() if has_parameters(child)}
+        # A chain of bare layers is a stem.
+        if any(not list(child.children()) for child in elements.values()):
+            return []
+        return [join(path, name) for name in elements]
+
+
+def numbered_attributes(module: nn.Module) -> dict[str, dict[str, nn.Module]]:
+    """Children of a module that is no container, by what stands before their number."""
     numbered: dict[str, dict[str, nn.Module]] = {}
     for name, child in module.named_children():
         if match := re.fullmatch(r"(.*\D)\d+[a-z]?", name):
             numbered.setdefault(match[1], {})[name] = child
-    return [elements for elements in numbered.values() if len(elements) >= 2]
+    return {} if isinstance(module, CONTAINERS) else numbered
 
 
 def _weights(module: nn.Module) -> int:
@@ -207,7 +212,8 @@ def _weights(module: nn.Module) -> int:
     )
 
 
-def _has_parameters(module: nn.Module) -> bool:
+def has_parameters(module: nn.Module) -> bool:
+    """Tells whether a module has parameters."""
     return next(module.parameters(), None) is not None
 
 

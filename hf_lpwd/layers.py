@@ -1,22 +1,72 @@
-"""Model -> `LayerMap`: the layer index of every parameter, and why.
+"""Model -> `LayerMap`: the layer index of every parameter, and what decides it.
 
-The convention is that of layer-wise learning rates in BEiT, timm and mmpretrain: the stem is 0, the blocks
-are 1 to N in the order in which data flows through them, the final norm, the pooler and the head are
-n = N + 1. A downsampling layer has the index of the block that it feeds.
+**The convention** is that of layer-wise learning rates in BEiT, timm and mmpretrain: the stem is 0, the
+blocks are 1 to N in the order in which data flows through them, the final norm, the pooler and the head are
+n = N + 1. It differs from what timm's `group_matcher` gives in three points: the final norm is N + 1, also
+in ViT and Swin, where timm counts it with the last block; a downsampling layer has the index of the block
+that it feeds, wherever a library registers it; and blocks count across stages, also where timm makes one
+group of a stage (PVTv2, MViTv2, GCViT, EfficientFormer and others).
+
+**Why neither library is asked.** Only timm's models have a `group_matcher`, not all of them, and one that
+matches nothing puts a parameter into the last layer. transformers' `_no_split_modules` says what has to stay
+on one device: ViT lists its embeddings, Swin its stages, PVT nothing.
+
+**The search**, step by step, each step a file, on a network of two stages:
+
+>>> from collections import OrderedDict
+>>> from hf_lpwd.layer_stacks import Order, find_blocks, find_stacks
+>>> def block(width):
+...     return nn.TransformerEncoderLayer(width, nhead=2, dim_feedforward=16)
+>>> network = nn.Sequential(OrderedDict(
+...     embed=nn.Linear(4, 8),
+...     stage1=nn.Sequential(block(8)),
+...     downsample=nn.Linear(8, 16),
+...     stage2=nn.Sequential(block(16), block(16)),
+...     norm=nn.LayerNorm(16),
+...     head=nn.Linear(16, 3),
+... ))
+
+1. `layer_blocks`: the innermost units that repeat.
+
+>>> find_blocks(network)
+['stage1.0', 'stage2.0', 'stage2.1']
+
+2. `layer_stacks`: blocks of one tower, encoder or decoder; here there is one.
+
+>>> find_stacks(network, Order(network))
+[Stack(path='', blocks=['stage1.0', 'stage2.0', 'stage2.1'])]
+
+3. `layer_walk`: the modules in the order of registration, which is nearly always the order in which they
+   run. Names, classes and widths (`layer_widths`) tell where it is not. Where they tell nothing,
+   `layer_order` asks a forward pass on the meta device: for a layer that fits before the blocks as well as
+   behind them, for lists of equal length, which may run in turn, and for what stands behind the blocks of a
+   stage. If the model's inputs are not known, the order of registration holds; where that may be wrong, a
+   warning names the parameter.
+4. `layer_places`: what stands outside of all stacks; tied parameters have their first place.
+
+>>> for name, place in layer_index_map(network).places.items():
+...     if name in ("embed.weight", "downsample.weight", "norm.weight", "head.weight") or "norm2.w" in name:
+...         print(place.layer, name, "-", place.module)
+0 embed.weight - stem
+1 stage1.0.norm2.weight - block stage1.0
+2 downsample.weight - feeds block stage2.0
+2 stage2.0.norm2.weight - block stage2.0
+3 stage2.1.norm2.weight - block stage2.1
+4 norm.weight - final norm
+4 head.weight - head
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import nn
 
 from hf_lpwd.layer_places import Place, find_places
-from hf_lpwd.parameters import full_shape, unwrap_name
+from hf_lpwd.parameters import unwrap_name
 
 
 @dataclass(frozen=True)
@@ -34,29 +84,11 @@ class LayerMap:
 
     places: dict[str, Place]
     num_layers_by_stack: dict[str, int]
-    # Until the plan has shapes.
-    size_by_name: dict[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def num_layers(self) -> int:
         """n, the index of the head; the largest where there are several stacks."""
         return max(self.num_layers_by_stack.values())
-
-    # Until the plan reads `places`.
-    @property
-    def index_by_name(self) -> dict[str, int]:
-        """Parameter name -> layer."""
-        return {name: place.layer for name, place in self.places.items()}
-
-    @property
-    def stack_by_name(self) -> dict[str, str]:
-        """Parameter name -> stack."""
-        return {name: place.stack for name, place in self.places.items()}
-
-    @property
-    def reason_by_name(self) -> dict[str, str]:
-        """Parameter name -> what decides."""
-        return {name: place.module for name, place in self.places.items()}
 
 
 #: What a user may give in place of detection: a map, or rules as `layer_index_map` describes them.
@@ -66,8 +98,10 @@ Layers: TypeAlias = LayerMap | Mapping[str, int | str]
 def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
     r"""Gives each parameter of a model its layer index.
 
-    Without `layers` the repeated blocks are found in the module tree; no forward pass is made, and weights
-    may be on the meta device. A tied parameter has the index of its first place.
+    Without `layers` the repeated blocks are found in the module tree, and weights may be on the meta device.
+    Where the tree does not tell when a module runs, a forward pass on the meta device does, with inputs made
+    up from the configuration; it leaves the model as it is. A tied parameter has the index of its first
+    place.
 
     Towers (CLIP), and an encoder and its decoder (T5, Whisper), are separate stacks, each with its own n. So
     are the backbone, the encoder and the decoder of a detector or segmenter (DETR, Mask2Former): its
@@ -94,8 +128,14 @@ def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
         ValueError: The model has no repeated blocks, a rule is wrong or matches nothing, or a parameter has
             no index; the message names it.
 
+    Warns:
+        UserWarning: A parameter's place could not be found, and the order of registration was taken.
+
     Examples:
-        >>> layer_index_map(model, {r"embed\..*": "stem", r"layers\.(\d+)\..*": "block", r".*": "head"})
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> rules = {r"0\..*": "stem", r"([12])\..*": "block", r".*": "head"}
+        >>> [place.layer for place in layer_index_map(model, rules).places.values()]
+        [0, 0, 1, 1, 2, 2, 3, 3]
     """
     names = [name for name, _ in model.named_parameters()]
     if not names:
@@ -106,11 +146,20 @@ def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
             "(fsdp_version: 2), or make the optimizer before the model is wrapped"
         )
     if isinstance(layers, LayerMap):
+        layers = _with_names(layers, names)
         _check_covers(layers, names)
         return layers
-    layer_map = LayerMap(*find_places(model)) if layers is None else _map_by_rules(names, layers)
-    layer_map.size_by_name.update((name, prod(full_shape(p))) for name, p in model.named_parameters())
-    return layer_map
+    return LayerMap(*find_places(model)) if layers is None else _map_by_rules(names, layers)
+
+
+def _with_names(layer_map: LayerMap, names: Sequence[str]) -> LayerMap:
+    """The map of a model under the names that its parameters have inside of a wrapper, or outside."""
+    if all(name in layer_map.places for name in names):
+        return layer_map
+    plain = {unwrap_name(name): place for name, place in layer_map.places.items()} | layer_map.places
+    known = {name: plain.get(name, plain.get(unwrap_name(name))) for name in names}
+    places = {name: place for name, place in known.items() if place is not None}
+    return LayerMap(places, layer_map.num_layers_by_stack)
 
 
 def _check_covers(layer_map: LayerMap, names: Sequence[str]) -> None:

@@ -2,10 +2,10 @@
 
 A weight of 8 significant bits times ``1 - 1e-4`` is the weight itself. So the decay of such weights is added
 up in their parameter group, as `decay_debt` = - sum log(1 - fraction), and applied in portions of a few units
-in the last place: smaller ones round badly (37% too strong at 2^-8 in bfloat16), larger ones keep the weights
-waiting. Portions of one size round alike each time (3% too weak at 2^-6), so they vary between 3/4 and 5/4 of
-`mean_portion`; the decay then comes out right to about 1% over all significands. No memory is needed, nothing
-is random, and debt and number of portions travel in the state dict.
+in the last place: smaller ones round badly (37% too strong at 2^-8 in bfloat16), larger ones come late.
+Portions of one size always round the same way (3% too weak at 2^-6), so they vary between 3/4 and 5/4 of
+`mean_portion`; the decay is then right to about 1% over all significands. This needs no memory and no random
+numbers; the debt and the number of portions are in the state dict.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hf_lpwd.decay_groups import decay_fraction
 from hf_lpwd.diagnostics import rounds_to_nothing
 from hf_lpwd.parameters import is_partitioned
 
-# Its multiples, modulo 1, cover the unit interval evenly from the first few on.
+# Its first multiples, modulo 1, already cover the unit interval evenly.
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
@@ -39,11 +39,11 @@ def mean_portion(dtype: torch.dtype) -> float:
 def by_precision(
     params: list[Tensor], group: dict[str, Any], fraction: float | Tensor
 ) -> list[tuple[list[Tensor], float | Tensor]]:
-    """Divides the decay of one step: float32 has it now, lower precision when enough has come together.
+    """Divides the decay of one step: float32 has it now, lower precision when enough has added up.
 
     Args:
         params: The parameters of `group` that decay in this step; if none, nothing is added to the debt.
-        group: A parameter group; its `decay_debt` and `decay_portions` are brought up to date.
+        group: A parameter group; its `decay_debt` and `decay_portions` are updated.
         fraction: `decay_fraction(group)`.
 
     Returns:
@@ -60,7 +60,7 @@ def by_precision(
 def warn_of_vanishing_rates(groups: Iterable[dict[str, Any]]) -> None:
     """Warns once, two calls up, of the rates that one step rounds to nothing.
 
-    Not of weights that DeepSpeed has partitioned: what decays is a float32 copy.
+    Weights that DeepSpeed has partitioned are left out: their float32 copies decay.
     """
     rates = set()
     for group in groups:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_lpwd import timings
@@ -107,8 +107,11 @@ class LayerwiseDecay(Optimizer):
         **optimizer_kwargs: Any,
     ) -> None:
         check_base(optimizer_cls, optimizer_kwargs)
-        if isinstance(params, (Tensor, dict)):
-            raise TypeError(f"params must be an iterable of tensors or groups, not a {type(params).__name__}")
+        if isinstance(params, (Tensor, dict, str, nn.Module, Optimizer)):
+            raise TypeError(
+                f"params must be an iterable of tensors or groups, not a {type(params).__name__}: give "
+                "model.parameters(), or the model to create_lpwd_optimizer"
+            )
         members = list(params)
         if not members:
             raise ValueError("the optimizer got an empty parameter list")
@@ -192,7 +195,7 @@ class LayerwiseDecay(Optimizer):
         """Call before each forward pass: under ``pwd``, decays once for the step that follows.
 
         Raises:
-            ValueError: A group's decay of one step is not in [0, 1).
+            ValueError: The decay of one step is not in [0, 1).
             RuntimeError: Timing ``pwd`` under DeepSpeed, where the optimizer holds copies of the weights.
         """
         waiting = [g for g in self.param_groups if g["decay_timing"] == "pwd" and not g["decay_applied"]]
@@ -225,9 +228,8 @@ class LayerwiseDecay(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: Timing ``pwd``, and `train()` was not called since the last step, or it was called
-                after the gradients were computed.
-            ValueError: A group's decay of one step is not in [0, 1).
+            RuntimeError: Timing ``pwd``, and `train()` was not called, or after the gradients were computed.
+            ValueError: The decay of one step is not in [0, 1).
             TypeError: Timing ``l2``, and a gradient is sparse, or the base optimizer differentiates it.
         """
         loss = None
@@ -255,22 +257,18 @@ class LayerwiseDecay(Optimizer):
     def _step_with_decay(self) -> None:
         seen_by_base: list[dict[str, Any]] = []
         after_update: list[timings.AfterUpdate] = []
-        groups = self.param_groups
-        fractions = [decay_fraction(group) for group in groups]
+        fractions = [decay_fraction(group) for group in self.param_groups]
         with ExitStack() as gradients:
-            for group, fraction in zip(groups, fractions, strict=True):
-                own = own_decay(self.base, group)
+            for group, fraction in zip(self.param_groups, fractions, strict=True):
+                own = own_decay(self.base, group, fraction)
                 seen_by_base.append({"weight_decay": 0.0} if own is None else own)
                 trained = [] if own is not None else [p for p in group["params"] if p.grad is not None]
-                if not trained:
-                    continue
-                if group["decay_timing"] == "l2":
+                if trained and group["decay_timing"] == "l2":
                     gradients.callback(timings.l2(trained, group, self.base))
                     continue
                 decay = timings.rwd if group["decay_timing"] == "rwd" else timings.wd
-                after_update += [
-                    decay(weights, s, self.base) for weights, s in by_precision(trained, group, fraction)
-                ]
+                for weights, s in by_precision(trained, group, fraction):
+                    after_update.append(decay(weights, s, self.base))
             step_base(self.base, seen_by_base)
         for finish in after_update:
             finish()

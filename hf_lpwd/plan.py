@@ -64,15 +64,8 @@ class PlannedParameter:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns `stack`, `layer`, `module`, `rate`, `lr_scale`, `not_decayed` and `shape`."""
-        return {
-            "stack": self.stack,
-            "layer": self.layer,
-            "module": self.module,
-            "rate": self.rate,
-            "lr_scale": self.lr_scale,
-            "not_decayed": self.not_decayed,
-            "shape": list(self.shape),
-        }
+        shown = ("stack", "layer", "module", "rate", "lr_scale", "not_decayed")
+        return {**{name: getattr(self, name) for name in shown}, "shape": list(self.shape)}
 
 
 @dataclass(frozen=True)
@@ -299,7 +292,7 @@ def explain(model: nn.Module, *, weight_decay: float, **settings: Any) -> LayerP
         ValueError: As `plan_layers` does.
         TypeError: As `plan_layers` does, or a setting has no such name.
     """
-    return plan_layers(model, LPWDConfig.from_kwargs(weight_decay=weight_decay, **settings))
+    return plan_layers(model, LPWDConfig(weight_decay=weight_decay, **settings))
 
 
 def layer_name(stack: str, layer: int) -> str:

@@ -30,6 +30,7 @@ from hf_lpwd.checkpoints.custom_loop import load_checkpoint, save_checkpoint
 from hf_lpwd.checkpoints.folders import remove_unfinished, written_aside
 from hf_lpwd.checkpoints.run_folder import check_run, sole_use
 from hf_lpwd.checkpoints.run_record import CHANGES, write_record
+from hf_lpwd.cli import errors_in_one_line
 from hf_lpwd.files import write_json
 from hf_lpwd.messages import BadInputError, OneLineParser, refuse
 from hf_lpwd.training_args import setting
@@ -45,6 +46,7 @@ from hf_lpwd.vision.launch import set_up_launch
 from hf_lpwd.vision.metrics import compute_metrics
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
+from hf_lpwd.vision.ranges import check_ranges
 from hf_lpwd.vision.run_settings import data_settings
 
 PROG = Path(__file__).name
@@ -91,12 +93,7 @@ class LoopArguments(LPWDArguments):  # LPWD
         text = self.checkpointing_steps
         if text not in (None, "epoch") and not (text.isdigit() and int(text)):
             raise ValueError(f"checkpointing_steps is {text!r}, but must be a number of steps or 'epoch'")
-        for name in (
-            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-            *("num_train_epochs", "max_train_steps"),
-        ):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}, but must be at least 1")
+        check_ranges(self)
         if self.push_to_hub and self.output_dir:
             self.hub_model_id = self.hub_model_id or Path(self.output_dir).absolute().name
             validate_repo_id(self.hub_model_id)
@@ -183,6 +180,7 @@ def train(
         lr=args.learning_rate,
         **vars(LPWDConfig.from_args(args)),  # LPWD
     )
+    plan = optimizer.plan  # LPWD: what happens to each parameter
     model, optimizer, *prepared = accelerator.prepare(model, optimizer, *loaders.values())
     loaders = dict(zip(loaders, prepared, strict=True))
     number = accelerator.gradient_accumulation_steps  # as DeepSpeed's configuration or the launcher set it
@@ -247,7 +245,7 @@ def train(
         if args.checkpointing_steps == "epoch":
             save()
 
-    # Resumed at its end, the run knows no training loss of the epoch.
+    # A run that is resumed at its end only evaluates.
     results = results or evaluate(model, loaders["validation"], accelerator)
     if "test" in loaders:
         test = evaluate(model, loaders["test"], accelerator)
@@ -258,6 +256,7 @@ def train(
         with written_aside(args.output_dir) as folder:
             accelerator.unwrap_model(model).save_pretrained(folder, state_dict=state)
             processor.save_pretrained(folder)
+        write_json(Path(args.output_dir) / "layer_rates.json", plan.to_dict())  # LPWD
         write_json(Path(args.output_dir) / "all_results.json", results)
     accelerator.wait_for_everyone()
 
@@ -280,9 +279,17 @@ def evaluate(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerato
     return compute_metrics(EvalPrediction(predictions=logits.numpy(), label_ids=labels.numpy()))
 
 
-if __name__ == "__main__":
+def run(argv: Sequence[str]) -> int:
+    """Returns the exit code of `main`: 0, or 1 where the run is saved but not pushed."""
     try:
-        main(sys.argv[1:])
-    except (ValueError, PushError) as error:
+        main(argv)
+    except PushError as error:
         refuse(PROG, error)
-        sys.exit(1 if isinstance(error, PushError) else 2)
+        return 1
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(errors_in_one_line(run, sys.argv[1:], PROG))

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from hf_lpwd.study.compare import Comparison, family
+from hf_lpwd.study.compare import family
+from hf_lpwd.study.comparison import Comparison
 from hf_lpwd.study.plan import Question
 from hf_lpwd.study.planning import detectable_points
-from hf_lpwd.study.records import Data
+from hf_lpwd.study.record import Data
 from hf_lpwd.study.tasks import Method, Setting, Task
 
 NUM_IMAGES = 10_000

@@ -14,7 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from hf_lpwd.checkpoints.corruption import damage
-from hf_lpwd.checkpoints.run_record import read_record, write_record
+from hf_lpwd.checkpoints.run_record import CHANGES, DIVISION, LENGTH, differences, read_record, write_record
 from hf_lpwd.files import FILE_SIZES, remove_leftovers, set_mode, write_json
 
 #: Folder in which a checkpoint is written before it gets its name; a killed run can leave it behind.
@@ -117,9 +117,12 @@ def remove_oldest(run_dir: Path, limit: int | None, newest: Path, best: Path | N
 
 def _is_of_run(checkpoint: Path, settings: Mapping[str, Any] | None) -> bool:
     try:
-        return (checkpoint / FILE_SIZES).exists() and read_record(checkpoint) == settings
+        then = read_record(checkpoint)
     except ValueError:
         return False
+    # A run may be made longer, and go on on other devices.
+    changed = differences(then or {}, settings or {}).keys() - {*LENGTH, *DIVISION, CHANGES}
+    return (checkpoint / FILE_SIZES).exists() and not changed
 
 
 def put_back_replaced(run_dir: str | os.PathLike[str]) -> None:

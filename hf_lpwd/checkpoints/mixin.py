@@ -128,7 +128,7 @@ class CompleteCheckpointsMixin(_Base):
         return found
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Resumed from its last checkpoint amid an epoch, Trainer would take one step more than max_steps.
+        # Trainer would take one step more than max_steps if the last one is not the end of an epoch.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return

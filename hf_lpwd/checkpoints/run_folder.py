@@ -15,6 +15,7 @@ from hf_lpwd.checkpoints.folders import UNFINISHED, checkpoints_in, why_not_resu
 from hf_lpwd.checkpoints.run_record import (
     CHANGES,
     DIVISION,
+    LENGTH,
     Differences,
     differences,
     read_record,
@@ -28,7 +29,6 @@ from hf_lpwd.messages import BadInputError
 #: In the folder of a run that is under way; a killed run can leave it behind, unlocked.
 LOCK = ".lock"
 #: How long a run is, of which most schedules of the learning rate depend.
-LENGTH = ("num_train_epochs", "max_steps")
 # What a checkpoint's weights and its optimizer's state decide, whatever the flags say.
 _IN_THE_STATE = {
     *("model_type", "config_name", "config_overrides", "class_names"),

@@ -13,6 +13,8 @@ from hf_lpwd.files import RECORD, write_json
 
 #: Where only these differ and their product does not, a step sees the same samples.
 DIVISION = ("devices", "per_device_train_batch_size", "gradient_accumulation_steps")
+#: How long a run is; where the learning rate does not depend on it, a run may be made longer.
+LENGTH = ("num_train_epochs", "max_steps")
 #: In a record, what was different in the run that this one went on from.
 CHANGES = "resumed_with_changes"
 #: What other settings follow from comes first.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hf_lpwd.messages import BadInputError, OneLineParser, refuse
+from hf_lpwd.settings_file import read_settings
+from hf_lpwd.study.plan import read_questions
 from hf_lpwd.study.report import write_report
 
 
@@ -19,12 +21,21 @@ def main(argv: Sequence[str]) -> int:
         description="Write the report of a study: a page, tables and figures.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", metavar="RUNS", help="the records: a folder, or a file of hf-lpwd study pack")
+    parser.add_argument(
+        "runs", metavar="RUNS", nargs="+", help="the records: folders, or files of hf-lpwd study pack"
+    )
     parser.add_argument("--out", default="report", help="folder to write to; default: %(default)s")
     parser.add_argument("--baseline", help="method to compare with; default: 'wd uniform', which is AdamW")
+    parser.add_argument("--margin", type=float, help="points of accuracy that would matter")
+    parser.add_argument("--questions", metavar="FILE", help="study file whose questions are answered")
     args = parser.parse_args(argv)
+    if args.margin is not None and not 0.0 < args.margin <= 100.0:
+        parser.error(f"margin is {args.margin}, but must be above 0 and at most 100 points")
     try:
-        page = write_report(args.runs, args.out, args.baseline)
+        questions = None
+        if args.questions is not None:
+            questions = read_questions(read_settings(args.questions).get("questions"), args.questions)
+        page = write_report(args.runs, args.out, args.baseline, args.margin, questions)
     except (BadInputError, OSError) as error:
         return refuse(parser.prog, error)
     print(f"report in {page}")

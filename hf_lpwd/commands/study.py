@@ -79,8 +79,8 @@ def _parser() -> ArgumentParser:
     report = add("report", _report, "write the report of a study")
     _add_study(report)
     report.add_argument("--out", default="report", help="folder to write to; default: %(default)s")
-    pack = add("pack", _pack, "pack the records of a folder into one file that report reads")
-    pack.add_argument("runs", metavar="RUNS", help="folder of the records")
+    pack = add("pack", _pack, "pack the records of folders into one file that report reads")
+    pack.add_argument("runs", metavar="RUNS", nargs="+", help="folders of the records")
     pack.add_argument("file", metavar="FILE", help="file to write, .jsonl.gz or .jsonl")
     return parser
 

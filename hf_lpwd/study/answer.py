@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_lpwd.study.analysis import MethodResult, Study
-from hf_lpwd.study.compare import Comparison
+from hf_lpwd.study.analysis import Study
+from hf_lpwd.study.comparison import Comparison, side_name
 from hf_lpwd.study.plan import Question
+from hf_lpwd.study.results import MethodResult
 from hf_lpwd.study.stats import CONFIDENCE, Estimate
 from hf_lpwd.study.tasks import Task
 
@@ -41,7 +42,7 @@ def answers(study: Study) -> list[Answer]:
 
 
 def _answer(study: Study, task: Task) -> Answer:
-    mine = [c for _, comparisons in study.primary for c in comparisons if c.task == task.name]
+    mine = [c for c in study.primary_comparisons if c.task == task.name]
     by_verdict = {
         verdict: [c for c in mine if c.verdict == verdict]
         for verdict in ("better", "worse", "equivalent", "undecided")
@@ -97,8 +98,9 @@ def compared(task: Task) -> str:
         parts.append(f"batches of {settings.get('per_device_train_batch_size')}")
     if run.environment:
         parts.append(f"{run.environment.device_name}, {run.environment.threads} threads a run")
-    seeds = sorted({record.seed for record in task.records})
-    return f"{task.name}: {'; '.join([*parts, f'{len(seeds)} seeds'])}."
+    number = len({record.seed for record in task.records})
+    parts.append(f"{number} seed{'s' * (number != 1)}")
+    return f"{task.name}: {'; '.join(parts)}."
 
 
 def sentence(c: Comparison) -> str:
@@ -125,12 +127,14 @@ def sentence(c: Comparison) -> str:
 
 def question_text(question: Question) -> str:
     """A primary question as a sentence."""
-    sides = ", ".join(map(str, question.compare)) or "each method of the grid"
+    name = f"{question.name}: " if question.name else "Question: "
+    sides = ", ".join(map(side_name, question.compare)) or "each method of the grid"
     how = "each at its best setting on validation" if question.at == "best" else "over all equal settings"
     what = (
         "test accuracy" if question.measure == "accuracy" else "range of test accuracy over the decay rates"
     )
-    return f"Is {sides} better than {question.to} in {what}, {how}? Margin: {question.margin:g} points."
+    to = side_name(question.to)
+    return f"{name}Is {sides} better than {to} in {what}, {how}? Margin: {question.margin:g} points."
 
 
 def points(estimate: Estimate) -> str:

@@ -7,16 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
 from hf_lpwd.messages import BadInputError, unknown
-from hf_lpwd.study.methods import CELLS, METHOD_FLAGS, ONE_SETTING, PEERS, method_name
-from hf_lpwd.study.plan import PlannedRun, Question
-from hf_lpwd.study.records import record_id
+from hf_lpwd.settings_file import read_settings
+from hf_lpwd.study.methods import BASELINES, CELLS, METHOD_FLAGS, ONE_SETTING, method_name
+from hf_lpwd.study.plan import PlannedRun, Question, read_questions
+from hf_lpwd.study.record import record_id
 from hf_lpwd.vision.arguments import arguments_from, make_parser
 from hf_lpwd.vision.run_settings import run_settings
 
@@ -103,7 +100,7 @@ def read_study(path: str) -> StudyFile:
     |---|---|
     | `train` | flags of `hf-lpwd train` that all runs share |
     | `grid` | flag -> list of values; every combination is run; `model` and `data` list mappings of flags |
-    | `baselines` | names of `hf_lpwd.study.methods.PEERS`, to run beside the grid's methods |
+    | `baselines` | names of `hf_lpwd.study.methods.BASELINES`, to run beside the grid's methods |
     | `questions` | the primary questions, see `hf_lpwd.study.plan.Question` |
     | `paper_metric` | true: also read the test split after every epoch, for the paper's metric only |
 
@@ -112,7 +109,7 @@ def read_study(path: str) -> StudyFile:
     Raises:
         BadInputError: The file cannot be read, or says what no run understands; one line that names it.
     """
-    study = _load(path)
+    study = read_settings(path)
     _check_names(study, _KEYS, "setting", path)
     checker = _Flags(path)
     train = checker.mapping(study.get("train") or {}, "train")
@@ -123,22 +120,24 @@ def read_study(path: str) -> StudyFile:
     for group in GROUP_AXES:
         if group in grid:
             axes.append(checker.group(group, grid[group]))
-    peers = study.get("baselines") or []
-    if not isinstance(peers, list):
-        raise BadInputError(f"{path}: baselines is {_kind(peers)}, but must be a list of {', '.join(PEERS)}")
-    for peer in peers:
-        if peer not in PEERS:
-            raise BadInputError(f"{path}: {unknown('baseline', peer, PEERS)}")
+    baselines = study.get("baselines") or []
+    if not isinstance(baselines, list):
+        raise BadInputError(
+            f"{path}: baselines is {_kind(baselines)}, but must be a list of {', '.join(BASELINES)}"
+        )
+    for baseline in baselines:
+        if baseline not in BASELINES:
+            raise BadInputError(f"{path}: {unknown('baseline', baseline, BASELINES)}")
     paper_metric = study.get("paper_metric", False)
     if not isinstance(paper_metric, bool):
         raise BadInputError(f"{path}: paper_metric is {_kind(paper_metric)}, but must be true or false")
 
     flags: list[tuple[str | None, dict[str, Any]]] = [(None, train | one) for one in _combinations(axes)]
-    flags += [(peer, one) for peer in peers for one in _of_peer(peer, train, axes)]
+    flags += [(baseline, one) for baseline in baselines for one in _of_baseline(baseline, train, axes)]
     specs: dict[str, RunSpec] = {}
-    for peer, given in flags:
+    for baseline, given in flags:
         try:
-            spec = _run_spec(given, peer, paper_metric)
+            spec = _run_spec(given, baseline, paper_metric)
         except BadInputError as error:
             raise BadInputError(f"{path}: {error}") from None
         specs.setdefault(spec.id, spec)
@@ -149,31 +148,24 @@ def read_study(path: str) -> StudyFile:
 def _questions(given: Any, runs: Iterable[RunSpec], path: str) -> list[Question]:
     if given is None:
         return [Question()]
-    if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
-        raise BadInputError(f"{path}: questions is {_kind(given)}, but must be a list of mappings")
+    questions = read_questions(given, path)
     methods = sorted({run.method for run in runs})
-    questions = []
-    for number, one in enumerate(given, 1):
-        where = f"{path}: questions: {number}"
-        try:
-            question = Question.model_validate(one)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            raise BadInputError(f"{where}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    for number, question in enumerate(questions, 1):
         for side in (*question.compare, question.to):
             if isinstance(side, str) and side not in methods:
-                raise BadInputError(
-                    f"{where}: {unknown('method', side, methods)} (there are {', '.join(methods)})"
-                )
-        questions.append(question)
+                known = f"(there are {', '.join(methods)})"
+                where = f"{path}: questions: {number}"
+                raise BadInputError(f"{where}: {unknown('method', side, methods)} {known}")
     return questions
 
 
-def _of_peer(peer: str, train: dict[str, Any], axes: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _of_baseline(
+    baseline: str, train: dict[str, Any], axes: list[list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
     """The runs of a baseline: its own flags, over the axes that do not make up a method."""
-    own = dict(PEERS[peer])
+    own = dict(BASELINES[baseline])
     shared = [axis for axis in axes if not axis[0].keys() & METHOD_FLAGS]
-    if peer in ONE_SETTING:
+    if baseline in ONE_SETTING:
         shared = [[axis[len(axis) // 2]] if axis[0].keys() & set(_RATES) else axis for axis in shared]
     found = []
     for one in _combinations(shared):
@@ -184,7 +176,7 @@ def _of_peer(peer: str, train: dict[str, Any], axes: list[list[dict[str, Any]]])
     return found
 
 
-def _run_spec(flags: dict[str, Any], peer: str | None, paper_metric: bool) -> RunSpec:
+def _run_spec(flags: dict[str, Any], baseline: str | None, paper_metric: bool) -> RunSpec:
     flags = dict(flags)
     task = {group: flags.pop(f"{group} name") for group in GROUP_AXES if f"{group} name" in flags}
     total = flags.pop(TOTAL_DECAY, None)
@@ -209,22 +201,11 @@ def _run_spec(flags: dict[str, Any], peer: str | None, paper_metric: bool) -> Ru
     if total is not None:
         del settings["weight_decay"]
         settings[TOTAL_DECAY] = float(total)
-    if peer is not None and peer not in CELLS:
-        settings["peer"] = peer
+    if baseline is not None and baseline not in CELLS:
+        settings["peer"] = baseline
     if paper_metric:
         settings["paper_metric"] = True
     return RunSpec(dict(sorted(settings.items())), flags, task)
-
-
-def _load(path: str) -> dict[str, Any]:
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-        study = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise BadInputError(f"{path} cannot be read: {error}") from None
-    if not isinstance(study, dict):
-        raise BadInputError(f"{path} must hold the keys {', '.join(_KEYS)}")
-    return study
 
 
 class _Flags:

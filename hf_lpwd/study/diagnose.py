@@ -1,21 +1,15 @@
-"""`hf-lpwd diagnose`: the paper's diagnostics on the user's own model and data."""
+"""The paper's diagnostics on the user's own model and data."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from hf_lpwd.files import write_bytes
-from hf_lpwd.messages import BadInputError, OneLineParser, refuse
 from hf_lpwd.study.callbacks import OpposingPenalty, accuracy
-from hf_lpwd.study.plotting import new_canvas, saved, style
 from hf_lpwd.study.run import layer_of_parameter, quiet_run, quiet_trainer
 from hf_lpwd.vision.prepare import Run
 
@@ -151,76 +145,3 @@ def _trained(
             args.data_seed = args.seed + 1
         quiet_trainer(run, args, [walk]).train()
     return walk
-
-
-# Kind -> what measures it, the label of x, the label of y, the title.
-_KINDS = {
-    "opposing-penalty": (opposing_penalty, "step", "R_op", "Share of decayed scalars that decay enlarges"),
-    "shrink": (shrink, "weights multiplied by", "validation accuracy", "Accuracy of a shrunk model"),
-    "equivalence": (
-        equivalence,
-        "step",
-        "distance from AdamW / AdamW's way",
-        "How far the timings are from AdamW",
-    ),
-}
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd diagnose`.
-
-    Returns:
-        The exit code: 0, or 2 where the input is at fault.
-    """
-    parser = OneLineParser(
-        prog="hf-lpwd diagnose",
-        description="Measure what weight decay does to a model in training, or to a trained one. All other "
-        "flags are those of hf-lpwd train; without any, a small ViT on scikit-learn's digits.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("kind", choices=list(_KINDS), help="what to measure")
-    parser.add_argument("--out", help="folder for table and figure; default: diagnostics/ and the kind")
-    args, flags = parser.parse_known_args(argv)
-    measure, x_label, y_label, title = _KINDS[args.kind]
-    prog = f"hf-lpwd diagnose {args.kind}"
-    out = Path(args.out or f"diagnostics/{args.kind}")
-    if out.is_file():
-        return refuse(prog, f"out {out} is a file: name a folder")
-    try:
-        xs, lines = measure(flags, prog)
-    except (BadInputError, ValueError) as error:
-        return refuse(prog, error)
-    _write(out / args.kind, xs, lines, (x_label, y_label, title))
-    last = {name: values[-1] for name, values in lines.items()}
-    if args.kind == "opposing-penalty":
-        last = {name: sum(values) / len(values) for name, values in lines.items()}
-        print("mean over the steps measured:")
-    else:
-        print(f"at {x_label} {xs[-1]:g}:")
-    for name, value in last.items():
-        print(f"  {name}: {value:.4g}")
-    print(f"table and figure in {out}")
-    return 0
-
-
-def _write(path: Path, xs: list[float], lines: Lines, labels: tuple[str, str, str]) -> None:
-    x_label, y_label, title = labels
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([x_label, *lines])
-    writer.writerows(zip(xs, *lines.values(), strict=True))
-    write_bytes(path.with_suffix(".csv"), buffer.getvalue().encode())
-    with new_canvas(7.5, 4.5) as canvas:
-        axes = canvas.subplots()
-        for number, (name, values) in enumerate(lines.items()):
-            axes.plot(xs, values, label=name.replace("_", " "), **style(number))
-        axes.set(xlabel=x_label, ylabel=y_label, title=title)
-        if min(min(values) for values in lines.values()) > 0.0 and path.name == "equivalence":
-            axes.set_yscale("log")
-            axes.minorticks_off()
-            axes.yaxis.set_major_formatter("{x:g}")
-        axes.grid(alpha=0.3)
-        canvas.legend(loc="outside right upper", fontsize=8)
-        figure = saved(canvas, path.name, title, "")
-    write_bytes(path.with_suffix(".png"), figure.png)
-    write_bytes(path.with_suffix(".svg"), figure.svg)

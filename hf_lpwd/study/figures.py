@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hf_lpwd.study.analysis import MethodResult, decay_curve
-from hf_lpwd.study.compare import Comparison, test_score
+from hf_lpwd.study.comparison import Comparison
+from hf_lpwd.study.image_scores import test_score
 from hf_lpwd.study.plotting import INK, Figure, new_canvas, percent, saved, style
+from hf_lpwd.study.results import MethodResult, decay_curve
 from hf_lpwd.study.stats import Estimate, mean_interval
 from hf_lpwd.study.training_figures import draw_layers, draw_opposing, draw_training
 

@@ -32,6 +32,7 @@ class Question(_Part):
     """A question that the study answers; its comparisons, over all tasks, are one family.
 
     Attributes:
+        name: Questions of one name are one family.
         compare: The sides that are compared, each on its own; empty: every method of the grid.
         to: The side that they are compared to.
         at: ``"best"``: each side at its setting that is best on validation; ``"equal"``: the mean over all
@@ -41,6 +42,7 @@ class Question(_Part):
         margin: Difference in points of accuracy that would matter.
     """
 
+    name: str = ""
     compare: list[Side] = []
     to: Side = DEFAULT_BASELINE
     at: Literal["best", "equal"] = "best"
@@ -97,6 +99,30 @@ def read_plan(path: str) -> Plan | None:
             fault = error.errors()[0]
             reason = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
         raise BadInputError(f"{path}: {PLAN} cannot be read: {reason}") from None
+
+
+def read_questions(given: Any, where: str) -> list[Question]:
+    """Reads the `questions` of a study's file.
+
+    Args:
+        given: What the file holds.
+        where: The file, for errors.
+
+    Raises:
+        BadInputError: It is no list of questions.
+    """
+    if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
+        kind = f"a {type(given).__name__}" if isinstance(given, list | dict) else repr(given)
+        raise BadInputError(f"{where}: questions is {kind}, but must be a list of mappings")
+    questions = []
+    for number, one in enumerate(given, 1):
+        try:
+            questions.append(Question.model_validate(one))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = ".".join(map(str, fault["loc"]))
+            raise BadInputError(f"{where}: questions: {number}: {key}: {fault['msg']}") from None
+    return questions
 
 
 def store_plan(

@@ -113,7 +113,8 @@ def timed_trial(run: RunSpec) -> Trial:
     import torch
 
     from hf_lpwd.study.callbacks import StepTimes
-    from hf_lpwd.study.run import num_steps, quiet_run, quiet_trainer
+    from hf_lpwd.study.run import quiet_run, quiet_trainer
+    from hf_lpwd.study.steps import num_steps
 
     torch.set_num_threads(1)
     started = time.monotonic()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from hf_lpwd.files import write_bytes
 from hf_lpwd.study.analysis import Study, analyse
 from hf_lpwd.study.answer import answers, question_text, sentence
 from hf_lpwd.study.figures import draw_figures, draw_forest
-from hf_lpwd.study.plan import read_plan
+from hf_lpwd.study.plan import Question, read_plan
 from hf_lpwd.study.plotting import Figure
 from hf_lpwd.study.records import load_records
 from hf_lpwd.study.tables import (
@@ -26,17 +26,24 @@ from hf_lpwd.study.tables import (
 )
 
 
-def write_report(path: str, out: str, baseline: str | None = None, margin: float | None = None) -> str:
+def write_report(
+    paths: str | Sequence[str],
+    out: str,
+    baseline: str | None = None,
+    margin: float | None = None,
+    questions: Sequence[Question] | None = None,
+) -> str:
     """Writes the report of records.
 
     Leaves in `out`: ``index.html``, which holds everything and asks nothing of any other host; ``tables/``,
     each table as CSV and Markdown; ``figures/``, each figure as PNG and SVG.
 
     Args:
-        path: Folder of the records, or a file that `pack_records` wrote.
+        paths: Folders of records, or files that `pack_records` wrote; of one also its plan is read.
         out: Folder to write to; files there of the same name are replaced.
         baseline: Method to compare with; see `analyse`.
         margin: Points of accuracy that would matter; see `analyse`.
+        questions: Instead of those of the plan; see `analyse`.
 
     Returns:
         Path of the page.
@@ -44,11 +51,13 @@ def write_report(path: str, out: str, baseline: str | None = None, margin: float
     Raises:
         BadInputError: There are no records to report on, or no such baseline.
     """
-    records = load_records(path)
-    study = analyse(records, read_plan(path), baseline, margin)
+    paths = [paths] if isinstance(paths, str) else paths
+    records = load_records(*paths)
+    plan = read_plan(paths[0]) if len(paths) == 1 else None
+    study = analyse(records, plan, baseline, margin, questions)
     root = Path(out)
     several = len(study.tasks) > 1
-    primary = [c for _, comparisons in study.primary for c in comparisons]
+    primary = study.primary_comparisons
     forest = _saved(root, "", [draw_forest(primary, "differences", "Primary questions", several)])
     sections = []
     for number, task in enumerate(study.tasks, 1):

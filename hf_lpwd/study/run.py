@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 import shutil
 import tempfile
 import time
@@ -17,18 +16,19 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from transformers import PrinterCallback, TrainerCallback, get_scheduler
+from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from hf_lpwd.layer_log import QuietPrinter
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import layer_name
+from hf_lpwd.study.baselines import apply_baseline, baseline_callbacks
 from hf_lpwd.study.callbacks import OpposingPenalty, TestAfterEpoch
 from hf_lpwd.study.config import TOTAL_DECAY, RunSpec
 from hf_lpwd.study.environment import environment, versions
-from hf_lpwd.study.peers import apply_peer, peer_callbacks
-from hf_lpwd.study.records import FORMAT
+from hf_lpwd.study.record import FORMAT
+from hf_lpwd.study.steps import decay_steps
 from hf_lpwd.vision.arguments import arguments_from, parse_args
 from hf_lpwd.vision.data.fingerprint import fingerprints
 from hf_lpwd.vision.data.splits import load_splits
@@ -62,7 +62,7 @@ def compute_record(spec: RunSpec, folder: str) -> dict[str, Any]:
         - `epochs`: validation metrics after each evaluation;
         - `test_accuracy_after_epochs`: for the paper's metric, where the study asked for it;
         - `training`: the training loss as logged;
-        - `layers`: of each layer its rate, and the numbers of scalars in all and decayed;
+        - `layers`: of each layer its rate, and the numbers of parameters in all and decayed;
         - `weight_norms`: steps, and each layer's weight norm at them;
         - `opposing_penalty`: steps, and R_op of each layer at them; without steps where it is not defined;
         - `pairing`: hashes of the initial weights and of the validation rows, equal for equal seeds;
@@ -111,12 +111,12 @@ def _train(spec: RunSpec, folder: str, results: dict[str, Any]) -> None:
     """Trains and evaluates; puts parts of the record into `results` as they are known."""
     total = spec.settings.get(TOTAL_DECAY)
     with quiet_run(spec.flags, "hf-lpwd study", folder, total_decay=total) as (run, args):
-        peer = spec.settings.get("peer")
+        baseline = spec.settings.get("peer")
         pairing = {
             "initial_weights": _hash(_bytes(tensor) for tensor in run.model.state_dict().values()),
             "validation_rows": _hash([run.splits.rows["validation"].tobytes()]),
         }
-        run, optimizer = apply_peer(peer, run, args)
+        run, optimizer = apply_baseline(baseline, run, args)
         results |= {
             "layers": _layers(run),
             "pairing": pairing,
@@ -129,7 +129,7 @@ def _train(spec: RunSpec, folder: str, results: dict[str, Any]) -> None:
         }
         opposing = OpposingPenalty(layer_of_parameter(run))
         # R_op is that of plain decay, which these are not.
-        callbacks: list[Any] = peer_callbacks(peer) or [opposing]
+        callbacks: list[Any] = baseline_callbacks(baseline) or [opposing]
         tested = None
         if spec.settings.get("paper_metric") and "test" in run.images:
             tested = TestAfterEpoch(run.images["test"], args.per_device_eval_batch_size)
@@ -191,42 +191,6 @@ def quiet_run(
             yield prepare(model_args, data_args, args), args
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def decay_steps(args: ImageTrainingArguments, num_rows: int) -> float:
-    """What a weight decay of 1 adds up to over a run: the sum of the learning rates of its steps.
-
-    With decay that is independent of the learning rate, the number of steps.
-
-    Args:
-        args: How to train.
-        num_rows: Training images.
-    """
-    total = num_steps(args, num_rows)
-    if args.decay_coupling == "independent":
-        return float(total)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
-    scheduler = get_scheduler(
-        args.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=args.get_warmup_steps(total),
-        num_training_steps=total,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
-    )
-    rates = []
-    for _ in range(total):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return math.fsum(rates)
-
-
-def num_steps(args: ImageTrainingArguments, num_rows: int) -> int:
-    """Optimizer steps of a run on so many training images."""
-    batches = num_rows / args.train_batch_size
-    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
-    steps = max(1, math.ceil(batches / args.gradient_accumulation_steps))
-    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
 
 
 def quiet_trainer(

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from hf_lpwd.study.analysis import Study
-from hf_lpwd.study.compare import Comparison
-from hf_lpwd.study.records import Record
+from hf_lpwd.study.comparison import Comparison
+from hf_lpwd.study.record import Record
 from hf_lpwd.study.stats import Estimate
 from hf_lpwd.study.tasks import setting_of
 

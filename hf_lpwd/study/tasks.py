@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from hf_lpwd.study.methods import METHOD_FLAGS, PEERS
+from hf_lpwd.study.methods import BASELINES, METHOD_FLAGS
 from hf_lpwd.study.plan import Plan
-from hf_lpwd.study.records import Record
+from hf_lpwd.study.record import Record
 
 _RATES = ("weight_decay", "total_decay", "learning_rate")
 _MODEL = ("model_name_or_path", "model_type", "config_name")
-_CONTROLS = {name.replace("_", " ") for name in PEERS} - {"adamw uniform", "reverse"}
+_CONTROLS = {name.replace("_", " ") for name in BASELINES} - {"adamw uniform", "reverse"}
 
 
 class Setting(NamedTuple):
@@ -188,14 +188,14 @@ def _names(tasks: list[dict[str, Any]], groups: list[list[Record]]) -> list[str]
             (_last_part(task[n]) for n in _MODEL if task.get(n)), "default model"
         )
         names.append(f"{data}, {model}")
-    if len(set(names)) < len(names):
+    for name in {name for name in names if names.count(name) > 1}:
+        places = [i for i, other in enumerate(names) if other == name]
+        alike = [tasks[i] for i in places]
         varied = sorted(
-            key for key in set().union(*tasks) if len({json.dumps(task.get(key)) for task in tasks}) > 1
+            key for key in set().union(*alike) if len({json.dumps(task.get(key)) for task in alike}) > 1
         )
-        names = [
-            f"{name} ({', '.join(f'{key}={task.get(key)}' for key in varied)})"
-            for name, task in zip(names, tasks, strict=True)
-        ]
+        for i in places:
+            names[i] = f"{name} ({', '.join(f'{key}={tasks[i].get(key)}' for key in varied)})"
     return names
 
 

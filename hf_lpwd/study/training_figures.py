@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hf_lpwd.study.analysis import MethodResult
 from hf_lpwd.study.plotting import Figure, new_canvas, saved, style
-from hf_lpwd.study.records import Record
+from hf_lpwd.study.record import Record
+from hf_lpwd.study.results import MethodResult
 
 
 def draw_layers(results: Sequence[MethodResult]) -> Figure | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging
 
-from hf_lpwd.files import FACTS
+from hf_lpwd.files import RUN_FACTS
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.decoding import Scale, read_images
 from hf_lpwd.vision.data.transforms import ImageTransform
@@ -108,8 +108,8 @@ def saved_scale(run: Path) -> Scale | None:
     """Returns which stored values of more than 8 bits are white in a run's images; None if it does not say.
 
     Args:
-        run: The output folder of a finished run, or one of its checkpoints.
+        run: The output folder of a run, or one of its checkpoints.
     """
-    file = next((folder / FACTS for folder in (run, run.parent) if (folder / FACTS).is_file()), None)
+    file = next((folder / RUN_FACTS for folder in (run, run.parent) if (folder / RUN_FACTS).is_file()), None)
     images = (json.loads(file.read_text("utf-8")).get("data") or {}).get("images") if file else None
     return Scale(**images["scale"]) if images and images["scale"] else None

@@ -71,7 +71,7 @@ def evaluate_splits(
             rows=data.rows,
             scale=data.facts.images.scale if data.facts.images else None,
             skip_bad_images=data_args.skip_bad_images,
-            unfinished=finishes_later(training_args.device),
+            unfinished=finishes_later(training_args.device) or None,
         )
         for prefix, data in found.items()
     }
@@ -88,7 +88,6 @@ def evaluate_splits(
     if trainer.is_world_process_zero():
         write_record(output_dir, settings)
     for prefix, part in images.items():
-        part.unfinished = part.unfinished or not part.in_memory
         values = trainer.evaluate(part, metric_key_prefix=prefix)
         trainer.save_metrics(prefix, values)
         if trainer.is_world_process_zero():

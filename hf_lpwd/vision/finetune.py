@@ -18,7 +18,8 @@ from transformers.utils import logging
 from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
 from hf_lpwd.checkpoints.run_folder import sole_use
 from hf_lpwd.checkpoints.run_record import write_record
-from hf_lpwd.files import write_bytes, write_json
+from hf_lpwd.decay_report import DecayReport
+from hf_lpwd.files import RUN_FACTS, write_bytes, write_json
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.vision.curves import draw_curves
@@ -100,7 +101,8 @@ def _finetune(
     except ValueError as error:
         raise BadInputError(str(error)) from error
     # The push comes first, so that it sees the last checkpoint of a stopped run.
-    callbacks = [*([push] if push else []), stop, StopWhereNotFinite()]
+    decay = DecayReport(quiet=True)
+    callbacks = [*([push] if push else []), stop, StopWhereNotFinite(), decay]
     with push or nullcontext():
         trainer = make_trainer(run, training_args, callbacks)
         EpochLines((run.facts or run.splits.facts).describe()).print_instead_of(trainer)
@@ -111,7 +113,7 @@ def _finetune(
             train(trainer)
         metrics = evaluate(run, trainer)
         if trainer.is_world_process_zero():
-            write_results(run, trainer, metrics)
+            write_results(run, trainer, metrics, (model_args, data_args, training_args), decay)
             _print_results(run, trainer, metrics)
             if push:
                 print(f"pushed: {push.finish()}")
@@ -190,16 +192,24 @@ def _write_what_it_will_do(run: Run, parts: tuple[Any, ...]) -> None:
     folder = Path(str(parts[-1].output_dir))
     write_bytes(folder / RUN_YAML, run_yaml(parts).encode())
     if run.facts is not None:
-        write_json(folder / "run_facts.json", run.facts.to_dict())
+        write_json(folder / RUN_FACTS, run.facts.to_dict())
 
 
-def write_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str, float]]) -> None:
+def write_results(
+    run: Run,
+    trainer: ImageTrainer,
+    metrics: dict[str, dict[str, float]],
+    parts: tuple[Any, ...],
+    decay: DecayReport,
+) -> None:
     """Writes the layer rates, the curves and the model card into the output folder.
 
     Args:
         run: From `prepare`.
         trainer: After training.
         metrics: From `evaluate`.
+        parts: The model's, the data's and the training's arguments.
+        decay: What was measured of the optimizer.
     """
     folder = Path(str(trainer.args.output_dir))
     # The plan that the optimizer was made from, if one was made.
@@ -207,11 +217,12 @@ def write_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str, 
     write_json(folder / "layer_rates.json", run.plan.to_dict())
     if trainer.args.do_train:
         write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
-        write_card(folder, card_facts(run, metrics, trainer.args))
+        findings = decay.measurement.findings if decay.measurement else None
+        write_card(folder, card_facts(run, metrics, parts, findings))
 
 
 def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | None:
-    """Returns the checkpoint to go on from; a run killed before its first one starts anew by itself."""
+    """Returns the checkpoint to go on from; a run killed before its first one starts again by itself."""
     checkpoint = named_checkpoint(args)
     if checkpoint is not True:
         return checkpoint or None
@@ -233,7 +244,8 @@ def _print_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str,
     ]
     if "test" not in run.images:
         accuracies.append("no labelled test split")
-    print(f"{', '.join(accuracies)}; saved in {folder}")
+    # What was decided about the data, such as which folders are the classes, bears on these figures.
+    print("; ".join([", ".join(accuracies), *run.splits.facts.notes, f"saved in {folder}"]))
     if trainer.args.do_train:
         print(f"next: hf-lpwd predict {shlex.quote(str(folder))} IMAGES")
 

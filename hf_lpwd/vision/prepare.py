@@ -10,8 +10,8 @@ from torch import nn
 from transformers import set_seed
 from transformers.utils import logging
 
-from hf_lpwd.checkpoints.run_folder import LENGTH, check_run
-from hf_lpwd.checkpoints.run_record import CHANGES, read_record
+from hf_lpwd.checkpoints.run_folder import check_run
+from hf_lpwd.checkpoints.run_record import CHANGES, LENGTH, read_record
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.factory import optimizer_from_plan
 from hf_lpwd.plan import LayerPlan, plan_layers

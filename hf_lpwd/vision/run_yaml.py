@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from enum import Enum
 from importlib import metadata
 from typing import Any
@@ -22,8 +22,8 @@ _LEFT_OUT = {
 _LIBRARIES = ("hf-lpwd", "torch", "transformers", "datasets", "timm")
 
 
-def run_yaml(parts: Iterable[Any]) -> str:
-    """Writes settings as YAML, without those that have their defaults.
+def changed_settings(parts: Sequence[Any]) -> dict[str, Any]:
+    """Returns the settings that differ from their defaults, and the seed, as YAML and JSON can hold them.
 
     Args:
         parts: `ModelArguments`, `DataTrainingArguments` and `ImageTrainingArguments`.
@@ -38,6 +38,12 @@ def run_yaml(parts: Iterable[Any]) -> str:
                 settings[field.name] = value
     # The seed makes a run another run, so that it stands here even where it is the default.
     settings["seed"] = next(part.seed for part in parts if hasattr(part, "seed"))
-    plain = json.loads(json.dumps(settings, default=str))
+    return json.loads(json.dumps(settings, default=str))
+
+
+def run_yaml(parts: Sequence[Any]) -> str:
+    """Writes `changed_settings` as YAML."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in _LIBRARIES)
-    return f"# hf-lpwd train --config {RUN_YAML}  ({versions})\n" + yaml.safe_dump(plain, sort_keys=False)
+    return f"# hf-lpwd train --config {RUN_YAML}  ({versions})\n" + yaml.safe_dump(
+        changed_settings(parts), sort_keys=False
+    )

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from killed_runs import reported
 from small_trainers import (
     CheckpointingTrainer,
     assert_same,
@@ -152,20 +153,6 @@ def write_everything(trainer, resume=None):
     trainer.save_metrics("eval", trainer.evaluate())
 
 
-TIMES = ("_runtime", "_per_second", "_model_preparation_time")
-
-
-def results(folder):
-    """What a run has written of itself, apart from times."""
-    found = [json.loads((folder / f"{name}.json").read_text()) for name in ("trainer_state", "all_results")]
-    for entry in [found[1], *found[0]["log_history"]]:
-        for name in [name for name in entry if name.endswith(TIMES)]:
-            # True, or not there.
-            assert entry.pop(name) > 0
-    found[0]["best_model_checkpoint"] = Path(found[0]["best_model_checkpoint"]).name
-    return found
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
@@ -197,7 +184,7 @@ def test_killed_anywhere_and_resumed_it_reports_the_same(whole, tmp_path, name, 
     with pytest.raises(KilledError):
         write_everything(trainer)
     write_everything(make_scored(tmp_path, **BEST), resume=bool(checkpoints(tmp_path)) or None)
-    assert results(tmp_path) == results(whole)
+    assert reported(tmp_path) == reported(whole)
     for file in ("model.safetensors", "eval_results.json"):
         assert (tmp_path / file).exists()
     assert (tmp_path / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

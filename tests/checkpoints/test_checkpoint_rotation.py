@@ -62,6 +62,13 @@ def test_only_what_the_run_made_is_removed(tmp_path):
     assert [path.name for path in checkpoints_in(tmp_path)] == [f"checkpoint-{n}" for n in (6, 12, 15, 30)]
 
 
+def test_a_run_that_goes_on_longer_or_on_other_devices_removes_its_older_checkpoints(tmp_path):
+    make_folders(tmp_path, [5], {"seed": 1, "num_train_epochs": 1.0, "devices": 2})
+    make_folders(tmp_path, [10], {"seed": 1, "num_train_epochs": 3.0, "devices": 1})
+    remove_oldest(tmp_path, 1, tmp_path / "checkpoint-10")
+    assert names(tmp_path) == ["checkpoint-10"]
+
+
 def test_killed_while_it_removes_one_none_is_half_there(tmp_path, monkeypatch):
     folder = make_folders(tmp_path, [5, 10, 15])
 

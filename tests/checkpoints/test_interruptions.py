@@ -1,4 +1,4 @@
-"""Runs of `hf-lpwd train` that are killed or stopped, and resumed: their results are those of whole runs."""
+"""Runs of `hf-lpwd train` that are killed or stopped, and resumed: they end as uninterrupted runs do."""
 
 import random
 import signal
@@ -54,7 +54,7 @@ def test_twenty_kills_at_random_moments(runs, whole, timing):
     other, seconds = whole(timing)
     flags = ["--decay_timing", timing]
     draw = random.Random(timing)
-    amid_writing = 0
+    during_a_write = 0
     for kill in range(20):
         name = f"{timing}-{kill}"
         moment = (
@@ -63,13 +63,13 @@ def test_twenty_kills_at_random_moments(runs, whole, timing):
             else {"write": draw.randint(1, 13), "delay": draw.uniform(0.0, 0.015)}
         )
         _, unfinished, _, _ = runs(name, *flags, end=signal.SIGKILL, **moment)
-        amid_writing += unfinished
+        during_a_write += unfinished
         runs.assert_whole(name)
         code, _, log, _ = runs.resume(name, *flags)
         assert code == 0, log
         runs.assert_same(name, other)
-    assert amid_writing >= 3
-    print(f"{timing}: 20 of 20, {amid_writing} while a checkpoint was written")
+    assert during_a_write >= 3
+    print(f"{timing}: 20 of 20, {during_a_write} while a checkpoint was written")
 
 
 def test_killed_before_the_results_are_written_nothing_is_trained_again(runs, whole):
@@ -78,11 +78,11 @@ def test_killed_before_the_results_are_written_nothing_is_trained_again(runs, wh
     for name in ("model.safetensors", "test_results.json", "README.md", "trainer_state.json"):
         (runs.folder / "results" / name).unlink()
     code, _, log, _ = runs.resume("results", "--decay_timing", "pwd")
-    assert (code, "'loss':" in log) == (0, False), log
+    assert (code, "  loss " in log) == (0, False), log
     runs.assert_same("results", other)
 
 
-def test_before_the_first_checkpoint_a_resumed_run_starts_anew(runs, whole):
+def test_before_the_first_checkpoint_a_resumed_run_starts_over(runs, whole):
     code, _, log, _ = runs.resume("early")
     assert code == 0
     assert "early has no complete checkpoint: the run starts from the beginning" in log

@@ -78,7 +78,7 @@ def test_resuming_goes_on_from_the_last_complete_checkpoint(run_folder, finished
     assert checkpoints.damage(str(run_folder / "checkpoint-20")) is None
 
 
-def test_without_a_whole_checkpoint_the_trainer_refuses(run_folder):
+def test_without_a_complete_checkpoint_the_trainer_refuses(run_folder):
     for step in (5, 10, 15, 20):
         (run_folder / f"checkpoint-{step}" / "scheduler.pt").unlink()
     with pytest.raises(ValueError, match="has no complete checkpoint"):
@@ -179,7 +179,7 @@ def contents(folder):
     return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_a_damaged_one_named_explicitly_is_refused_and_a_whole_one_named(run_folder):
+def test_a_damaged_one_named_explicitly_is_refused_and_a_complete_one_named(run_folder):
     truncate(run_folder / "checkpoint-20" / "optimizer.pt")
     garble(run_folder / "checkpoint-15" / "model.safetensors")
     before = contents(run_folder)
@@ -241,7 +241,7 @@ def test_resumed_from_its_last_checkpoint_it_takes_no_further_step(tmp_path, sav
     ("step", "strategy"), [(4, "steps"), (4, "epoch"), (6, "epoch"), (6, "no"), (20, "steps"), (20, "epoch")]
 )
 def test_stopped_by_a_signal_it_resumes_exactly(tmp_path, step, strategy):
-    """Step 4 is amid an epoch, 6 an epoch's last one, 20 the run's."""
+    """Step 4 is in the middle of an epoch, 6 an epoch's last one, 20 the run's."""
     flags = {"save_strategy": strategy, "save_steps": 4, "eval_strategy": strategy, "eval_steps": 4}
     flags |= {"load_best_model_at_end": strategy != "no", "metric_for_best_model": "loss", "warmup_steps": 1}
     whole_run = make_checkpointing(tmp_path / "whole", **flags)

@@ -10,7 +10,7 @@ from small_runs import train
 from transformers import pipeline
 
 from hf_lpwd.cli import main
-from hf_lpwd.vision.data.sources import load_digits as digits_splits
+from hf_lpwd.vision.data.digits import load_digits as digits_splits
 
 DIGITS = load_digits()
 
@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_named_counted_and_left_out(run, tmp_path, capsys
     assert results_in(tmp_path / "out")["images"] == 19
     assert results_in(tmp_path / "out")["unreadable"] == [f"train row 0 ({bad})"]
     lines = capsys.readouterr().err.splitlines()
-    assert f"hf-lpwd evaluate: train row 0 ({bad}) cannot be read: not a picture in a known format" in lines
+    assert f"hf-lpwd evaluate: train row 0 ({bad}) cannot be read: not an image in a known format" in lines
     assert "hf-lpwd evaluate: 1 of 20 images could not be read and are left out" in lines
 
 
@@ -132,7 +132,7 @@ def test_images_without_a_label_are_refused_or_left_out_by_request(run, tmp_path
 def test_a_class_that_the_model_lacks_is_refused(run, tmp_path, capsys):
     write_folder(tmp_path / "data", range(20), name=lambda digit: "zero" if digit == 0 else str(digit))
     assert main(["evaluate", str(run), str(tmp_path / "data")]) == 2
-    assert "2 images are in unknown class folder 'zero'" in capsys.readouterr().err
+    assert "'zero' (2 images)" in capsys.readouterr().err
     data = parquet(tmp_path / "some.parquet", ["1", "zero", "zero"])
     assert main(["evaluate", str(run), data]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (

@@ -75,7 +75,7 @@ def test_what_cannot_be_read_is_named_and_counted(run, images, tmp_path, capsys)
     assert (
         lines[0] == f"hf-lpwd predict: {images}: left out: file without an extension (1), document .txt (1)"
     )
-    assert lines[1] == f"hf-lpwd predict: {images / 'a.png'} cannot be read: not a picture in a known format"
+    assert lines[1] == f"hf-lpwd predict: {images / 'a.png'} cannot be read: not an image in a known format"
     assert lines[2].startswith(f"hf-lpwd predict: {images / 'small.PNG'} cannot be read: ")
     assert lines[3:] == [f"hf-lpwd predict: 4 of 6 images classified, in {out}"]
     assert [row["image"] for row in rows_of(out.read_text())] == [
@@ -86,9 +86,9 @@ def test_what_cannot_be_read_is_named_and_counted(run, images, tmp_path, capsys)
 def test_deep_images_are_scaled_as_in_training(run, tmp_path, capsys):
     """Alone, an image of values up to 900 would be taken for one of 10 bits."""
     folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
-    facts = json.loads((folder / "card.json").read_text())
+    facts = json.loads((folder / "run_facts.json").read_text())
     facts["data"]["images"]["scale"] = {"integers": 4095, "floats": 1}
-    (folder / "card.json").write_text(json.dumps(facts))
+    (folder / "run_facts.json").write_text(json.dumps(facts))
     values = np.random.default_rng(0).integers(0, 901, (8, 8))
     Image.fromarray(values.astype(np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray(np.rint(values * (255 / 4095)).astype(np.uint8)).save(tmp_path / "flat.png")

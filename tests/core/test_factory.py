@@ -136,6 +136,7 @@ def test_no_fused_kernel_without_a_device():
         ({"no_decay_pattern": "bias", "decay_all": True}, ValueError, "drop one"),
         ({"optimizer_cls": torch.optim.LBFGS}, TypeError, "LBFGS cannot be wrapped"),
         ({"optimizer_cls": lpwd_optimizer_factory}, TypeError, "must be a class derived from"),
+        ({"optimizer_cls": torch.optim.SGD([torch.ones(1)])}, TypeError, "not an object of SGD"),
     ],
 )
 def test_bad_input_is_named(kwargs, error, message):

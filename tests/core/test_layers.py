@@ -8,6 +8,7 @@ from collections import OrderedDict
 import pytest
 import timm
 import torch
+from layer_columns import layers_of, modules_of, stacks_of
 from timm.models import group_parameters
 from tiny_models import TINY_MODELS, HandWritten, ResidualBlock, partitioned, tiny_inputs
 from torch import nn
@@ -116,14 +117,6 @@ EXPECTED = {
         "resnet.encoder.stages.3.layers.0": 5,
         "classifier": 6,
     },
-    # The decoder of the masked-language head is tied to the word embeddings, so its weight has index 0.
-    "bert": {"bert.embeddings": 0, **_blocks("bert.encoder.layer.{}"), "cls": 4},
-    "gpt2": {
-        "transformer.wte": 0,
-        "transformer.wpe": 0,
-        **_blocks("transformer.h.{}"),
-        "transformer.ln_f": 4,
-    },
     "timm_vit": _TIMM_VIT,
     "timm_deit": _TIMM_VIT,
     "timm_deit_distilled": {**_TIMM_VIT, "dist_token": 0, "head_dist": 4},
@@ -169,34 +162,6 @@ EXPECTED = {
     "hand_written": {"project": 0, **_blocks("body.{}"), "last_norm": 4, "out": 4},
 }
 
-EXPECTED_STACKS = {
-    "t5": {
-        "shared": ("encoder", 0),
-        "encoder.block.0": ("encoder", 1),
-        "encoder.block.1": ("encoder", 2),
-        "encoder.final_layer_norm": ("encoder", 3),
-        "decoder.block.0": ("decoder", 1),
-        "decoder.block.1": ("decoder", 2),
-        "decoder.block.2": ("decoder", 3),
-        "decoder.final_layer_norm": ("decoder", 4),
-    },
-    "clip": {
-        "logit_scale": ("text_model", 3),
-        "text_model.embeddings": ("text_model", 0),
-        "text_model.encoder.layers.0": ("text_model", 1),
-        "text_model.encoder.layers.1": ("text_model", 2),
-        "text_model.final_layer_norm": ("text_model", 3),
-        "text_projection": ("text_model", 3),
-        "vision_model.embeddings": ("vision_model", 0),
-        "vision_model.pre_layrnorm": ("vision_model", 0),
-        "vision_model.encoder.layers.0": ("vision_model", 1),
-        "vision_model.encoder.layers.1": ("vision_model", 2),
-        "vision_model.encoder.layers.2": ("vision_model", 3),
-        "vision_model.post_layernorm": ("vision_model", 4),
-        "visual_projection": ("vision_model", 4),
-    },
-}
-
 
 def _expanded(expected, names):
     """Parameter name -> what `expected` says of the module that it is in."""
@@ -221,22 +186,11 @@ def models():
 def test_single_stack_has_exactly_these_indices(models, name):
     layer_map = layer_index_map(models[name])
     names = [parameter_name for parameter_name, _ in models[name].named_parameters()]
-    assert layer_map.index_by_name == _expanded(EXPECTED[name], names)
-    assert list(layer_map.index_by_name) == names
+    assert layers_of(layer_map) == _expanded(EXPECTED[name], names)
+    assert list(layers_of(layer_map)) == names
     assert layer_map.num_layers == max(EXPECTED[name].values())
     assert layer_map.num_layers_by_stack == {"": layer_map.num_layers}
-    assert layer_map.stack_by_name == dict.fromkeys(names, "")
-
-
-@pytest.mark.parametrize("name", EXPECTED_STACKS)
-def test_towers_encoder_and_decoder_count_apart(models, name):
-    layer_map = layer_index_map(models[name])
-    expected = _expanded(EXPECTED_STACKS[name], layer_map.index_by_name)
-    assert layer_map.stack_by_name == {key: stack for key, (stack, _) in expected.items()}
-    assert layer_map.index_by_name == {key: index for key, (_, index) in expected.items()}
-    sizes = {stack: max(i for s, i in expected.values() if s == stack) for stack, _ in expected.values()}
-    assert layer_map.num_layers_by_stack == sizes
-    assert layer_map.num_layers == 4
+    assert stacks_of(layer_map) == dict.fromkeys(names, "")
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
@@ -244,9 +198,8 @@ def test_blocks_run_in_the_order_of_their_indices(name):
     model = TINY_MODELS[name]().eval()
     layer_map = layer_index_map(model)
     blocks = {}
-    for parameter_name, reason in layer_map.reason_by_name.items():
+    for stack, index, reason in layer_map.places.values():
         if reason.startswith("block "):
-            stack, index = layer_map.stack_by_name[parameter_name], layer_map.index_by_name[parameter_name]
             blocks[reason.removeprefix("block ")] = stack, index
     ran = {stack: [] for stack in layer_map.num_layers_by_stack}
     for path, (stack, index) in blocks.items():
@@ -263,7 +216,7 @@ def _sizes(model):
     layer_map = layer_index_map(model)
     counts = [0] * (layer_map.num_layers + 1)
     for name, parameter in model.named_parameters():
-        counts[layer_map.index_by_name[name]] += parameter.numel()
+        counts[layer_map.places[name].layer] += parameter.numel()
     return counts
 
 
@@ -290,9 +243,9 @@ def test_agrees_with_timm(models, name):
     groups = group_parameters(model, model.group_matcher(coarse=False))
     theirs = {key: index for index, keys in groups.items() for key in keys}
     ours = layer_index_map(model)
-    assert theirs.keys() == ours.index_by_name.keys()
+    assert theirs.keys() == layers_of(ours).keys()
     assert max(theirs.values()) == ours.num_layers
-    differing = {key for key, index in ours.index_by_name.items() if theirs[key] != index}
+    differing = {key for key, index in layers_of(ours).items() if theirs[key] != index}
     assert differing == ({"norm.weight", "norm.bias"} & theirs.keys())
 
 
@@ -314,8 +267,8 @@ def test_renamed_containers_and_blocks_give_the_same_indices(name):
     with torch.device("meta"):
         plain, renamed = TINY_MODELS[name](), _renamed(TINY_MODELS[name]())
     expected, found = layer_index_map(plain), layer_index_map(renamed)
-    assert list(found.index_by_name.values()) == list(expected.index_by_name.values())
-    assert set(found.index_by_name).isdisjoint(expected.index_by_name)
+    assert list(layers_of(found).values()) == list(layers_of(expected).values())
+    assert set(layers_of(found)).isdisjoint(layers_of(expected))
 
 
 # Here the class alone tells what is a downsampling layer.
@@ -324,14 +277,14 @@ def test_renamed_attributes_give_the_same_indices(name):
     with torch.device("meta"):
         plain, renamed = TINY_MODELS[name](), _renamed(TINY_MODELS[name](), classes_too=False)
     expected, found = layer_index_map(plain), layer_index_map(renamed)
-    assert list(found.index_by_name.values()) == list(expected.index_by_name.values())
-    modules = {key for key in found.index_by_name if "." in key}
+    assert list(layers_of(found).values()) == list(layers_of(expected).values())
+    modules = {key for key in layers_of(found) if "." in key}
     assert modules
-    assert modules.isdisjoint(expected.index_by_name)
+    assert modules.isdisjoint(layers_of(expected))
 
 
 def test_reasons_name_the_block_and_what_surrounds_it(models):
-    reasons = layer_index_map(models["swin"]).reason_by_name
+    reasons = modules_of(layer_index_map(models["swin"]))
     assert reasons["swin.embeddings.norm.weight"] == "stem"
     assert reasons["swin.encoder.layers.0.blocks.0.mlp.fc1.weight"] == "block swin.encoder.layers.0.blocks.0"
     assert (
@@ -340,7 +293,7 @@ def test_reasons_name_the_block_and_what_surrounds_it(models):
     )
     assert reasons["swin.layernorm.weight"] == "final norm"
     assert reasons["classifier.weight"] == "head"
-    assert layer_index_map(models["beit"]).reason_by_name["beit.pooler.layernorm.weight"] == "pooler"
+    assert modules_of(layer_index_map(models["beit"]))["beit.pooler.layernorm.weight"] == "pooler"
 
 
 @pytest.mark.parametrize(
@@ -375,8 +328,8 @@ class _Wrapper(nn.Module):
 @pytest.mark.parametrize("name", ["vit", "swin", "clip", "timm_wrapper_swin"])
 def test_wrappers_change_nothing_but_the_names(models, name, prefix):
     plain, wrapped = layer_index_map(models[name]), layer_index_map(_Wrapper(prefix, models[name]))
-    assert wrapped.index_by_name == {f"{prefix}.{k}": v for k, v in plain.index_by_name.items()}
-    assert wrapped.stack_by_name == {f"{prefix}.{k}": v for k, v in plain.stack_by_name.items()}
+    assert layers_of(wrapped) == {f"{prefix}.{k}": v for k, v in layers_of(plain).items()}
+    assert stacks_of(wrapped) == {f"{prefix}.{k}": v for k, v in stacks_of(plain).items()}
     assert wrapped.num_layers_by_stack == plain.num_layers_by_stack
 
 
@@ -410,7 +363,7 @@ def _with_lora(model):
 def test_adapters_have_the_index_of_their_block():
     with torch.device("meta"):
         model = _with_lora(TINY_MODELS["vit"]())
-    index = layer_index_map(model).index_by_name
+    index = layers_of(layer_index_map(model))
     adapters = [name for name in index if "lora_" in name]
     assert len(adapters) == 3 * 6 * 2
     for name in adapters:
@@ -422,9 +375,9 @@ def test_adapters_have_the_index_of_their_block():
 
 def test_compiled_blocks_are_seen_through():
     model = HandWritten()
-    expected = layer_index_map(model).index_by_name
+    expected = layers_of(layer_index_map(model))
     model.body = nn.ModuleList([_Wrapper("_orig_mod", block) for block in model.body])
-    found = layer_index_map(model).index_by_name
+    found = layers_of(layer_index_map(model))
     assert {unwrap_name(name): index for name, index in found.items()} == expected
 
 
@@ -439,7 +392,7 @@ class _Network(nn.Module):
 
 def _indices(model):
     """Child path up to the block -> index, for comparison with a literal."""
-    return {name.removesuffix(".weight"): i for name, i in layer_index_map(model).index_by_name.items()}
+    return {name.removesuffix(".weight"): i for name, i in layers_of(layer_index_map(model)).items()}
 
 
 def _linear(count=1):
@@ -479,7 +432,7 @@ class _Mixture(nn.Module):
 def test_experts_belong_to_their_block(experts):
     layers = nn.ModuleList([_Mixture(count) for count in experts])
     model = _Network(stem=nn.Linear(4, 8), layers=layers, head=nn.Linear(8, 2))
-    indices = layer_index_map(model).index_by_name
+    indices = layers_of(layer_index_map(model))
     expected = {f"layers.{i}": i + 1 for i in range(len(experts))}
     assert indices == _expanded({"stem": 0, **expected, "head": len(experts) + 1}, indices)
 
@@ -493,7 +446,7 @@ def test_stage_lists_side_by_side():
         layer_norm=nn.ModuleList([nn.LayerNorm(width, bias=False) for width in widths]),
         classifier=nn.Linear(12, 2, bias=False),
     )
-    indices = layer_index_map(model).index_by_name
+    indices = layers_of(layer_index_map(model))
     expected = {
         **{f"patch_embeddings.{i}": index for i, index in enumerate((0, 3, 5))},
         **{f"block.{i}.{j}": 1 + 2 * i + j for i in range(3) for j in range(2)},
@@ -506,7 +459,7 @@ def test_stage_lists_side_by_side():
 def test_numbered_attributes_are_a_list():
     blocks = {f"block{i}": ResidualBlock(8) for i in range(1, 4)}
     model = _Network(conv=nn.Linear(4, 8), **blocks, fc=nn.Linear(8, 2))
-    indices = layer_index_map(model).index_by_name
+    indices = layers_of(layer_index_map(model))
     assert indices == _expanded({"conv": 0, "block1": 1, "block2": 2, "block3": 3, "fc": 4}, indices)
 
 
@@ -517,7 +470,7 @@ def test_plain_chain_of_layers():
 
 def test_sequential_around_a_backbone():
     model = nn.Sequential(HandWritten(), nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)))
-    indices = layer_index_map(model).index_by_name
+    indices = layers_of(layer_index_map(model))
     expected = {
         "0.project": 0,
         "0.body.0": 1,
@@ -532,12 +485,12 @@ def test_sequential_around_a_backbone():
 
 def test_backbone_in_a_module_that_is_called_as_a_stem():
     model = _Network(embedder=HandWritten(), classifier=nn.Linear(3, 3))
-    assert layer_index_map(model).index_by_name["embedder.body.2.up.weight"] == 3
+    assert layers_of(layer_index_map(model))["embedder.body.2.up.weight"] == 3
 
 
 def test_system_is_no_stem():
     model = _Network(stem=nn.Linear(4, 8), system=nn.ModuleList([ResidualBlock(8) for _ in range(2)]))
-    assert layer_index_map(model).index_by_name["system.1.up.weight"] == 2
+    assert layers_of(layer_index_map(model))["system.1.up.weight"] == 2
 
 
 def test_partitioned_weights_have_their_full_shape():
@@ -560,14 +513,14 @@ def test_torch_transformer_has_two_stacks():
     )
     layer_map = layer_index_map(model)
     assert layer_map.num_layers_by_stack == {"encoder": 3, "decoder": 4}
-    assert layer_map.index_by_name["decoder.layers.2.linear1.weight"] == 3
+    assert layers_of(layer_map)["decoder.layers.2.linear1.weight"] == 3
 
 
 def test_tied_parameter_has_its_first_index():
     model = HandWritten(width=4)
     model.out.weight = nn.Parameter(torch.zeros(4, 4))
     model.project.weight = model.out.weight
-    index = layer_index_map(model).index_by_name
+    index = layers_of(layer_index_map(model))
     assert index["project.weight"] == 0
     assert "out.weight" not in index
 
@@ -576,13 +529,13 @@ def test_head_that_is_registered_before_the_embedding_it_is_tied_to():
     model = _Network(out=nn.Linear(4, 8, bias=False), stem=nn.Linear(4, 8), body=HandWritten().body)
     model.stem.weight = model.out.weight
     layer_map = layer_index_map(model)
-    assert layer_map.index_by_name["out.weight"] == 0
+    assert layers_of(layer_map)["out.weight"] == 0
     model = _Network(head=nn.Linear(4, 8, bias=False), stem=nn.Linear(4, 8), body=HandWritten().body)
-    assert layer_index_map(model).index_by_name["head.weight"] == 4
+    assert layers_of(layer_index_map(model))["head.weight"] == 4
     model.stem.weight = model.head.weight
     layer_map = layer_index_map(model)
-    assert layer_map.index_by_name["head.weight"] == 0
-    assert layer_map.reason_by_name["head.weight"] == "stem"
+    assert layers_of(layer_map)["head.weight"] == 0
+    assert modules_of(layer_map)["head.weight"] == "stem"
 
 
 def test_model_without_repeated_blocks_is_refused():
@@ -599,16 +552,16 @@ RULES = {r"project\..*": "stem", r"body\.(\d+)\..*": "block", r"(last_norm|out)\
 def test_rules_number_blocks_as_integers():
     model = HandWritten(depth=12)
     by_rules, found = layer_index_map(model, RULES), layer_index_map(model)
-    assert by_rules.index_by_name == found.index_by_name
+    assert layers_of(by_rules) == layers_of(found)
     assert by_rules.num_layers_by_stack == {"": 13}
-    assert by_rules.index_by_name["body.10.up.weight"] == 11
-    assert by_rules.reason_by_name["body.10.up.weight"] == r"rule 'body\\.(\\d+)\\..*'"
+    assert layers_of(by_rules)["body.10.up.weight"] == 11
+    assert modules_of(by_rules)["body.10.up.weight"] == r"rule 'body\\.(\\d+)\\..*'"
 
 
 def test_rules_match_names_without_wrappers():
     model = _Wrapper("module", HandWritten())
-    expected = {f"module.{k}": v for k, v in layer_index_map(HandWritten()).index_by_name.items()}
-    assert layer_index_map(model, RULES).index_by_name == expected
+    expected = {f"module.{k}": v for k, v in layers_of(layer_index_map(HandWritten())).items()}
+    assert layers_of(layer_index_map(model, RULES)) == expected
 
 
 def test_rules_of_several_captured_numbers_sort_by_all():
@@ -616,12 +569,12 @@ def test_rules_of_several_captured_numbers_sort_by_all():
         model = TINY_MODELS["timm_swin"]()
     rules = {r"patch_embed\..*": "stem", r"layers\.(\d+)\.blocks\.(\d+)\..*": "block"}
     rules |= {r"layers\.1\.downsample\..*": 2, r"layers\.2\.downsample\..*": 4, ".*": "head"}
-    assert layer_index_map(model, rules).index_by_name == layer_index_map(model).index_by_name
+    assert layers_of(layer_index_map(model, rules)) == layers_of(layer_index_map(model))
 
 
 def test_exact_name_goes_before_an_expression_and_the_first_expression_wins():
     rules = {".*bias": "head", r"body\.(\d+)\..*": "block", ".*": "stem", "body.0.up.weight": "head"}
-    index = layer_index_map(HandWritten(), rules).index_by_name
+    index = layers_of(layer_index_map(HandWritten(), rules))
     assert index["body.0.up.weight"] == 4
     assert index["body.0.up.bias"] == 4
     assert index["body.0.down.weight"] == 1
@@ -639,7 +592,7 @@ def test_exact_name_goes_before_an_expression_and_the_first_expression_wins():
 def test_number_of_layers_follows_from_the_rules(rules, n):
     layer_map = layer_index_map(HandWritten(), rules)
     assert layer_map.num_layers == n
-    assert layer_map.index_by_name["out.weight"] == n
+    assert layers_of(layer_map)["out.weight"] == n
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import transformers
+from layer_columns import layers_of
 from timm.models import group_parameters, model_entrypoint
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
@@ -21,21 +22,21 @@ from hf_lpwd.layers import layer_index_map
 def _blocks(layer_map):
     """Path of each block -> (stack, index)."""
     return {
-        reason.removeprefix("block "): (layer_map.stack_by_name[name], layer_map.index_by_name[name])
-        for name, reason in layer_map.reason_by_name.items()
-        if reason.startswith("block ")
+        place.module.removeprefix("block "): (place.stack, place.layer)
+        for place in layer_map.places.values()
+        if place.module.startswith("block ")
     }
 
 
 def _check_indices(model, layer_map):
     names = [name for name, _ in model.named_parameters()]
-    assert list(layer_map.index_by_name) == names
+    assert list(layers_of(layer_map)) == names
     for stack, n in layer_map.num_layers_by_stack.items():
-        indices = {layer_map.index_by_name[name] for name in names if layer_map.stack_by_name[name] == stack}
+        indices = {place.layer for place in layer_map.places.values() if place.stack == stack}
         assert indices == set(range(n + 1))
         assert sorted(i for s, i in _blocks(layer_map).values() if s == stack) == list(range(1, n))
-    stem = [name for name, index in layer_map.index_by_name.items() if index == 0]
-    assert names[0] in stem or layer_map.reason_by_name[names[0]].startswith("head")
+    stem = [name for name, index in layers_of(layer_map).items() if index == 0]
+    assert names[0] in stem or layer_map.places[names[0]].module == "head"
     exempt = exemptions(model)
     assert any(name in stem for name in names if name not in exempt)
 
@@ -175,8 +176,13 @@ def test_timm_family(family, name):
         return
     groups = group_parameters(model, model.group_matcher(coarse=False))
     theirs = {key: index for index, keys in groups.items() for key in keys}
-    in_blocks = [key for key, reason in layer_map.reason_by_name.items() if reason.startswith("block ")]
-    pairs = sorted({(layer_map.index_by_name[key], theirs[key]) for key in in_blocks})
+    pairs = sorted(
+        {
+            (place.layer, theirs[key])
+            for key, place in layer_map.places.items()
+            if place.module.startswith("block ")
+        }
+    )
     blocks = layer_map.num_layers - 1
     assert [ours for ours, _ in pairs] == list(range(1, blocks + 1))
     assert ([index for _, index in pairs] == sorted(index for _, index in pairs)) is (family != "cait")
@@ -213,7 +219,7 @@ def test_both_libraries_put_as_many_scalars_into_each_layer(name):
         ]
     ours, theirs = ([0] * (layer_index_map(model).num_layers + 1) for model in models)
     for model, sizes in zip(models, (ours, theirs), strict=True):
-        layer_map = layer_index_map(model)
-        for key, index in layer_map.index_by_name.items():
-            sizes[index] += layer_map.size_by_name[key]
+        layers = layers_of(layer_index_map(model))
+        for key, parameter in model.named_parameters():
+            sizes[layers[key]] += parameter.numel()
     assert ours == theirs

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from layer_columns import layers_of
 from tiny_families import FAMILIES, build
 
 from hf_lpwd.factory import create_lpwd_optimizer
@@ -284,8 +285,8 @@ def test_every_parameter_has_the_layer_that_the_architecture_says(name):
         model = build(name)
     layer_map = layer_index_map(model)
     names = [parameter_name for parameter_name, _ in model.named_parameters()]
-    assert list(layer_map.index_by_name) == names
-    found = {key: (layer_map.stack_by_name[key], layer_map.index_by_name[key]) for key in names}
+    assert list(layers_of(layer_map)) == names
+    found = {key: layer_map.places[key][:2] for key in names}
     assert found == _expected_places(name, names)
     assert layer_map.num_layers_by_stack == {
         label: len(stack.blocks) + 1 for label, stack in EXPECTED[name].items()
@@ -305,11 +306,7 @@ def test_indices_rise_in_the_order_in_which_modules_run(name):
     blocks_ran = {label: [] for label in ran}
     for path, module in model.named_modules():
         own = [f"{path}.{key}" for key, _ in module.named_parameters(recurse=False)]
-        places = {
-            (layer_map.stack_by_name[key], layer_map.index_by_name[key])
-            for key in own
-            if key in layer_map.index_by_name
-        }
+        places = {layer_map.places[key][:2] for key in own if key in layer_map.places}
         for label, index in places:
             module.register_forward_pre_hook(
                 lambda *_, label=label, entry=(index, path): ran[label].append(entry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
+from layer_columns import layers_of, modules_of
 from peft import LoraConfig, get_peft_model
 from small_trainers import Images, lpwd_args, make_model, weights
 from tiny_models import TINY_MODELS, HandWritten
@@ -35,11 +36,10 @@ def _rates(model):
 
 def _assert_map_of(wrapped, model):
     found, expected = layer_index_map(wrapped), layer_index_map(model)
-    for attribute in ("index_by_name", "stack_by_name"):
-        by_name = {unwrap_name(name): value for name, value in getattr(found, attribute).items()}
-        assert by_name == {unwrap_name(name): value for name, value in getattr(expected, attribute).items()}
+    assert {unwrap_name(name): place[:2] for name, place in found.places.items()} == {
+        unwrap_name(name): place[:2] for name, place in expected.places.items()
+    }
     assert found.num_layers_by_stack == expected.num_layers_by_stack
-    assert list(found.size_by_name.values()) == list(expected.size_by_name.values())
     assert _rates(wrapped) == _rates(model)
 
 
@@ -85,7 +85,7 @@ def test_fully_sharded(name, one_process):
     mesh = init_device_mesh("cpu", (1,))
     for path in {
         reason.removeprefix("block ")
-        for reason in layer_index_map(model).reason_by_name.values()
+        for reason in modules_of(layer_index_map(model)).values()
         if reason.startswith("block ")
     }:
         fully_shard(model.get_submodule(path), mesh=mesh)
@@ -127,13 +127,13 @@ def _with_lora(model):
 
 
 def test_lora_has_the_map_of_the_model_inside_and_trains_what_is_trainable():
-    plain = layer_index_map(make_model()).index_by_name
+    plain = layers_of(layer_index_map(make_model()))
     model = _with_lora(make_model())
     layer_map = layer_index_map(model)
     assert layer_map.num_layers_by_stack == {"": 3}
-    adapters = [name for name in layer_map.index_by_name if "lora_" in name]
+    adapters = [name for name in layers_of(layer_map) if "lora_" in name]
     assert len(adapters) == 2 * 3 * 2
-    for name, index in layer_map.index_by_name.items():
+    for name, index in layers_of(layer_map).items():
         inside = unwrap_name(name).replace("base_layer.", "").replace("original_module.", "")
         if name in adapters:
             inside = f"{inside[: inside.index('.lora_')]}.weight"
@@ -146,7 +146,7 @@ def test_lora_has_the_map_of_the_model_inside_and_trains_what_is_trainable():
     rates = {name: g["weight_decay"] for g in optimizer.param_groups for name in g["param_names"]}
     assert rates.keys() == trainable
     for name, rate in rates.items():
-        index = 0 if name.endswith("bias") else layer_map.index_by_name[name]
+        index = 0 if name.endswith("bias") else layer_map.places[name].layer
         assert rate == pytest.approx(0.4 * index / 3, rel=1e-15)
 
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from hf_lpwd.study.records import Record, record_id
+from hf_lpwd.study.record import Record, record_id
 
 TIMINGS = ("l2", "wd", "rwd", "pwd")
 

@@ -10,7 +10,7 @@ from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.analysis import analyse
 from hf_lpwd.study.answer import answers, sentence
 from hf_lpwd.study.plan import Plan, PlannedRun, Question
-from hf_lpwd.study.records import Record
+from hf_lpwd.study.record import Record
 from hf_lpwd.study.stats import smallest_shift
 
 SEEDS = range(5)

@@ -149,7 +149,7 @@ def test_the_papers_metric_makes_other_runs(read):
         ("grid: {total_decay: [-1]}", "total_decay is -1, but must be a number of 0 or more"),
         ("questions: [{to: wd unifor}]", "questions: 1: unknown method 'wd unifor'"),
         ("questions: [{margn: 1}]", "questions: 1: margn: Extra inputs are not permitted"),
-        ("questions: {to: 1}", "questions is a dict of 1, but must be a list of mappings"),
+        ("questions: {to: 1}", "questions is a dict, but must be a list of mappings"),
         (
             "a: &a [1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\n"
             "d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ntrain: {model_type: [*d,*d,*d,*d,*d,*d,*d,*d]}",
@@ -169,7 +169,7 @@ def test_the_papers_metric_makes_other_runs(read):
         ("train: {output_dir: x}", "output_dir has no place in a study"),
         ("train: {token: x}", "token has no place in a study"),
         ("train: {hub_token: x}", "hub_token has no place in a study"),
-        ("- 1", "must hold the keys train, grid, baselines, questions, paper_metric"),
+        ("- 1", "must hold settings by name, not a list"),
         ("a: [", "cannot be read"),
     ],
 )

@@ -113,6 +113,31 @@ def test_shrinking():
     assert all(torch.equal(before[n], after[n]) for n in before if n != "classifier.weight")
 
 
+def test_shrink_prints_the_curve_and_uploads_nothing(tmp_path, capsys, hub):
+    """Also where its configuration file asks for an upload."""
+    config = tmp_path / "run.yaml"
+    config.write_text("push_to_hub: true\nhub_model_id: user/leak\nmax_steps: 2\nmax_train_samples: 300\n")
+    assert main(["diagnose", "shrink", "--out", str(tmp_path / "out"), "--config", str(config)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("shrink: multiplies the decayed weights by 1 to 0")
+    assert lines[1].split() == ["1", "0.9", "0.8", "0.7", "0.6", "0.5", "0.4", "0.3", "0.2", "0.1", "0"]
+    table = rows(tmp_path / "out" / "shrink.csv")
+    assert lines[2].split() == ["all", *(f"{float(row['all']):.3f}" for row in table)]
+    assert hub.repos == {}
+
+
+def test_help_explains_the_kinds(capsys):
+    with pytest.raises(SystemExit):
+        main(["diagnose", "--help"])
+    text = capsys.readouterr().out
+    for words in (
+        "R_op: the fraction of decayed parameters",
+        "How much of the weights",
+        "How far the weights",
+    ):
+        assert words in text
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

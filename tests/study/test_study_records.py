@@ -1,6 +1,7 @@
 """Records are checked on reading: what was edited or cut is named with file and key, never a traceback."""
 
 import copy
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -12,7 +13,8 @@ from hf_lpwd.cli import main
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.analysis import analyse
 from hf_lpwd.study.answer import answers
-from hf_lpwd.study.records import load_records, pack_records, record_id
+from hf_lpwd.study.record import record_id
+from hf_lpwd.study.records import load_records, pack_records
 from hf_lpwd.study.report import write_report
 from hf_lpwd.study.tables import robustness_table, summary_table
 
@@ -131,7 +133,7 @@ def test_a_packed_study_is_the_same_bytes_and_reads_as_the_folder(tmp_path, caps
     packed = tmp_path / "study.jsonl.gz"
     assert main(["study", "pack", str(tmp_path / "runs"), str(packed)]) == 0
     assert capsys.readouterr().out == f"{len(records)} records in {packed}\n"
-    pack_records(str(tmp_path / "other"), str(tmp_path / "other.jsonl.gz"))
+    pack_records([str(tmp_path / "other")], str(tmp_path / "other.jsonl.gz"))
     assert packed.read_bytes() == (tmp_path / "other.jsonl.gz").read_bytes()
     assert load_records(str(packed)) == load_records(str(tmp_path / "runs"))
     pages = [write_report(str(path), str(tmp_path / path.stem)) for path in (packed, tmp_path / "runs")]
@@ -162,3 +164,36 @@ def test_pack_refuses_another_ending(tmp_path, capsys):
 
 def test_the_id_is_the_hash_that_format_1_has():
     assert record_id({"seed": 3, "weight_decay": 0.1}) == "8cd67e68e47370e4"
+
+
+FORMAT_1 = Path(__file__).parent / "data" / "format1.jsonl.gz"
+
+
+def test_records_of_format_1_stay_readable(tmp_path):
+    """Four runs that the first release's sweep made: two completed, one diverged, one was refused."""
+    records = load_records(str(FORMAT_1))
+    assert [(r.format, r.method, r.settings.learning_rate, r.outcome) for r in records] == [
+        (1, "no decay", 0.01, "completed"),
+        (1, "no decay", 1e30, "diverged"),
+        (1, "wd linear", 0.01, "completed"),
+        (1, "wd linear", 1e30, "failed"),
+    ]
+    # It said "completed", with the accuracy of a model whose weights are no numbers.
+    assert records[1].status == "completed"
+    assert records[1].score("test") == 0.10027855153203342
+    for out in ("a", "b"):
+        write_report(str(FORMAT_1), str(tmp_path / out))
+    names = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
+    assert len(names) > 10
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+    summary = list(csv.DictReader((tmp_path / "a" / "tables" / "summary.csv").read_text().splitlines()))
+    assert [(row["method"], row["mean rate"], row["test, %"], row["remarks"]) for row in summary] == [
+        (
+            "wd linear", "0.249758", "16.43454",
+            "1 of 2 runs failed; the best learning rate is the lowest of the grid",
+        ),
+        (
+            "no decay", "0.0", "15.877437",
+            "1 of 2 runs diverged; the best learning rate is the lowest of the grid",
+        ),
+    ]  # fmt: skip

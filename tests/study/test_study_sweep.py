@@ -16,9 +16,10 @@ from filelock import FileLock
 from hf_lpwd.cli import main
 from hf_lpwd.study import run as study_run
 from hf_lpwd.study import sweep as sweep_module
-from hf_lpwd.study.compare import correct_images
 from hf_lpwd.study.config import read_study
-from hf_lpwd.study.records import Record, load_records
+from hf_lpwd.study.image_scores import correct_images
+from hf_lpwd.study.record import Record
+from hf_lpwd.study.records import load_records
 from hf_lpwd.study.sweep import do_run, sweep
 
 SHORT = "train: {max_steps: 4, eval_strategy: steps, eval_steps: 2, save_steps: 2, logging_steps: 1, "

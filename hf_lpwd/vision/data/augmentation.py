@@ -1,6 +1,6 @@
-"""Augmentations that each picture gets for itself, by random numbers that are the picture's own.
+"""Augmentations that each image gets for itself, by random numbers that are the image's own.
 
-What is drawn is drawn on the CPU, as integers; what is done with it is done where the pictures lie.
+What is drawn is drawn on the CPU, as integers; what is done with it is done where the images lie.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 
-#: Pictures of one size as [B, 3, H, W], or of any sizes as a list of [3, H, W]; uint8.
+#: Images of one size as [B, 3, H, W], or of any sizes as a list of [3, H, W]; uint8.
 Images = Tensor | Sequence[Tensor]
 
 # As torchvision.transforms.RandomResizedCrop: share of the area, aspect ratio, tries before the central crop.
 _SCALE, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 _BLOCK = 256
-#: Random numbers that each of `AUGMENTATIONS` takes for a picture.
+#: Random numbers that each of `AUGMENTATIONS` takes for an image.
 NUM_UNIFORMS = {"none": 0, "crop": 2, "crop_flip": 3, "random_resized_crop": 3 + 2 * _TRIES}
 
 
@@ -29,12 +29,12 @@ def uniforms(seed: int, epoch: int, indices: Sequence[int], count: int) -> np.nd
     """Returns the random numbers of the given samples in one epoch, from a counter-based generator.
 
     They depend on seed, epoch and the sample's index alone: not on the batch, the worker, the process, or
-    what was drawn before, so a resumed run sees the same pictures.
+    what was drawn before, so a resumed run sees the same images.
 
     Args:
         seed: Seed of the run, at least 0.
         epoch: Epoch, from 0.
-        indices: Index of each sample in its data set.
+        indices: Index of each sample in its dataset.
         count: Numbers a sample.
 
     Returns:
@@ -51,10 +51,10 @@ def _block(seed: int, epoch: int, block: int, count: int) -> np.ndarray:
 
 
 def draw_places(sizes: np.ndarray, draws: np.ndarray) -> Tensor:
-    """Returns what `crop_and_flip` does to each picture.
+    """Returns what `crop_and_flip` does to each image.
 
     Args:
-        sizes: Height and width, [2] for all pictures or [B, 2].
+        sizes: Height and width, [2] for all images or [B, 2].
         draws: Uniform numbers [B, 0], [B, 2] to crop, or [B, 3] to crop and flip.
 
     Returns:
@@ -71,18 +71,18 @@ def _padding(sizes: np.ndarray) -> np.ndarray:
 
 
 def crop_and_flip(images: Tensor, places: Tensor) -> Tensor:
-    """Shifts and mirrors pictures [B, C, H, W] as `draw_places` says."""
+    """Shifts and mirrors images [B, C, H, W] as `draw_places` says."""
     if places.shape[1]:
         images = shift_crop(images, places[:, :2])
     return horizontal_flip(images, places[:, 2]) if places.shape[1] == 3 else images
 
 
 def shift_crop(images: Tensor, places: Tensor) -> Tensor:
-    """Moves each picture by up to an eighth of its side (at least a pixel) each way, zeros moving in.
+    """Moves each image by up to an eighth of its side (at least a pixel) each way, zeros moving in.
 
     Args:
         images: [B, C, H, W].
-        places: Top and left of the crop from the zero-padded picture, int64 [B, 2].
+        places: Top and left of the crop from the zero-padded image, int64 [B, 2].
     """
     height, width = images.shape[-2:]
     pad_y, pad_x = _padding(np.array([height, width])).tolist()
@@ -93,17 +93,17 @@ def shift_crop(images: Tensor, places: Tensor) -> Tensor:
 
 
 def horizontal_flip(images: Tensor, flipped: Tensor) -> Tensor:
-    """Mirrors those of the uint8 pictures [B, C, H, W] whose entry in `flipped` [B] is 1, not 0."""
+    """Mirrors those of the uint8 images [B, C, H, W] whose entry in `flipped` [B] is 1, not 0."""
     # Exact, as unsigned integers wrap, and takes a third of the time of torch.where.
     return images + (images.flip(-1) - images) * flipped[:, None, None, None].to(images.dtype)
 
 
 def crop_boxes(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Returns the boxes of `torchvision.transforms.RandomResizedCrop`, for each picture its own.
+    """Returns the boxes of `torchvision.transforms.RandomResizedCrop`, for each image its own.
 
     Args:
-        heights: Height of each picture [B].
-        widths: Width of each picture [B].
+        heights: Height of each image [B].
+        widths: Width of each image [B].
         draws: Uniform numbers [B, 22]: ten tries at area and ratio, then the place.
 
     Returns:
@@ -131,13 +131,13 @@ def crop_boxes(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray) -> np
 
 
 def resize_each(images: Images, size: tuple[int, int], flipped: np.ndarray) -> Tensor:
-    """Resizes each picture to `size` (bilinear, antialiased), and mirrors some; uint8 [B, 3, *size].
+    """Resizes each image to `size` (bilinear, antialiased), and mirrors some; uint8 [B, 3, *size].
 
-    One call a picture: every part has another size, and torchvision's uint8 kernel is faster than a batched
+    One call an image: every part has another size, and torchvision's uint8 kernel is faster than a batched
     gather in float.
 
     Args:
-        images: The parts that `random_resized_crop` keeps of the pictures.
+        images: The parts that `random_resized_crop` keeps of the images.
         size: Height and width.
         flipped: Whether to mirror each, bool [B].
     """
@@ -148,11 +148,11 @@ def resize_each(images: Images, size: tuple[int, int], flipped: np.ndarray) -> T
 
 
 def rand_augment(images: Images, draws: np.ndarray, magnitude: int) -> Images:
-    """Applies `torchvision.transforms.v2.RandAugment` to each uint8 picture by itself.
+    """Applies `torchvision.transforms.v2.RandAugment` to each uint8 image by itself.
 
     Args:
         images: On the CPU.
-        draws: Uniform numbers [B], each the seed of its picture.
+        draws: Uniform numbers [B], each the seed of its image.
         magnitude: From 0 to 30.
     """
     # Bilinear as in torchvision's reference training script.
@@ -166,31 +166,31 @@ def rand_augment(images: Images, draws: np.ndarray, magnitude: int) -> Images:
 
 
 def draw_erasing(draws: np.ndarray, probability: float, size: tuple[int, int]) -> Tensor:
-    """Draws what `torchvision.transforms.v2.RandomErasing` would erase of each picture.
+    """Draws what `torchvision.transforms.v2.RandomErasing` would erase of each image.
 
     Args:
         draws: Uniform numbers [B, 2]: whether to erase, and the seed of the box.
-        probability: That a picture loses a box.
-        size: Height and width of the pictures.
+        probability: That an image loses a box.
+        size: Height and width of the images.
 
     Returns:
         int64 tensor [B, 4]: top, left, height, width; zeros where nothing is erased.
     """
     erasing = v2.RandomErasing()
-    picture = torch.empty(1).expand(3, *size)
+    image = torch.empty(1).expand(3, *size)
     boxes = torch.zeros(len(draws), 4, dtype=torch.int64)
     seeds = _seeds(draws[:, 1])
     with torch.random.fork_rng(devices=[]):
         for row in np.flatnonzero(draws[:, 0] < probability).tolist():
             torch.default_generator.manual_seed(seeds[row])
-            box = erasing.make_params([picture])
+            box = erasing.make_params([image])
             if box["v"] is not None:  # None: ten tries found no box that fits
                 boxes[row] = torch.tensor([box[side] for side in "ijhw"])
     return boxes
 
 
 def erase(images: Tensor, boxes: Tensor) -> Tensor:
-    """Sets a box of each normalised picture [B, C, H, W] to 0, the mean; `boxes` as of `draw_erasing`."""
+    """Sets a box of each normalised image [B, C, H, W] to 0, the mean; `boxes` as of `draw_erasing`."""
     top, left, height, width = boxes.T[:, :, None]
     rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
     of_rows = (rows >= top) & (rows < top + height)

@@ -16,7 +16,7 @@ Mixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def make_mixer(num_classes: int, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0) -> Mixer | None:
     """Returns torchvision's MixUp or CutMix, of both one at random for each batch; None of neither.
 
-    They draw from torch's global generator on the CPU, which checkpoints restore, and mix each picture with
+    They draw from torch's global generator on the CPU, which checkpoints restore, and mix each image with
     the one before it in the batch.
 
     Args:

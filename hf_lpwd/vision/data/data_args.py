@@ -81,7 +81,7 @@ class DataTrainingArguments:
     auto_augment: str | None = field(
         default=None,
         metadata={
-            "help": "ra: RandAugment, two random operations on each training picture after the augmentation.",
+            "help": "ra: RandAugment, two random operations on each training image after the augmentation.",
             "choices": ["ra"],
         },
     )
@@ -90,19 +90,19 @@ class DataTrainingArguments:
     )
     random_erase: float = field(
         default=0.0,
-        metadata={"help": "Probability with which a training picture loses a random box, e.g. 0.1."},
+        metadata={"help": "Probability with which a training image loses a random box, e.g. 0.1."},
     )
     mixup_alpha: float = field(
         default=0.0,
         metadata={
-            "help": "MixUp: average each training picture and its label with another's by a share drawn from "
+            "help": "MixUp: average each training image and its label with another's by a share drawn from "
             "Beta(alpha, alpha), e.g. 0.2. 0: off."
         },
     )
     cutmix_alpha: float = field(
         default=0.0,
         metadata={
-            "help": "CutMix: put a box of another training picture into each one, and mix the labels by its "
+            "help": "CutMix: put a box of another training image into each one, and mix the labels by its "
             "area, drawn from Beta(alpha, alpha), e.g. 1.0. 0: off. With mixup_alpha: one of both a batch."
         },
     )

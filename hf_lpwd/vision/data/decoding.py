@@ -1,4 +1,4 @@
-"""One picture file -> uint8 array [3, H, W], the same picture that the pipeline sees."""
+"""One image file -> uint8 array [3, H, W], the same image that the pipeline sees."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _NO_IMAGES = {
     ".wmf",
     ".emf",
 }
-#: How many times the wanted pixels a picture that is decoded at a reduced size keeps along each side.
+#: How many times the wanted pixels an image that is decoded at a reduced size keeps along each side.
 _SPARE = 2
 
 
@@ -90,7 +90,7 @@ def read_image(
 ) -> np.ndarray:
     """Decodes one cell of an undecoded `datasets.Image` column as `transformers.image_utils.load_image` does.
 
-    That is: turned by its EXIF orientation, then converted to RGB. Only grey pictures of more than 8 bits
+    That is: turned by its EXIF orientation, then converted to RGB. Only grey images of more than 8 bits
     differ: PIL clips them to white, here they are scaled to 0..255.
 
     A large JPEG of which little will be left is decoded at a half, a quarter or an eighth of its size, where
@@ -99,7 +99,7 @@ def read_image(
 
     Args:
         cell: `{"bytes": ..., "path": ...}`; the path is read where there are no bytes.
-        box: From height and width of the upright picture to top, left, height and width of the part that is
+        box: From height and width of the upright image to top, left, height and width of the part that is
             wanted; default all of it.
         size: Height and width to which that part will be resized.
         scale: Which values of more than 8 bits are white; default: decided from this image alone.
@@ -152,7 +152,7 @@ def read_images(
         cells: As for `read_image`.
         boxes: For each cell, as for `read_image`.
         size: As for `read_image`.
-        threads: How many decode side by side. Worth while for photographs; pictures of 32 pixels take longer
+        threads: How many decode side by side. Worth while for photographs; images of 32 pixels take longer
             to hand over than to decode.
         scale: As for `read_image`.
     """
@@ -216,7 +216,7 @@ def _highest(image: Image.Image) -> int | float:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Returns height and width of the turned picture; loads and turns it unless it is a JPEG."""
+    """Returns height and width of the turned image; loads and turns it unless it is a JPEG."""
     if isinstance(image, JpegImageFile):
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         return (image.width, image.height) if turned else (image.height, image.width)
@@ -227,7 +227,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture in a known format"
+        return "not an image in a known format"
     return next(iter(str(error).splitlines()), type(error).__name__)[:150]
 
 

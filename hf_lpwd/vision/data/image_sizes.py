@@ -10,9 +10,9 @@ import datasets
 import numpy as np
 
 from hf_lpwd.vision.data.decoding import Scale, deep_highest, image_size, read_image
+from hf_lpwd.vision.data.digits import DIGITS
 from hf_lpwd.vision.data.facts import ImageFacts
 from hf_lpwd.vision.data.free_memory import free_memory
-from hf_lpwd.vision.data.sources import DIGITS
 
 if TYPE_CHECKING:
     from hf_lpwd.vision.data.splits import Splits

@@ -1,4 +1,4 @@
-"""The data set that a DataLoader reads: pictures decoded once where they fit in memory, served in batches."""
+"""The dataset that a DataLoader reads: images decoded once where they fit in memory, served in batches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class BadImageError(BadInputError):
-    """A picture that cannot be decoded."""
+    """An image that cannot be decoded."""
 
     def __init__(self, message: str) -> None:
         # A DataLoader makes the error of a worker anew, from its whole traceback: the last line is ours.
@@ -36,16 +36,16 @@ class BadImageError(BadInputError):
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Pictures and labels of one split, ready for the model.
+    """Images and labels of one split, ready for the model.
 
     A stock `DataLoader` hands all indices of a batch to `__getitems__`, which augments them at once; use it
-    with `collate_fn=collate`. Where the decoded pictures take less than half of the free memory they are
+    with `collate_fn=collate`. Where the decoded images take less than half of the free memory they are
     decoded once, here, and workers share them; else each is decoded when it is asked for, in the workers.
 
     Args:
         dataset: Rows with a `datasets.Image` and a `datasets.ClassLabel` column.
-        transform: From uint8 pictures to pixel values.
-        image_column: Column of the pictures.
+        transform: From uint8 images to pixel values.
+        image_column: Column of the images.
         label_column: Column of the labels.
         source: Name of the split that the rows come from, for errors.
         rows: Their numbers in that split, for errors; default 0, 1, ...
@@ -58,8 +58,8 @@ class ImageDataset(torch.utils.data.Dataset):
             quarter of the time.
 
     Raises:
-        BadImageError: If a picture cannot be decoded, with split and row; from the constructor if decoded
-            once, else when the picture is asked for.
+        BadImageError: If an image cannot be decoded, with split and row; from the constructor if decoded
+            once, else when the image is asked for.
     """
 
     def __init__(
@@ -171,13 +171,13 @@ class ImageDataset(torch.utils.data.Dataset):
         return batch if self.unfinished else self.transform.finish(batch)
 
     def images(self, indices: Sequence[int], draws: np.ndarray | None = None) -> Images:
-        """Returns the pictures as decoded, uint8; with `draws`, the parts that the augmentation keeps.
+        """Returns the images as decoded, uint8; with `draws`, the parts that the augmentation keeps.
 
-        [B, 3, H, W] if all of the data set are in memory and of one size, and whole; else a list, so that
+        [B, 3, H, W] if all of the dataset are in memory and of one size, and whole; else a list, so that
         batches are alike.
 
         Args:
-            indices: Which pictures.
+            indices: Which images.
             draws: Uniform numbers [B, num_uniforms] of the transform.
         """
         if self._files is not None:
@@ -186,7 +186,7 @@ class ImageDataset(torch.utils.data.Dataset):
             threads = torch.get_num_threads()
             return [torch.from_numpy(image) for _, image in self._decode(rows, draws=draws, threads=threads)]
         if self._same_size is not None and (draws is None or self.transform.size is None):
-            # Copies whole pictures, where indexing goes by the byte.
+            # Copies whole images, where indexing goes by the byte.
             return self._same_size.index_select(0, torch.tensor(list(indices)))
         whole = [
             self._pixels[start : start + 3 * height * width].view(3, height, width)
@@ -205,7 +205,7 @@ class ImageDataset(torch.utils.data.Dataset):
     def _decode(
         self, rows: Sequence[int], skip: bool = False, draws: np.ndarray | None = None, threads: int = 1
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields row and picture, or its part by `draws`; leaves out what cannot be decoded if `skip`."""
+        """Yields row and image, or its part by `draws`; leaves out what cannot be decoded if `skip`."""
         assert self._files is not None
         size = self.transform.size
         boxes: list[Any] = [None] * len(rows)
@@ -236,11 +236,11 @@ def finishes_later(device: torch.device) -> bool:
 class EpochCallback(TrainerCallback):
     """Tells the training data the epoch: with several processes, or resumed amid an epoch, nobody else does.
 
-    accelerate's `DataLoaderShard.set_epoch` calls the data set's only if it finds no sampler to call.
+    accelerate's `DataLoaderShard.set_epoch` calls the dataset's only if it finds no sampler to call.
     """
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Sets the epoch of the training data set, if it has one."""
+        """Sets the epoch of the training dataset, if it has one."""
         dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
         if dataset is not None and hasattr(dataset, "set_epoch"):
             dataset.set_epoch(int(state.epoch or 0))

@@ -22,7 +22,7 @@ ROLES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval"),
 }
-LABEL_COLUMNS = ("label", "labels", "fine_label")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def find_layout(
 
     Args:
         listing: From `list_folder`.
-        label_column: Column of the labels in metadata files; default: label, labels or fine_label.
+        label_column: Column of the labels in metadata files; default: one of `LABEL_COLUMNS`.
         class_names: The classes of a model, by which the class folders are found; default: those of the
             training images.
 

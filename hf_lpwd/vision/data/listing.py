@@ -48,7 +48,8 @@ class Listing:
         images: Files that can be images, by their suffix.
         metadata: Files called ``metadata.csv``, ``.jsonl`` or ``.parquet``.
         tables: Other files that hold rows.
-        archives: Archives; `images` holds those inside them if no image is outside.
+        archives: Archives; if no image is outside them, they are unpacked, and `images` holds those inside.
+        unpacked: Names of those that were unpacked.
         folders: All folders, for each the names from the listed folder down.
         left_out: Files that are not read: why, and how many.
     """
@@ -57,6 +58,7 @@ class Listing:
     metadata: list[File] = field(default_factory=list)
     tables: list[File] = field(default_factory=list)
     archives: list[File] = field(default_factory=list)
+    unpacked: list[str] = field(default_factory=list)
     folders: list[tuple[str, ...]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
@@ -78,6 +80,7 @@ def list_folder(folder: str | os.PathLike[str], cache_dir: str | None = None) ->
     else:
         for file in listing.archives:
             inside = unpack(file.path, cache_dir)
+            listing.unpacked.append(file.name)
             stem = file.name.removesuffix(_suffix(file.name)) or file.name
             _list(inside, (*file.folders, stem), (os.path.realpath(inside),), listing)
     return listing

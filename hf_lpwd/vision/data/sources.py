@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hf_lpwd.files import RECORD
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.digits import DIGITS, load_digits
 from hf_lpwd.vision.data.facts import list_names
-from hf_lpwd.vision.data.labels import stratified_cut
 from hf_lpwd.vision.data.layout import find_layout, role_of
-from hf_lpwd.vision.data.listing import File, Listing, is_archive, list_folder, unpack
+from hf_lpwd.vision.data.listing import Listing, is_archive, list_folder, unpack
 from hf_lpwd.vision.data.tables import BUILDERS, read_tables
 
 if TYPE_CHECKING:
@@ -30,11 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DIGITS = "digits"
 # How the reasons begin for which files are left out that are no images.
 _HARMLESS = ("document ", "table", "folder ")
-# The seed and share of the digits' test split: constants, so that every run has the same test images.
-_DIGITS_TEST_SEED, _DIGITS_TEST_SHARE = 0, 0.2
 
 
 @dataclass
@@ -85,9 +80,9 @@ def load_source(
         if path is None:
             continue
         part = _load_folder(_folder(path, cache_dir), path, args, cache_dir, names)
-        if len(part.splits) > 1:
+        if len(part.splits) > 1 or (split == "train" and role_of(*part.splits) != "train"):
             raise BadInputError(
-                f"{path} holds several splits ({list_names(part.splits)}): give it as --dataset_name"
+                f"{path} is no folder of one split; it holds {list_names(part.splits)}: use --dataset_name"
             )
         source.splits[split] = data = next(iter(part.splits.values()))
         source.left_out += part.left_out
@@ -95,31 +90,6 @@ def load_source(
         label = next((feature for feature in data.features.values() if hasattr(feature, "names")), None)
         names = names if names is not None or label is None else label.names
     return source
-
-
-def load_digits() -> DatasetDict:
-    """Returns scikit-learn's 1,797 handwritten digits, 8x8 grey, with a test split that never changes.
-
-    The values 0..16 become 0..255. A fifth, stratified by label with a fixed seed, is the test split.
-    """
-    import datasets
-    from sklearn.datasets import load_digits as sklearn_digits
-
-    digits = sklearn_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    size = round(_DIGITS_TEST_SHARE * len(images))
-    train, test = stratified_cut(digits.target, size, _DIGITS_TEST_SEED)
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(digit) for digit in range(10)])}
-    )
-    return datasets.DatasetDict(
-        {
-            split: datasets.Dataset.from_dict(
-                {"image": list(images[rows]), "label": digits.target[rows]}, features=features
-            )
-            for split, rows in (("train", train), ("test", test))
-        }
-    )
 
 
 def _load_named(
@@ -131,8 +101,10 @@ def _load_named(
 ) -> Source:
     path = os.path.expanduser(name)
     is_path = name.startswith((".", "~")) or os.path.isabs(name) or path.count(os.sep) > 1
-    # An output folder, with or without a record yet, does not stand in the way of a dataset on the Hub.
-    is_output = os.path.isdir(path) and (not os.listdir(path) or os.path.isfile(os.path.join(path, RECORD)))
+    # An output folder, with or without a record yet, does not stand in the way of a dataset on the Hub; a run
+    # that has just begun holds its hidden lock there.
+    entries = os.listdir(path) if os.path.isdir(path) else [RECORD]
+    is_output = RECORD in entries or all(entry.startswith(".") for entry in entries)
     if os.path.isdir(path) and (is_path or not is_output):
         return _load_folder(Path(path), name, args, cache_dir, class_names)
     if is_archive(path):
@@ -141,7 +113,8 @@ def _load_named(
         files = [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
         if not files:
             raise BadInputError(f"no such file: {name}")
-        _refuse_mixed_splits(name, files)
+        if len(files) > 1:
+            _refuse_mixed_splits(name, files)
         return Source(name, _as_train(_read_tables(name, files, args, cache_dir)))
     if is_path or os.path.isfile(path):
         _folder(name, cache_dir)
@@ -182,6 +155,10 @@ def _load_folder(
     else:
         held = ", ".join(f"{count} x {why}" for why, count in listing.left_out.most_common(3)) or "no file"
         raise BadInputError(f"{name} has no image and no table that can be read; it holds {held}")
+    archives = [Path(name).name] * is_archive(name) + listing.unpacked
+    if archives:
+        kind = "zip" if archives[0].lower().endswith("zip") else "tar"
+        source.notes.insert(0, f"Unpacked from the {kind} archive {list_names(archives)}")
     source.left_out += listing.left_out
     _warn_of_loss(source)
     return source
@@ -208,21 +185,14 @@ def _images_of(
         data = datasets.Dataset.from_dict({"image": paths, layout.label_column: labels}, features=features)
         splits[split] = data.cast_column("image", datasets.Image())
     if class_names is None and any(split == "train" or role_of(split) == "train" for split in unlabelled):
-        tables = (
-            f"; for labels in a table: --dataset_name {name}/{_name(listing.tables)}"
-            if listing.tables
-            else ""
-        )
+        tables = ["/".join((*file.folders, file.name)) for file in listing.tables[:1]]
+        hint = f"; for labels in a table: --dataset_name {name}/{tables[0]}" if tables else ""
         raise BadInputError(
             f"{name}: the {len(layout.paths[unlabelled[0]])} images of {unlabelled[0]} have no labels: they "
-            f"need a folder for each class, or a metadata.csv with the columns file_name and label{tables}"
+            f"need a folder for each class, or a metadata.csv with the columns file_name and label{hint}"
         )
     left_out = layout.left_out + Counter({"table": len(listing.tables)})
     return Source(name, splits, left_out, layout.notes)
-
-
-def _name(files: list[File]) -> str:
-    return "/".join((*files[0].folders, files[0].name))
 
 
 def _tables_of(listing: Listing, name: str, args: DataTrainingArguments, cache_dir: str | None) -> Source:
@@ -238,13 +208,11 @@ def _tables_of(listing: Listing, name: str, args: DataTrainingArguments, cache_d
         (rest if role is None else splits.setdefault(role, [])).append(file.path)
     if splits and rest:
         listing.left_out["table whose name has no split"] += len(rest)
-    splits = splits or {"train": rest}
-    return Source(
-        name,
-        datasets.DatasetDict(
-            {split: _read_tables(name, paths, args, cache_dir) for split, paths in splits.items()}
-        ),
-    )
+    parts = {
+        split: _read_tables(name, paths, args, cache_dir)
+        for split, paths in (splits or {"train": rest}).items()
+    }
+    return Source(name, datasets.DatasetDict(parts))
 
 
 def _read_tables(name: str, paths: list[str], args: DataTrainingArguments, cache_dir: str | None) -> Dataset:

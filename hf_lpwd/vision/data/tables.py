@@ -119,7 +119,7 @@ def read_csv(path: str) -> dict[str, list[str]]:
 
 
 def read_rows(path: str) -> dict[str, list[Any]]:
-    """Reads a file of rows as columns: CSV, TSV, JSON (a list of rows, or a row a line) or parquet.
+    """Reads a file of rows as columns: CSV, TSV, JSON (rows in lines or a list, or columns) or parquet.
 
     Text stays text, also where it looks like a number or a date.
 
@@ -133,10 +133,13 @@ def read_rows(path: str) -> dict[str, list[Any]]:
         if suffix == ".parquet":
             return pyarrow.parquet.read_table(path).to_pydict()
         text = Path(path).read_text(encoding="utf-8-sig")
-        is_list = text.lstrip().startswith("[")
-        rows = (
-            json.loads(text) if is_list else [json.loads(line) for line in text.split("\n") if line.strip()]
-        )
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError:  # a row a line
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        if isinstance(rows, dict) and all(isinstance(column, list) for column in rows.values()):
+            return rows
+        rows = [rows] if isinstance(rows, dict) else rows
         return {column: [row.get(column) for row in rows] for column in dict.fromkeys(chain(*rows))}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Batch of uint8 pictures -> what the model takes: per-sample augmentation, then the image processor."""
+"""Batch of uint8 images -> what the model takes: per-sample augmentation, then the image processor."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _TRIED = ((40, 50), (70, 60), (300, 420))
 
 
 class ImageTransform:
-    """Augments pictures, each in its own way, and hands them to the model's image processor.
+    """Augments images, each in its own way, and hands them to the model's image processor.
 
     Without augmentation the result equals that of the processor, and so of the `image-classification`
-    pipeline, for the same pictures. `random_resized_crop` replaces the processor's resizing and cropping.
+    pipeline, for the same images. `random_resized_crop` replaces the processor's resizing and cropping.
 
     The work has three parts: `cut`, which decoding can do as well, by `box`; `start`, in the workers of a
     DataLoader; and `finish`, where the model is. On an accelerator, `start` leaves to `finish` all that gives
@@ -71,7 +71,7 @@ class ImageTransform:
         self._num_own = NUM_UNIFORMS[augmentation]
         self.num_uniforms = self._num_own + (rand_augment is not None) + 2 * (random_erase > 0)
         self._sizes: dict[tuple[int, int, bool], tuple[int, int] | None] = {}
-        #: Height and width to which parts of the pictures are resized; None if no part is cut out.
+        #: Height and width to which parts of the images are resized; None if no part is cut out.
         self.size: tuple[int, int] | None = None
         if augmentation == "random_resized_crop":
             shape, other = (self._process(_noise(*side)).shape for side in _TRIED[:2])
@@ -85,23 +85,23 @@ class ImageTransform:
         """Returns the pixel values, float32 [B, 3, h, w].
 
         Args:
-            images: uint8 pictures.
+            images: uint8 images.
             draws: Uniform numbers [B, num_uniforms]; None without augmentation.
         """
         return self.finish(self.start(self.cut(images, draws), draws))["pixel_values"]
 
     def box(self, draws: np.ndarray, height: int, width: int) -> list[int]:
-        """Returns top, left, height and width of the part of one picture that `cut` keeps.
+        """Returns top, left, height and width of the part of one image that `cut` keeps.
 
         Args:
             draws: Uniform numbers [num_uniforms].
-            height: Height of the picture in pixels.
+            height: Height of the image in pixels.
             width: Its width.
         """
         return crop_boxes(np.array([height]), np.array([width]), draws[None, : self._num_own])[0].tolist()
 
     def cut(self, images: Images, draws: np.ndarray | None) -> Images:
-        """Returns of each uint8 picture the part that the augmentation keeps, not yet resized."""
+        """Returns of each uint8 image the part that the augmentation keeps, not yet resized."""
         if self.size is None or draws is None:
             return images
         sizes = np.array([image.shape[-2:] for image in images])
@@ -112,7 +112,7 @@ class ImageTransform:
         """Does what has to be done on the CPU.
 
         Args:
-            images: uint8 pictures, as `cut` leaves them.
+            images: uint8 images, as `cut` leaves them.
             draws: Uniform numbers [B, num_uniforms]; None without augmentation.
 
         Returns:
@@ -163,7 +163,7 @@ class ImageTransform:
     def _size_by_steps(self, images: Images, resized: bool) -> tuple[int, int] | None:
         """Returns height and width of the result if `_resize` and `_normalize` give what the processor gives.
 
-        The processor is tried out on noise, of the pictures' size or, if they have several, of some sizes.
+        The processor is tried out on noise, of the images' size or, if they have several, of some sizes.
         """
         if isinstance(images, Tensor):
             return self._try(images.shape[-2], images.shape[-1], resized)
@@ -208,7 +208,7 @@ class ImageTransform:
         if isinstance(self.processor, TorchvisionBackend):
             batch = self.processor(list(images), input_data_format="channels_first", **options)
         else:
-            # These, timm's among them, resize with PIL: only a PIL picture gives the pipeline's result.
+            # These, timm's among them, resize with PIL: only a PIL image gives the pipeline's result.
             batch = self.processor([tvf.to_pil_image(image) for image in images], **options)
         return batch["pixel_values"]
 

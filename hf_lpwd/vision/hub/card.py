@@ -7,7 +7,6 @@ import platform
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +18,10 @@ from huggingface_hub.utils import validate_repo_id
 from hf_lpwd.files import FACTS, write_bytes, write_json
 from hf_lpwd.messages import hide_tokens
 from hf_lpwd.plan_table import TEXT_COLUMNS, layer_table
+from hf_lpwd.vision.run_yaml import changed_settings
 
 if TYPE_CHECKING:
     from hf_lpwd.vision.prepare import Run
-    from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 CARD = "README.md"
 
@@ -37,8 +36,22 @@ _ALWAYS_SHOWN = (
     *("weight_decay", "decay_timing", "layer_schedule", "learning_rate", "per_device_train_batch_size"),
     *("num_train_epochs", "seed", "augmentation"),
 )
-#: Settings that decide which checkpoint a run keeps.
-_SELECTION = ("eval_strategy", "eval_steps", "metric_for_best_model")
+#: Left out of the command: they follow from others, or do not change what a run computes.
+_NOT_SHOWN = {
+    *(
+        "output_dir",
+        "cache_dir",
+        "run_name",
+        "report_to",
+        "model_license",
+        "do_train",
+        "do_eval",
+        "do_predict",
+    ),
+    *("save_strategy", "save_total_limit", "greater_is_better", "activation_checkpointing", "log_layers"),
+    *("per_device_eval_batch_size", "dataloader_num_workers", "dataloader_persistent_workers"),
+}
+_NOT_SHOWN_BEGIN = ("hub_", "push_", "logging_")
 
 _TIMINGS = {
     "l2": "as an L2 penalty: rate times weight is added to the gradient before the optimizer sees it",
@@ -48,7 +61,7 @@ _TIMINGS = {
 }
 
 
-def command_of(run: Run, args: ImageTrainingArguments) -> str:
+def command_of(run: Run, parts: Sequence[Any]) -> str:
     """Returns the command of a run: every setting that decides what it computes, wherever it was given.
 
     A setting that has its default is left out, except for the most important ones. Of full paths only the
@@ -56,32 +69,23 @@ def command_of(run: Run, args: ImageTrainingArguments) -> str:
 
     Args:
         run: The run, as `hf_lpwd.vision.prepare.prepare` made it.
-        args: How it was trained.
+        parts: Its `ModelArguments`, `DataTrainingArguments` and `ImageTrainingArguments`.
     """
-    from hf_lpwd.vision.arguments import ImageTrainingArguments
-    from hf_lpwd.vision.data.data_args import DataTrainingArguments
-    from hf_lpwd.vision.model_args import ModelArguments
-
-    parts = (DataTrainingArguments, ModelArguments, ImageTrainingArguments)
-    known = {field.name: field for part in parts for field in fields(part) if field.name != "output_dir"}
-    values = run.settings | {name: getattr(args, name) for name in _SELECTION}
-    if values["mixed_precision"] in ("bf16", "fp16"):
-        values[values["mixed_precision"]] = True
+    settings = changed_settings(parts)
+    for part in parts:
+        shown = [name for name in _ALWAYS_SHOWN if hasattr(part, name)]
+        settings = {name: getattr(part, name) for name in shown} | settings
     if "train" in run.images:
-        values["augmentation"] = run.images["train"].transform.augmentation
+        settings["augmentation"] = run.images["train"].transform.augmentation
+    if settings.get("load_best_model_at_end"):
+        del settings["load_best_model_at_end"]
     flags = []
-    for name, field in known.items():
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        value, default = _plain_value(values.get(name)), _plain_value(default)
-        if value is not None and (value != default or name in _ALWAYS_SHOWN):
+    for name, value in settings.items():
+        if value is not None and name not in _NOT_SHOWN and not name.startswith(_NOT_SHOWN_BEGIN):
             several = value if isinstance(value, list) else [value]
             texts = (json.dumps(one) if isinstance(one, dict) else str(one) for one in several)
             flags += [f"--{name}", *(str(_without_folders(text)) for text in texts)]
     return hide_tokens(_in_lines(["hf-lpwd", "train", *flags]))
-
-
-def _plain_value(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
 
 
 def _in_lines(words: Sequence[str]) -> str:
@@ -109,16 +113,19 @@ def plain(value: object) -> str:
 def card_facts(
     run: Run,
     metrics: Mapping[str, Mapping[str, float]],
-    args: ImageTrainingArguments,
+    parts: Sequence[Any],
+    decay_findings: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Returns all that a card says of a run, as JSON, so that it can be written again without model and data.
 
     Args:
         run: The run, as `finetune.prepare` made it.
         metrics: Split -> metric -> value.
-        args: How it was trained; the last part of `output_dir` is the model's name.
+        parts: Its `ModelArguments`, `DataTrainingArguments` and `ImageTrainingArguments`; the last part of
+            `output_dir` is the model's name.
+        decay_findings: What `measure_decay` found odd about the optimizer; None if it was not measured.
     """
-    settings = run.settings
+    settings, args = run.settings, parts[-1]
     # The path of a local folder says nothing to others and may say too much: its last part stands for it.
     dataset_id, model_id = _hub_name(settings["dataset_name"]), _hub_name(settings["model_name_or_path"])
     measured = {
@@ -133,15 +140,16 @@ def card_facts(
         "dataset_id": dataset_id,
         "dataset": dataset_id or Path(run.splits.name).name,
         "class_names": run.splits.class_names,
-        "data": run.splits.facts.to_dict() | {"name": dataset_id or Path(run.splits.name).name},
+        "deep_images": run.splits.facts.images is not None and run.splits.facts.images.scale is not None,
         "settings": {key: _without_folders(value) for key, value in settings.items() if value is not None},
         "layers": run.plan.to_dict()["layers"],
         "mean_rate": run.plan.mean_rate,
+        "decay_findings": None if decay_findings is None else list(decay_findings),
         "metrics": measured,
         "sizes": {split: len(images) for split, images in run.images.items()},
         "validation_chose": bool(args.load_best_model_at_end) and "validation" in measured,
         "validation_is_cut": run.splits.sources.get("validation") == run.splits.sources["train"],
-        "command": command_of(run, args),
+        "command": command_of(run, parts),
         "versions": {
             "Python": platform.python_version(),
             **{name: metadata.version(name) for name in _LIBRARIES},
@@ -169,6 +177,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         A card with metadata, not yet written.
     """
     settings, measured, layers = facts["settings"], facts["metrics"], facts["layers"]
+    findings = facts.get("decay_findings")
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
@@ -189,7 +198,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         template_str=resources.files("hf_lpwd.model_cards").joinpath("template.md").read_text("utf-8"),
         **{key: facts[key] for key in ("sizes", "validation_chose", "validation_is_cut", "versions")},
         over_seeds=facts["over_seeds"],
-        deep_images=bool(((facts.get("data") or {}).get("images") or {}).get("scale")),
+        deep_images=facts.get("deep_images", False),
         name=plain(facts["name"]),
         load_as=json.dumps(facts["name"]),
         base_model=plain(facts["base_model"]),
@@ -208,6 +217,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         layer_rows=[[plain(cell) for cell in row] for row in rows],
         mean_rate=facts.get("mean_rate"),
         nothing_decays=facts.get("mean_rate") == 0,
+        decay_findings=findings if findings is None else [plain(line) for line in findings],
         layer_lr_decay=settings.get("layer_lr_decay", 1.0),
         metric_names=[METRICS[key] for key in shown],
         measured={

@@ -143,10 +143,13 @@ def test_two_training_splits_are_refused(tmp_path):
         load(tmp_path / "set")
 
 
-def test_a_train_dir_that_holds_splits_is_refused(tmp_path):
-    make(tmp_path / "set", "train/a/0.png", "train/b/1.png", "test/a/2.png", "test/b/3.png")
+@pytest.mark.parametrize(
+    ("split", "shown"), [("train", "train, test"), ("Test", "Test, test"), ("test", "test")]
+)
+def test_a_train_dir_that_holds_other_splits_is_refused(tmp_path, split, shown):
+    make(tmp_path / "set", f"{split}/a/0.png", f"{split}/b/1.png", "test/a/2.png", "test/b/3.png")
     with pytest.raises(
-        BadInputError, match=r"holds several splits \(train, test\): give it as --dataset_name$"
+        BadInputError, match=rf"is no folder of one split; it holds {shown}: use --dataset_name$"
     ):
         load(tmp_path / "set", dataset_name=None, train_dir=str(tmp_path / "set"))
 
@@ -360,7 +363,7 @@ def test_a_folder_without_what_is_needed(tmp_path, files, message):
     assert str(error.value) == message.format(tmp_path / "set")
 
 
-@pytest.mark.parametrize("files", [(), ("run_settings.json",)])
+@pytest.mark.parametrize("files", [(), (".lock",), ("run_settings.json",)])
 def test_an_output_folder_gives_way_to_the_dataset_of_the_hub(tmp_path, monkeypatch, files):
     """`beans` beside an output folder called beans is the dataset of that name, as it was before the run."""
     import datasets
@@ -497,6 +500,8 @@ def test_an_archive_of_class_folders(tmp_path, name, given, inside):
     path = archive(tmp_path / name, make(tmp_path / "pets", *TWO_EACH), inside)
     splits = load(path, **{"dataset_name": None, given: str(path)})
     assert names(splits) == {"train": ALL}
+    kind = "zip" if "zip" in name.lower() else "tar"
+    assert splits.facts.notes == [f"Unpacked from the {kind} archive {name}"]
 
 
 def test_an_archive_that_has_changed_is_read_again(tmp_path):

@@ -68,13 +68,20 @@ def test_csv_and_tsv_as_programs_write_them(folder, name, separator, prefix, end
     assert rows(load(folder / name)) == EXPECTED
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
+@pytest.mark.parametrize(
+    "name", ["lines.json", "lines.jsonl", "list.json", "columns.json", "train_test.parquet"]
+)
 def test_paths_start_at_the_folder_of_the_file(folder, name):
     records = [{"image": path, "label": label} for path, label in zip(PATHS, "abab", strict=True)]
-    if name == "a.parquet":
+    if name.endswith(".parquet"):
         pandas.DataFrame(records).to_parquet(folder / name)
     else:
-        (folder / name).write_text("\n".join(map(json.dumps, records)))
+        text = {
+            "lines": "\n".join(map(json.dumps, records)),
+            "list": json.dumps(records, indent=2),
+            "columns": json.dumps({"image": PATHS, "label": list("abab")}),
+        }
+        (folder / name).write_text(text[name.split(".")[0]])
     assert rows(load(folder / name)) == EXPECTED
 
 

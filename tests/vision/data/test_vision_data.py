@@ -11,8 +11,8 @@ from sklearn.datasets import load_digits as sklearn_digits
 
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.digits import load_digits
 from hf_lpwd.vision.data.labels import stratified_cut
-from hf_lpwd.vision.data.sources import load_digits
 from hf_lpwd.vision.data.splits import load_splits
 
 

@@ -209,6 +209,6 @@ def test_pictures_and_errors_keep_their_order_in_threads(threads):
     contents = [*pngs(4), b"x", *pngs(2)]
     results = list(read_images([cell(content) for content in contents], [None] * 7, threads=threads))
     assert isinstance(results[4], ValueError)
-    assert str(results[4]) == "not a picture in a known format"
+    assert str(results[4]) == "not an image in a known format"
     for content, result in zip(contents[:4] + contents[5:], results[:4] + results[5:], strict=True):
         assert (result == read_image(cell(content))).all()

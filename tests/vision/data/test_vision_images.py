@@ -38,7 +38,7 @@ BAD = {
     "truncated JPEG": (encode(Image.fromarray(noise(40, 40, 3)), "JPEG")[:-60], "image file is truncated"),
     "no bytes": (b"", "there are no bytes"),
     "nothing": (None, "there are no bytes"),
-    "text": (b"<html>not found</html>", "not a picture in a known format"),
+    "text": (b"<html>not found</html>", "not an image in a known format"),
 }
 
 
@@ -56,7 +56,7 @@ def test_a_bad_image_met_in_a_worker_is_one_line():
     data = ImageDataset(dataset_of([*pngs(2), b"x"]), ImageTransform(PROCESSOR), in_memory=False)
     with pytest.raises(BadImageError) as error:
         list(DataLoader(data, batch_size=3, collate_fn=collate, num_workers=1))
-    assert str(error.value) == "train row 2: the image cannot be decoded: not a picture in a known format"
+    assert str(error.value) == "train row 2: the image cannot be decoded: not an image in a known format"
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -291,7 +291,7 @@ def test_from_split_names_the_row_in_the_source():
     broken = splits.validation.cast_column("image", datasets.Image(decode=False)).map(
         lambda example, index: {"image": cell(b"x")} if index == 3 else example, with_indices=True
     )
-    with pytest.raises(BadImageError, match=f"^train row {row}: the image cannot be decoded: not a picture"):
+    with pytest.raises(BadImageError, match=f"^train row {row}: the image cannot be decoded: not an image"):
         ImageDataset.from_split(
             replace(splits, validation=broken), "validation", PROCESSOR, DataTrainingArguments()
         )

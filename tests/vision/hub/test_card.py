@@ -36,7 +36,7 @@ def prepared(tmp_path_factory):
         "mit",
     ]
     arguments = parse_args(argv)
-    return prepare(*arguments), arguments[2]
+    return prepare(*arguments), arguments
 
 
 def words_of(command):
@@ -76,8 +76,8 @@ def test_the_command_has_what_a_file_gave_and_what_the_data_chose(tmp_path):
     )
     arguments = parse_args(["--config", str(config), "--output_dir", str(tmp_path / "out"), "--token", TOKEN])
     run = prepare(*arguments)
-    run = replace(run, settings={**run.settings, "mixed_precision": "bf16"})
-    shown = " ".join(words_of(command_of(run, arguments[2])))
+    arguments[2].bf16 = True
+    shown = " ".join(words_of(command_of(run, arguments)))
     for flag in (
         *(f"--dataset_name .../{tmp_path.name} ", "--augmentation crop_flip ", "--mixup_alpha 0.2 "),
         *("--eval_strategy no", "--bf16 True", "--lr_scheduler_type cosine_with_restarts "),
@@ -96,6 +96,19 @@ def test_a_card_says_that_nothing_decayed(prepared):
     assert "No weight was decayed: the weight decay is 0.5, or every parameter" in text
     assert "is exempt.\n\n| layer | modules |" in text
     assert "Weight decay was applied" not in text
+
+
+def test_a_card_says_what_was_measured_of_the_decay(prepared):
+    run, args = prepared
+
+    def text(findings):
+        return model_card(card_facts(run, METRICS, args, findings)).content
+
+    assert "Measured with one step" not in text(None)
+    assert "before training: configured and measured decay agree.\n" in text([])
+    odd = ["1 parameter (a_b) is <odd>", "nothing decays"]
+    assert f"before training: {plain(odd[0])}; nothing decays.\n" in text(odd)
+    assert "<odd>" not in text(odd)
 
 
 def card_of(run, metrics, args):
@@ -156,8 +169,8 @@ def test_it_passes_the_hubs_check(prepared, monkeypatch):
     with Hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         card_of(run, METRICS, args).validate()
-        args = copy(args)
-        args.model_license = "two words"
+        args = (*args[:2], copy(args[2]))
+        args[2].model_license = "two words"
         with pytest.raises(ValueError, match="license is 'two words'"):
             card_of(run, METRICS, args).validate()
         assert hub.requests == ["POST /api/validate-yaml"] * 2
@@ -178,8 +191,8 @@ def test_names_cannot_break_the_text(prepared):
     ]
     names += ["```", "---"]
     splits = replace(run.splits, class_names=names, name="/data/<b>|x|</b>")
-    settings = {**run.settings, "image_column_name": "```\n# title\n````"}
-    card = card_of(replace(run, splits=splits, settings=settings), METRICS, args)
+    args = (args[0], replace(args[1], image_column_name="```\n# title\n````"), args[2])
+    card = card_of(replace(run, splits=splits), METRICS, args)
     page = render(card.text)
     assert "<script>" not in page
     assert "<b>" not in page
@@ -243,7 +256,7 @@ def test_local_paths_stay_out_of_the_card(tmp_path):
     assert main(["train", "--output_dir", str(first), *argv]) == 0
     argv = ["--model_name_or_path", str(first), "--output_dir", str(tmp_path / "second"), *argv]
     args = parse_args(argv)
-    card = card_of(prepare(*args), {}, args[2])
+    card = card_of(prepare(*args), {}, args)
     assert "fine-tuned from first on" in card.content
     assert "--model_name_or_path .../first" in card.content
     assert "secret" not in str(card)

@@ -58,7 +58,7 @@ def test_what_goes_up_and_what_stays(run, capsys):
         f"checkpoint-4/{name}"
         for name in (
             *("config.json", "model.safetensors", "optimizer.pt", "preprocessor_config.json"),
-            *("rng_state.pth", "scheduler.pt", "trainer_state.json"),
+            *("progress_0.json", "rng_state.pth", "scheduler.pt", "trainer_state.json"),
         )
     }
     assert not [name for name in whole if name.endswith("training_args.bin")]

@@ -1,0 +1,129 @@
+"""Blocks -> stacks: towers, a backbone and what stands on it, an encoder and its decoder count apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from hf_lpwd.layer_blocks import (
+    CONTAINERS,
+    STEM_NAME,
+    find_blocks,
+    has_parameters,
+    is_called,
+    join,
+    numbered_attributes,
+)
+from hf_lpwd.layer_order import Order
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Blocks that data flows through one after another.
+
+    Attributes:
+        path: Module that holds the whole stack with what stands before and after its blocks.
+        blocks: Paths of the blocks, in order.
+    """
+
+    path: str
+    blocks: list[str]
+
+
+def find_stacks(model: nn.Module, order: Order) -> list[Stack]:
+    """Lists the stacks of blocks of a model: one, or one for each tower, encoder and decoder.
+
+    Args:
+        model: Any module.
+        order: The order in which its modules run.
+
+    Returns:
+        Stacks in the order of registration; none if nothing is repeated.
+    """
+    blocks = find_blocks(model)
+    stacks = _split(model, "", blocks) if blocks else []
+    return [_without_lists_in_turn(model, stack, order) for stack in stacks]
+
+
+def _split(module: nn.Module, path: str, blocks: list[str]) -> list[Stack]:
+    """Separates backbone, towers, encoder and decoder: sibling models that each count from 0."""
+    children = _with_blocks(module, path, blocks)
+    stacks = {
+        name: _split(child, join(path, name), inner)
+        for name, (child, inner) in children.items()
+        if inner != [join(path, name)]
+    }
+    models = [name for name, (child, inner) in children.items() if _is_model(child, join(path, name), inner)]
+    # A tower embeds its own input; the stages of a list do not, or do it each.
+    lists = (
+        [dict(module.named_children())]
+        if isinstance(module, CONTAINERS)
+        else list(numbered_attributes(module).values())
+    )
+    listed = {name for elements in lists if len(elements) >= 2 for name in elements}
+    towers = [name for name in stacks if name not in listed and _embeds(children[name][0])]
+    if (
+        (models and len(children) >= 2)
+        or len(towers) >= 2
+        or children.keys() == {"encoder", "decoder"}
+        or any(len(inner) > 1 for inner in stacks.values())
+    ):
+        return [
+            stack
+            for name, (_, inner) in children.items()
+            for stack in stacks.get(name, [Stack(join(path, name), inner)])
+        ]
+    return [Stack(path, blocks)]
+
+
+def _with_blocks(module: nn.Module, path: str, blocks: list[str]) -> dict[str, tuple[nn.Module, list[str]]]:
+    """Children that hold blocks or are one, with the paths of these."""
+    return {
+        name: (child, inner)
+        for name, child in module.named_children()
+        if (inner := [block for block in blocks if f"{block}.".startswith(f"{join(path, name)}.")])
+    }
+
+
+def _is_model(module: nn.Module, path: str, blocks: list[str]) -> bool:
+    """Whether a module is a transformers or timm model in its own right, or holds one and no other blocks."""
+    if hasattr(module, "pretrained_cfg") or any(
+        base.__name__ == "PreTrainedModel" for base in type(module).__mro__
+    ):
+        return True
+    children = _with_blocks(module, path, blocks)
+    return len(children) == 1 and all(
+        _is_model(child, join(path, name), inner) for name, (child, inner) in children.items()
+    )
+
+
+def _embeds(module: nn.Module) -> bool:
+    """Whether a module begins with embeddings: of tokens, or of an image's patches."""
+    return any(
+        is_called(STEM_NAME, name, child) and has_parameters(child) for name, child in module.named_children()
+    )
+
+
+def _without_lists_in_turn(model: nn.Module, stack: Stack, order: Order) -> Stack:
+    """Of lists whose elements run in turn (XLM: attentions, feed-forward layers) the first has the blocks.
+
+    They stand side by side, are of one length, and hold different classes.
+    """
+    lists: dict[str, list[str]] = {}
+    for block in stack.blocks:
+        lists.setdefault(block.rpartition(".")[0], []).append(block)
+    by_place: dict[tuple[str, int], list[str]] = {}
+    for path, blocks in lists.items():
+        by_place.setdefault((path.rpartition(".")[0], len(blocks)), []).append(path)
+    dropped: set[str] = set()
+    for (_, length), (first, *others) in by_place.items():
+        for other in others:
+            kinds = [type(model.get_submodule(lists[path][0])) for path in (first, other)]
+            if length >= 2 and kinds[0] is not kinds[1]:
+                start, end = order.first_use(lists[other][0]), order.first_use(lists[first][-1])
+                if start is None or end is None:
+                    order.taken_for(other, f"blocks behind {first}")
+                elif start < end:
+                    dropped |= set(lists[other])
+    return Stack(stack.path, [block for block in stack.blocks if block not in dropped])

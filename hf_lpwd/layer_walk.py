@@ -1,0 +1,254 @@
+"""The modules of one stack, in the order of registration: which block each feeds or follows.
+
+Registration is nearly always the order in which modules run. Two witnesses tell where it is not: a module's
+name or class (an embedding is the stem, a classifier the head), and its widths (what starts from the last
+block's width and makes another is a head). Where they tell nothing, the order of a forward pass decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from torch import nn
+
+from hf_lpwd.layer_blocks import (
+    CONTAINERS,
+    DOWNSAMPLE_NAME,
+    STEM_NAME,
+    is_called,
+    join,
+    numbered_attributes,
+)
+from hf_lpwd.layer_order import Order
+from hf_lpwd.layer_stacks import Stack
+from hf_lpwd.layer_widths import block_widths, has_matrices, in_and_out
+
+# Models like DETR call their heads embeddings, and what embeds the positions of their queries a head.
+HEAD_NAME = re.compile(
+    r"(?!query_pos)(?:.*_)?(?:head|heads|classifier|pooler|score|logit\w*)(?:_.*)?|(?:.*_)?(?:class|bbox)_embed",
+    re.IGNORECASE,
+)
+INPUT_NAME = re.compile(rf"{STEM_NAME.pattern}|input_proj|quer(?:y|ies)|prompt", re.IGNORECASE)
+_NORM_NAME = re.compile(r"norm|(?:^|\.)ln_?\w*\.(?:weight|bias)$", re.IGNORECASE)
+_MOST_CHANNELS_OF_AN_IMAGE = 4
+
+#: A layer's index, and what decides it.
+Position = tuple[int, str]
+
+
+class Walk:
+    """Counts the blocks passed, and places what stands before, between and behind them."""
+
+    def __init__(self, model: nn.Module, stack: Stack, order: Order) -> None:
+        self.model, self.stack, self.order = model, stack, order
+        self.index_of = {block: i for i, block in enumerate(stack.blocks, start=1)}
+        self.n = len(stack.blocks) + 1
+        self.passed = 0
+        #: Modules that hold blocks, without being one.
+        self.scopes = {""} | {
+            block[:end] for block in stack.blocks for end in range(len(block)) if block[end] == "."
+        }
+        self.widths = [block_widths(model.get_submodule(block)) for block in stack.blocks]
+        #: Elements of a list that goes along with a list of stages or blocks.
+        self.beside: dict[str, Position] = {}
+
+    def positions(self) -> Iterator[tuple[str, Position]]:
+        """Yields each parameter of the stack by name."""
+        path = self.stack.path
+        module = self.model.get_submodule(path)
+        if path in self.index_of:
+            yield from self._all_of(path, module, (1, f"block {path}"))
+        else:
+            yield from self._scope(path, module, in_stage=False)
+
+    def _scope(self, path: str, module: nn.Module, in_stage: bool) -> Iterator[tuple[str, Position]]:
+        """A module that holds blocks."""
+        self._find_lists_beside(path, module)
+        for name, _ in module.named_parameters(recurse=False):
+            yield join(path, name), self._feeding(self.passed + 1)
+        children = [(join(path, name), child) for name, child in module.named_children()]
+        holders = [child for child, _ in children if child in self.scopes or child in self.index_of]
+        last = [child for child, _ in children].index(holders[-1])
+        # Embeddings behind the blocks: what else stands there may run before them too.
+        unordered = any(self._enters_by_name(*child) for child in children[last + 1 :])
+        has_other_stem = self.passed == 0 and self._has_stem(holders[0])
+        stem_began = False
+        first = self.passed + 1
+        for i, (child_path, child) in enumerate(children):
+            if child_path in self.index_of:
+                self.passed = self.index_of[child_path]
+                position = self.passed, f"block {child_path}"
+            elif child_path in holders:
+                stages = isinstance(module, CONTAINERS) and len(holders) > 1
+                yield from self._scope(child_path, child, in_stage or stages)
+                continue
+            elif self.passed == 0:
+                position = self._feeding(1)
+                if type(module) is not nn.Sequential:
+                    position = self._before_all(child_path, child, has_other_stem, not stem_began)
+                stem_began = stem_began or (position[0] == 0 and has_matrices(child))
+            elif i < last:
+                position = self._feeding(self.passed + 1)
+            elif self.passed < self.n - 1 or (in_stage and not _only_norms(children[i:])):
+                position = self._behind_stage(child_path, child, first)
+            else:
+                position = self._behind_all(child_path, child, unordered)
+            yield from self._all_of(child_path, child, position)
+
+    def _all_of(self, path: str, module: nn.Module, position: Position) -> Iterator[tuple[str, Position]]:
+        """The parameters inside of a module that holds no block."""
+        for inner_path, inner in module.named_modules(prefix=path):
+            index, what = position = self.beside.get(inner_path, position)
+            for name, _ in inner.named_parameters(recurse=False):
+                full_name = join(inner_path, name)
+                if what == "head" and "pooler" in full_name:
+                    yield full_name, (index, "pooler")
+                elif what == "head" and (_NORM_NAME.search(full_name) or is_called(_NORM_NAME, "", inner)):
+                    yield full_name, (index, "final norm")
+                else:
+                    yield full_name, position
+
+    def _before_all(self, path: str, child: nn.Module, has_other_stem: bool, is_first: bool) -> Position:
+        """What is registered before the first block: the stem, or a head that was made first.
+
+        Args:
+            path: Path of the child.
+            child: The module.
+            has_other_stem: The sibling that holds the first block has a stem of its own.
+            is_first: No sibling before it has weights.
+        """
+        name = path.rpartition(".")[2]
+        stem, head = self._feeding(1), (self.n, "head")
+        if not isinstance(child, nn.Embedding) and (HEAD_NAME.fullmatch(name) or "final" in name):
+            return head
+        takes, makes = in_and_out(child)
+        if (
+            not has_matrices(child)
+            or is_called(INPUT_NAME, name, child)
+            or (takes is not None and takes <= _MOST_CHANNELS_OF_AN_IMAGE)
+        ):
+            return stem
+        enters, leaves = makes in self.widths[0], takes in self.widths[-1]
+        if leaves and not enters and (is_first or _upsamples(child)):
+            return head
+        if enters and not leaves:
+            return stem
+        # A layer of the stem, or a head that was made before its backbone.
+        return self._asked(path, stem) if has_other_stem or (leaves and not enters) else stem
+
+    def _has_stem(self, holder: str) -> bool:
+        """Whether there are weights before the first block in a module that holds it."""
+        for path, module in self.model.get_submodule(holder).named_modules(prefix=holder):
+            if path == self.stack.blocks[0]:
+                return False
+            if any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False)):
+                return True
+        return False
+
+    def _behind_stage(self, path: str, child: nn.Module, first: int) -> Position:
+        """What is registered behind the blocks of a stage, the first of which has the index `first`."""
+        if is_called(DOWNSAMPLE_NAME, path.rpartition(".")[2], child):
+            takes, makes = in_and_out(child)
+            own = self.widths[first - 1]
+            following = self.widths[self.passed] if self.passed < self.n - 1 else set()
+            if makes in own - following and takes not in own:
+                return self._feeding(first)
+            if following:
+                return self._feeding(self.passed + 1)
+        elif has_matrices(child):
+            return self._asked(path, self._behind(self.passed), warns=False)
+        return self._behind(self.passed)
+
+    def _behind_all(self, path: str, child: nn.Module, unordered: bool) -> Position:
+        """What is registered behind the last block: the final norm and the head, or embeddings."""
+        if self._enters_by_name(path, child):
+            stem = self._feeding(1)
+            is_table = any(isinstance(inner, nn.Embedding) for inner in child.modules())
+            return stem if is_table else self._asked(path, stem, warns=False)
+        if unordered and has_matrices(child) and not HEAD_NAME.fullmatch(path.rpartition(".")[2]):
+            return self._asked(path, (self.n, "head"))
+        return self.n, "head"
+
+    def _enters_by_name(self, path: str, child: nn.Module) -> bool:
+        name = path.rpartition(".")[2]
+        return is_called(INPUT_NAME, name, child) and not HEAD_NAME.fullmatch(name)
+
+    def _asked(self, path: str, otherwise: Position, warns: bool = True) -> Position:
+        """The place of a module by the running order, where there is one."""
+        before = self.order.blocks_before(path, self.stack.blocks)
+        if before is None:
+            if warns:
+                self.order.taken_for(path, otherwise[1])
+            return otherwise
+        return otherwise if before == otherwise[0] else self._feeding(before + 1)
+
+    def _feeding(self, index: int) -> Position:
+        if index == 1:
+            return 0, "stem"
+        if index == self.n:
+            return self.n, "head"
+        return index, f"feeds block {self.stack.blocks[index - 1]}"
+
+    def _behind(self, index: int) -> Position:
+        return index, f"after block {self.stack.blocks[index - 1]}"
+
+    def _find_lists_beside(self, path: str, module: nn.Module) -> None:
+        """Finds lists that go along with a list of stages or of blocks, an element each.
+
+        Such are SegFormer's patch embeddings before and norms behind each stage. What stands between two
+        such lists feeds the second.
+        """
+        lists = list(numbered_attributes(module).items()) + [
+            (name, {join(name, key): element for key, element in child.named_children()})
+            for name, child in module.named_children()
+            if isinstance(child, CONTAINERS) and type(child) is not nn.Sequential
+        ]
+        order = [name for name, _ in module.named_modules(remove_duplicate=False)]
+        lists = [(name, elements) for name, elements in lists if len(elements) >= 2]
+        lists.sort(key=lambda one: order.index(next(iter(one[1]))))
+        held = self.scopes | self.index_of.keys()
+        paths = [[join(path, element) for element in elements] for _, elements in lists]
+        for i, (name, modules) in enumerate(lists):
+            elements = paths[i]
+            # Of lists that are numbered themselves, the numbers count.
+            is_placed = not self.beside.keys().isdisjoint({join(path, name), *elements})
+            if is_placed or HEAD_NAME.fullmatch(name) or not held.isdisjoint(elements):
+                continue
+            preceding = [stages for stages in reversed(paths[:i]) if held.issuperset(stages)]
+            following = [stages for stages in paths[i:] if held.issuperset(stages)]
+            alike = name in dict(module.named_children()) and len(set(map(type, modules.values()))) == 1
+            fed = [stages for stages in following if alike or stages[0] not in self.index_of]
+            if DOWNSAMPLE_NAME.search(name):
+                # The first stage may lack one.
+                fed += [s[1:] for s in following + preceding if s[0] not in self.index_of]
+            if stages := next((s for s in fed if len(s) == len(elements)), None):
+                for element, stage in zip(elements, stages, strict=True):
+                    self.beside[element] = self._feeding(self._blocks_of(stage)[0])
+            elif stages := next((s for s in preceding if len(s) == len(elements)), None):
+                self._place_behind(elements, stages)
+
+    def _blocks_of(self, stage: str) -> list[int]:
+        return [i for block, i in self.index_of.items() if f"{block}.".startswith(f"{stage}.")]
+
+    def _place_behind(self, elements: list[str], stages: list[str]) -> None:
+        """Norms of each stage, or layers whose place within it the running order tells."""
+        for element, stage in zip(elements, stages, strict=True):
+            module, blocks = self.model.get_submodule(element), self._blocks_of(stage)
+            if has_matrices(module) or stage in self.index_of:
+                before = self.order.blocks_before(element, self.stack.blocks)
+                if before not in blocks:
+                    return
+                self.beside[element] = self._behind(before)
+            elif stage == stages[-1]:
+                self.beside[element] = self._feeding(blocks[-1] + 1)
+            else:
+                self.beside[element] = self._behind(blocks[-1])
+
+
+def _upsamples(module: nn.Module) -> bool:
+    return any("ConvTranspose" in type(inner).__name__ for inner in module.modules())
+
+
+def _only_norms(children: list[tuple[str, nn.Module]]) -> bool:
+    return all(is_called(_NORM_NAME, path.rpartition(".")[2], child) for path, child in children)

@@ -1,0 +1,90 @@
+"""A comparison of two sides on one task, and the correction over a family of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from hf_lpwd.study.plan import Side
+from hf_lpwd.study.stats import Estimate, Paired, Verdict, holm, verdict
+from hf_lpwd.study.tasks import Setting
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One side of a question against the other, on one task.
+
+    Attributes:
+        task: Its name.
+        name: Of the side that is compared.
+        to: Of the side that it is compared to.
+        margin: In 0..1.
+        paired: The differences, in 0..1; None if no seed has both sides.
+        settings: Of both sides, chosen on validation; empty if all were averaged.
+        tried: How many settings each side chose from.
+        diverged: How many runs of each side diverged, at the settings that are compared.
+        image_variance: Variance of the mean difference over test images; None if not recorded.
+        left_out: Seeds and settings that do not count, as sentences.
+        withheld: Why there is no verdict; None if there is one.
+        p_difference: Corrected over the family.
+        p_equivalence: Corrected over the family.
+        num_tests: Size of the family.
+    """
+
+    task: str
+    name: str
+    to: str
+    margin: float
+    paired: Paired | None
+    settings: tuple[Setting, ...] = ()
+    tried: tuple[int, int] = (1, 1)
+    diverged: tuple[int, int] = (0, 0)
+    image_variance: float | None = None
+    left_out: list[str] = field(default_factory=list)
+    withheld: str | None = None
+    p_difference: float = math.nan
+    p_equivalence: float = math.nan
+    num_tests: int = 1
+
+    @property
+    def verdict(self) -> Verdict:
+        """What can be said, corrected over the family."""
+        if self.withheld or self.paired is None:
+            return "undecided"
+        return verdict(self.paired.mean, self.p_difference, self.p_equivalence)
+
+    @property
+    def difference(self) -> Estimate:
+        """The mean difference with its 95% interval over seeds, on these test images."""
+        return Estimate(math.nan, math.nan, math.nan) if self.paired is None else self.paired.interval()
+
+    @property
+    def over_images(self) -> Estimate | None:
+        """The same over seeds and test images; None if the records do not tell which images were right."""
+        if self.paired is None or self.image_variance is None:
+            return None
+        return self.paired.interval(self.image_variance)
+
+    @property
+    def detectable(self) -> float:
+        """The smallest true difference that these runs find with a probability of 80%."""
+        return math.nan if self.paired is None else self.paired.detectable(self.num_tests)
+
+
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Holm's correction over a family, of the tests for a difference and of those for equivalence."""
+    raw = [(c, c.paired if c.withheld is None else None) for c in comparisons]
+    differences = holm([p.p_difference() if p else math.nan for _, p in raw])
+    equivalences = holm([p.p_equivalence(c.margin) if p else math.nan for c, p in raw])
+    return [
+        replace(c, p_difference=float(d), p_equivalence=float(e), num_tests=len(raw))
+        for c, d, e in zip(comparisons, differences, equivalences, strict=True)
+    ]
+
+
+def side_name(side: Side) -> str:
+    """What a side is called: the method, or its settings."""
+    if isinstance(side, str):
+        return side
+    return ", ".join(f"{key}={value}" for key, value in side.items())

@@ -1,0 +1,120 @@
+"""What each method reached on a task, at the setting that validation chose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_lpwd.study.image_scores import test_score
+from hf_lpwd.study.record import Record
+from hf_lpwd.study.selection import Robustness, best_epochs_mean, decay_robustness
+from hf_lpwd.study.stats import Estimate, mean_interval
+from hf_lpwd.study.tasks import Method, Setting, Task
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """A method on a task.
+
+    Attributes:
+        name: The method.
+        setting: Chosen on validation: the highest mean accuracy over the seeds that all settings have.
+        runs: Seed -> record, at that setting.
+        method: All its runs.
+        validation: Accuracy at the setting.
+        test: The same on test; None if there is no test split.
+        paper: Mean of the ten best test accuracies after an epoch, where the study read these.
+        mean_rate: Mean decay rate over the decayed parameters, at the setting.
+        robustness: Over the decay rates above 0, at the setting's learning rate; None if there are not two.
+        remarks: What a reader has to know of it.
+    """
+
+    name: str
+    setting: Setting
+    runs: dict[int, Record]
+    method: Method
+    validation: Estimate
+    test: Estimate | None
+    paper: Estimate | None
+    mean_rate: float
+    robustness: Robustness | None
+    remarks: list[str]
+
+
+def results_of(task: Task, baseline: str) -> list[MethodResult]:
+    """The methods of a task, the baseline first, then by test accuracy."""
+    found = [_result(task, method) for method in task.methods.values()]
+    made = [result for result in found if result is not None]
+    return sorted(made, key=lambda r: (r.name != baseline, -(r.test or r.validation).value, r.name))
+
+
+def _result(task: Task, method: Method) -> MethodResult | None:
+    usable = method.usable()
+    if not usable:
+        return None
+    seeds = method.common_seeds()
+    setting = method.best(seeds) if seeds else max(usable, key=lambda one: len(usable[one]))
+    runs = dict(sorted(usable[setting].items()))
+    tests = [score for run in runs.values() if (score := run.score("test")) is not None]
+    papers = [
+        best_epochs_mean(run.test_accuracy_after_epochs)
+        for run in runs.values()
+        if run.test_accuracy_after_epochs
+    ]
+    layers = next((run.layers for run in runs.values() if run.layers), [])
+    decayed = [layer.decayed for layer in layers]
+    return MethodResult(
+        name=method.name,
+        setting=setting,
+        runs=runs,
+        method=method,
+        validation=_mean([run.score("validation") for run in runs.values()]),
+        test=_mean(tests) if task.has_test and tests else None,
+        paper=_mean(papers) if papers else None,
+        mean_rate=float(np.average([layer.rate for layer in layers], weights=decayed))
+        if any(decayed)
+        else 0.0,
+        robustness=_robustness(method, setting),
+        remarks=list(_remarks(method, setting)),
+    )
+
+
+def _mean(scores: Sequence[float | None]) -> Estimate:
+    return mean_interval([score for score in scores if score is not None]).clipped()
+
+
+def _remarks(method: Method, setting: Setting) -> Iterator[str]:
+    runs = [run for row in method.grid.values() for run in row.values()]
+    for outcome in ("diverged", "failed"):
+        number = sum(run is not None and run.outcome == outcome for run in runs)
+        if number:
+            yield f"{number} of {len(runs)} runs {outcome}"
+    missing = sum(run is None for run in runs)
+    if missing:
+        yield f"{missing} of {len(runs)} runs missing"
+    for axis, value in zip(("decay rate", "learning rate"), setting, strict=True):
+        position = 0 if axis == "decay rate" else 1
+        values = sorted({rate for one in method.grid if (rate := one[position]) is not None})
+        if len(values) > 1 and value in (values[0], values[-1]):
+            yield f"the best {axis} is the {'lowest' if value == values[0] else 'highest'} of the grid"
+
+
+def decay_curve(method: Method, learning_rate: float | None) -> dict[float, dict[int, Record]]:
+    """Returns decay rate -> seed -> record at one learning rate, for the rates above 0."""
+    return {
+        setting.decay: runs
+        for setting, runs in method.usable().items()
+        if setting.learning_rate == learning_rate and setting.decay
+    }
+
+
+def _robustness(method: Method, setting: Setting) -> Robustness | None:
+    curve = decay_curve(method, setting.learning_rate)
+    seeds = sorted(set.intersection(*(set(runs) for runs in curve.values()))) if curve else []
+    if len(curve) < 2 or not seeds:
+        return None
+    return decay_robustness(
+        [[test_score(runs[seed]) for runs in curve.values()] for seed in seeds], list(curve)
+    )

@@ -1,0 +1,42 @@
+"""The dataset that needs no download: scikit-learn's handwritten digits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_lpwd.vision.data.labels import stratified_cut
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+#: Name of the dataset in messages and records.
+DIGITS = "digits"
+# The seed and share of the digits' test split: constants, so that every run has the same test images.
+_DIGITS_TEST_SEED, _DIGITS_TEST_SHARE = 0, 0.2
+
+
+def load_digits() -> DatasetDict:
+    """Returns scikit-learn's 1,797 handwritten digits, 8x8 grey, with a test split that never changes.
+
+    The values 0..16 become 0..255. A fifth, stratified by label with a fixed seed, is the test split.
+    """
+    import datasets
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    digits = sklearn_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    size = round(_DIGITS_TEST_SHARE * len(images))
+    train, test = stratified_cut(digits.target, size, _DIGITS_TEST_SEED)
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(digit) for digit in range(10)])}
+    )
+    return datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict(
+                {"image": list(images[rows]), "label": digits.target[rows]}, features=features
+            )
+            for split, rows in (("train", train), ("test", test))
+        }
+    )

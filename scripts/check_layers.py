@@ -1,0 +1,185 @@
+"""Compares the layers of all of timm's and transformers' models with the order in which their modules run.
+
+    python scripts/check_layers.py timm
+    python scripts/check_layers.py transformers --only 'vit|swin'
+
+Models are built, and run, on the meta device: timm's at their size, transformers' from the default
+configuration of each class, cut to three layers a stack where the class allows it. Forward hooks see when
+each module with weight matrices begins first. A model agrees if in each stack the blocks begin in the order
+of their indices, its stem begins before them, its head behind them, and what feeds a block right before it.
+One that looks at values may not run; its layers are found all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import pkgutil
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import date
+from itertools import pairwise
+
+import timm
+import torch
+import transformers
+from torch import nn
+
+from hf_lpwd.layer_order import running_order
+from hf_lpwd.layers import LayerMap, layer_index_map
+
+_DEPTH = re.compile(r"(?:num_)?(?:hidden_|encoder_|decoder_)?layers?|n_layers?|depth")
+_MOST_LAYERS = 3
+
+#: Name, family, and what builds it.
+Case = tuple[str, str, Callable[[], nn.Module]]
+
+
+def timm_models(only: str = "") -> Iterator[Case]:
+    """All of timm's architectures, or those of the families that match; a family is a file."""
+    for name in timm.list_models():
+        family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+        if re.search(only, family):
+            yield name, family, lambda name=name: timm.create_model(name, pretrained=False, num_classes=10)
+
+
+def transformers_models(only: str = "") -> Iterator[Case]:
+    """All model classes of transformers that have a configuration; a family is a folder."""
+    for family in pkgutil.iter_modules(transformers.models.__path__):
+        if not re.search(only, family.name):
+            continue
+        for file in pkgutil.iter_modules([f"{transformers.models.__path__[0]}/{family.name}"]):
+            if not file.name.startswith("modeling_"):
+                continue
+            module = importlib.import_module(f"transformers.models.{family.name}.{file.name}")
+            for name in getattr(module, "__all__", []):
+                cls = getattr(module, name)
+                if (
+                    inspect.isclass(cls)
+                    and issubclass(cls, transformers.PreTrainedModel)
+                    and cls.__module__ == module.__name__
+                    and not re.search(r"Pre[Tt]rained", name)
+                    and cls.config_class is not None
+                ):
+                    yield name, family.name, lambda cls=cls: _build(cls)
+
+
+def _build(cls: type[nn.Module]) -> nn.Module:
+    try:
+        return cls(_cut(cls.config_class()))
+    except Exception:  # a configuration that cannot be cut
+        return cls(cls.config_class())
+
+
+def _cut(config: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
+    """Leaves three layers in each stack of a configuration."""
+    settings = vars(config)
+    depths = {
+        key: value
+        for key, value in settings.items()
+        if _DEPTH.fullmatch(key) and type(value) is int and value > _MOST_LAYERS
+    }
+    for key, value in list(settings.items()):
+        if key in depths:
+            settings[key] = _MOST_LAYERS
+        elif isinstance(value, (list, tuple)) and len(value) in depths.values():
+            settings[key] = value[:_MOST_LAYERS]
+        elif isinstance(value, transformers.PretrainedConfig):
+            _cut(value)
+    return config
+
+
+def first_calls(model: nn.Module) -> dict[str, int]:
+    """Path of each module that runs -> rank of its first call; empty if the model does not run."""
+    rank: dict[str, int] = {}
+
+    def note(path: str) -> None:
+        # Whatever a hook returns would take the place of the input.
+        rank.setdefault(path, len(rank))
+
+    handles = [
+        module.register_forward_pre_hook(lambda *_, path=path: note(path))
+        for path, module in model.named_modules()
+    ]
+    ran = running_order(model)
+    for handle in handles:
+        handle.remove()
+    return rank if ran else {}
+
+
+def disagreements(model: nn.Module, layer_map: LayerMap, rank: dict[str, int]) -> list[str]:
+    """Names the blocks and the modules with matrices whose place contradicts the order of the calls."""
+    blocks: dict[str, dict[str, int]] = {stack: {} for stack in layer_map.num_layers_by_stack}
+    for place in layer_map.places.values():
+        if place.module.startswith("block "):
+            blocks[place.stack][place.module.removeprefix("block ")] = place.layer
+    found = []
+    starts = {}
+    for stack, layers in blocks.items():
+        ran = sorted((rank[path], layer, path) for path, layer in layers.items() if path in rank)
+        starts[stack] = [start for start, _, _ in ran]
+        found += [path for (_, a, _), (_, b, path) in pairwise(ran) if b < a]
+    for name, parameter in model.named_parameters():
+        path, place = name.rpartition(".")[0], layer_map.places[name]
+        n = layer_map.num_layers_by_stack[place.stack]
+        if place.module.startswith("block ") or parameter.ndim < 2 or path not in rank:
+            continue
+        if len(starts[place.stack]) < n - 1:
+            continue
+        before = sum(start < rank[path] for start in starts[place.stack])
+        low, high = {0: (0, 0), n: (n - 1, n - 1)}.get(place.layer, (place.layer - 1, place.layer))
+        if not low <= before <= high:
+            found.append(name)
+    return found
+
+
+def check(build: Callable[[], nn.Module]) -> tuple[str, list[str]]:
+    """Builds a model and tells how it fares, with what disagrees."""
+    try:
+        with torch.device("meta"):
+            model = build()
+    except Exception as error:
+        return "not built", [f"{type(error).__name__}: {error}".splitlines()[0]]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            layer_map = layer_index_map(model)
+        except ValueError as error:
+            return "no layers found", [str(error)]
+    told = [str(w.message) for w in caught if "structure does not tell" in str(w.message)]
+    rank = first_calls(model)
+    if not rank:
+        return ("not run, with a warning" if told else "not run"), told
+    faults = disagreements(model, layer_map, rank)
+    return ("disagrees" if faults else "agrees"), faults
+
+
+def main() -> None:
+    """Prints what is not in agreement, model by model, and the counts."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("library", choices=["timm", "transformers"])
+    parser.add_argument("--only", default="", help="regular expression of families")
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    counts: Counter[str] = Counter()
+    families = set()
+    models = timm_models if args.library == "timm" else transformers_models
+    try:
+        for name, family, build in models(args.only):
+            status, about = check(build)
+            counts[status] += 1
+            families.add(family)
+            if status not in ("agrees", "not run"):
+                print(f"{family} {name}: {status}: {', '.join(about[:4])}"[:300], flush=True)
+    except KeyboardInterrupt:
+        print("interrupted; until here:")
+    version = {"timm": timm.__version__, "transformers": transformers.__version__}[args.library]
+    print(f"{args.library} {version}, torch {torch.__version__}, {date.today()}: {len(families)} families,")
+    print(f"{counts.total()} models: " + ", ".join(f"{n} {what}" for what, n in counts.most_common()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""All models of timm and transformers: layers agree with the order in which forward hooks see modules run."""
+
+from __future__ import annotations
+
+import pkgutil
+
+import check_layers
+import pytest
+import timm
+import transformers
+from timm.models import model_entrypoint
+
+pytestmark = [
+    pytest.mark.slow,
+    # Configurations at their defaults, and tensors without elements on the meta device.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+#: Families of which a module does not run in one line with the blocks, and why.
+OUT_OF_LINE = {
+    "coat": "the position encodings of a stage are called by each of its blocks",
+}
+_HEAD_OF_EACH_BLOCK = "what a decoder's layer predicts guides the next one"
+_DETRS = ["d_fine", "deimv2", "rt_detr", "rt_detr_v2", "pp_doclayout_v3"]
+OUT_OF_LINE |= dict.fromkeys(_DETRS, _HEAD_OF_EACH_BLOCK)
+OUT_OF_LINE |= {
+    "sam2": "two convolutions of the decoder run on the backbone's features",
+    "sam3_tracker": "two convolutions of the decoder run on the backbone's features",
+    "videomt": "the masks of each frame guide the next one",
+    "vjepa2": "the pooler's cross-attention runs behind its self-attention",
+}
+#: Models of transformers in which nothing is repeated.
+WITHOUT_BLOCKS = {"GlmImageVQVAE", "InklingAudioModel", "Molmo2Adapter"}
+
+
+def _check(models):
+    statuses = {name: check_layers.check(build) for name, build in models.items()}
+    if all(status == "not built" for status, _ in statuses.values()):
+        pytest.skip("builds from no configuration of its own")
+    assert {name for name, (status, _) in statuses.items() if status == "no layers found"} <= WITHOUT_BLOCKS
+    return {name: about for name, (status, about) in statuses.items() if status == "disagrees"}
+
+
+@pytest.mark.parametrize(
+    "family", sorted({model_entrypoint(name).__module__.rpartition(".")[2] for name in timm.list_models()})
+)
+def test_timm(family):
+    disagree = _check({name: build for name, _, build in check_layers.timm_models(f"^{family}$")})
+    assert disagree == {} or family in OUT_OF_LINE
+
+
+@pytest.mark.parametrize("family", [one.name for one in pkgutil.iter_modules(transformers.models.__path__)])
+def test_transformers(family):
+    disagree = _check({name: build for name, _, build in check_layers.transformers_models(f"^{family}$")})
+    assert disagree == {} or family in OUT_OF_LINE

@@ -1,0 +1,176 @@
+"""The plan: stored before the first run, frozen by its hash, compared with the records; what it takes."""
+
+import json
+
+import pytest
+import yaml
+from study_records import run_of
+
+from hf_lpwd.cli import main
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.study import planning
+from hf_lpwd.study.analysis import analyse
+from hf_lpwd.study.config import read_study
+from hf_lpwd.study.plan import PlannedRun, Question, read_plan, store_plan
+from hf_lpwd.study.planning import Trial, describe, fit_budget, parse_duration
+from hf_lpwd.study.records import pack_records
+from hf_lpwd.study.stats import t_power
+
+GRID = """
+train: {max_steps: 100, learning_rate: 1e-2}
+grid:
+  decay_timing: [wd, pwd]
+  layer_schedule: [uniform]
+  weight_decay: [0.01, 0.1, 1, 10]
+  seed: [0, 1, 2, 3, 4]
+baselines: [no_decay]
+"""
+
+
+def planned(records):
+    return [
+        PlannedRun(id=r.id, method=r.method, settings=r.settings.model_dump(exclude_unset=True))
+        for r in records
+    ]
+
+
+AFTERWARDS = {"times": {"started": "2999-01-01T00:00:00Z", "seconds": 1.0}}
+RECORDS = [
+    run_of(method, seed, 0.7 + 0.001 * seed, record=AFTERWARDS)
+    for method in ("wd uniform", "pwd linear")
+    for seed in range(5)
+]
+
+
+def test_a_registered_plan_is_frozen(tmp_path):
+    plan = store_plan(str(tmp_path), [Question()], planned(RECORDS), register=True)
+    assert plan.registered == plan.hash
+    assert read_plan(str(tmp_path)) == plan
+    assert analyse(RECORDS, plan).deviations == []
+    with pytest.raises(BadInputError, match="holds a plan already"):
+        store_plan(str(tmp_path), [Question()], planned(RECORDS), register=True)
+    with pytest.raises(BadInputError, match="the plan of other questions"):
+        store_plan(str(tmp_path), [Question(margin=1.0)], planned(RECORDS))
+
+
+def test_each_deviation_is_said(tmp_path):
+    store_plan(str(tmp_path), [Question()], planned(RECORDS), register=True)
+    later = run_of("pwd linear", 0, 0.9, weight_decay=3.0)
+    store_plan(str(tmp_path), [Question()], planned([*RECORDS, later]))
+    file = tmp_path / "plan.json"
+    content = json.loads(file.read_text())
+    assert [run["added"] for run in content["runs"]] == [False] * 10 + [True]
+    # Somebody takes a run out of the plan that did not go well.
+    del content["runs"][3]
+    file.write_text(json.dumps(content))
+    assert analyse(
+        [*RECORDS, later], read_plan(str(tmp_path)), baseline="pwd linear", margin=2.0
+    ).deviations == [
+        "2 runs were added after the plan was stored, and do not count.",
+        "The registered plan was changed after it was registered: its hash does not fit.",
+        "The report compares to pwd linear; the plan says wd uniform.",
+        "The report's margin is 2 points; the plan says 0.3.",
+        "1 records are older than the plan.",
+    ]
+
+
+def test_a_plan_is_registered_before_the_first_run(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(BadInputError, match="a plan is registered before the first run"):
+        store_plan(str(tmp_path), [Question()], planned(RECORDS), register=True)
+
+
+def test_the_plan_travels_with_packed_records(tmp_path):
+    for record in RECORDS:
+        (tmp_path / f"{record.id}.json").write_text(record.model_dump_json(exclude_unset=True))
+    plan = store_plan(str(tmp_path), [Question()], planned(RECORDS))
+    pack_records([str(tmp_path)], str(tmp_path / "study.jsonl.gz"))
+    assert read_plan(str(tmp_path / "study.jsonl.gz")) == plan
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"created": "now"}', '{"created": 1, "questions": [], "runs": {}}']
+)
+def test_a_damaged_plan_is_named(text, tmp_path):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(BadInputError, match=r"plan\.json cannot be read"):
+        read_plan(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "study.yaml"
+    path.write_text(GRID)
+    return read_study(str(path))
+
+
+def test_what_a_study_takes_and_can_show(study):
+    lines = list(describe(study, [Trial(seconds=60.0, test_images=1000, steps=100)], 2, None))
+    assert lines[:4] == [
+        "45 runs on 1 task, 5 seeds:",
+        "  wd uniform: 20 runs, 4 settings to choose from",
+        "  pwd uniform: 20 runs, 4 settings to choose from",
+        "  no decay: 5 runs, 1 setting to choose from",
+    ]
+    assert lines[4:6] == [
+        "a run takes about 1 min 0 s (100 steps, 1,000 test images)",
+        "in all about 22 min 30 s with 2 side by side",
+    ]
+    # Runs that disagree on a tenth of 1,000 images: 1 point; 3.761 standard errors are found at 80%.
+    assert t_power(5, 1.682 / 1.0 * 5**0.5) == pytest.approx(0.8, abs=0.001)
+    assert "a true difference of 1.7 points is found with a probability of 80%" in lines[6]
+
+
+def test_a_budget_buys_rates_first_and_then_seeds(study):
+    """9 runs a seed with all four rates, 7 with three: 35 runs are five seeds of three rates."""
+    assert fit_budget(study, 35 * 60.0, 60.0, 1) == planning.Choice([0.01, 1.0, 10.0], 5, 35)
+    assert fit_budget(study, 45 * 60.0, 60.0, 1) == planning.Choice([0.01, 0.1, 1.0, 10.0], 5, 45)
+    assert fit_budget(study, 47 * 60.0, 60.0, 2) == planning.Choice([0.01, 0.1, 1.0, 10.0], 10, 90)
+    with pytest.raises(BadInputError, match="has time for 34 runs, but 5 seeds take 35, about 35 min 0 s"):
+        fit_budget(study, 34 * 60.0, 60.0, 1)
+
+
+def test_durations():
+    assert [parse_duration(text) for text in ("90min", "2h", "1.5 d", "30s")] == [
+        5400.0,
+        7200.0,
+        129600.0,
+        30.0,
+    ]
+    for text in ("2", "h", "-1h", "0h", "2 weeks"):
+        with pytest.raises(BadInputError, match="a budget is a time"):
+            parse_duration(text)
+
+
+def test_the_example_is_a_study(tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    argv = [
+        "study",
+        "init",
+        str(path),
+        "--dataset_name",
+        "beans",
+        "--model_type",
+        "vit",
+        "--test_split",
+        "0.2",
+    ]
+    assert main(argv) == 0
+    content = yaml.safe_load(path.read_text())
+    assert {name: content["train"][name] for name in ("dataset_name", "model_type", "test_split")} == {
+        "dataset_name": "beans", "model_type": "vit", "test_split": 0.2,
+    }  # fmt: skip
+    study = read_study(str(path))
+    assert {run.method for run in study.runs} == {
+        "wd uniform", "wd linear matched", "pwd uniform", "pwd linear matched", "no decay", "noise floor",
+    }  # fmt: skip
+    assert main(argv) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_registering_at_the_command_line(tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    path.write_text("grid: {decay_timing: [wd], layer_schedule: [uniform], seed: [0, 1]}")
+    assert main(["study", "register", str(path), "--runs", str(tmp_path / "runs")]) == 0
+    plan = read_plan(str(tmp_path / "runs"))
+    assert capsys.readouterr().out.strip().endswith(f"2 runs, SHA-256 {plan.registered}")
