@@ -39,6 +39,22 @@ CORE_CHAIN = [
     {"factory", "stock_state", "zero_step", "measure"},
     {"layer_log", "trainer", "trainer_optimizer", "training_args", "decay_report"},
 ]
+# The same for the modules of the study: config -> runs -> records -> analysis -> report.
+STUDY_CHAIN = [
+    {"record", "methods", "stats", "environment", "steps", "progress", "callbacks"},
+    {"records", "selection", "decay_callbacks", "baselines"},
+    {"plan"},
+    {"config", "tasks"},
+    {"run"},
+    {"sweep", "planning", "diagnose"},
+    {"comparison", "image_scores"},
+    {"compare", "results"},
+    {"notes"},
+    {"analysis"},
+    {"answer", "plotting", "training_figures"},
+    {"figures", "tables"},
+    {"report"},
+]
 HIGHER = ["checkpoints", "vision", "study", "commands", "cli", "__main__"]
 
 
@@ -92,6 +108,21 @@ def test_no_module_imports_a_higher_one():
         if module
         for imported in imports(path)
         if imported and rank(imported) > rank(module)
+    ]
+    assert faults == []
+
+
+def test_the_study_is_in_order():
+    """No module of the study imports one of a later line; `over_seeds` is the card's and stands apart."""
+    line_of = {name: i for i, line in enumerate(STUDY_CHAIN) for name in line}
+    files = {name.removeprefix("study."): path for name, path in modules().items() if "study." in name}
+    files = {name: path for name, path in files.items() if "." not in name and name != "over_seeds"}
+    assert files.keys() == line_of.keys()
+    faults = [
+        f"{name} imports {imported}"
+        for name, path in files.items()
+        for imported in (one.removeprefix("study.") for one in imports(path) if one.startswith("study."))
+        if line_of[imported] > line_of[name]
     ]
     assert faults == []
 

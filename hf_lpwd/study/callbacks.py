@@ -27,7 +27,7 @@ class OpposingPenalty(TrainerCallback):
 
     Attributes:
         steps: Step of each measurement.
-        rates: Layer -> R_op at each step; ``"all"`` is that of all decayed scalars.
+        rates: Layer -> R_op at each step; ``"all"`` is that of all decayed parameters.
     """
 
     def __init__(self, layers: dict[str, str]) -> None:
@@ -93,7 +93,7 @@ class TestAfterEpoch(TrainerCallback):
 
     Args:
         images: The test split.
-        batch_size: Pictures at a time.
+        batch_size: Images at a time.
 
     Attributes:
         accuracies: Test accuracy after each epoch.
@@ -111,7 +111,7 @@ class TestAfterEpoch(TrainerCallback):
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: ImageDataset, batch_size: int) -> float:
-    """Share of the pictures that a model classifies right, in evaluation mode; leaves its mode as it was."""
+    """Fraction of images classified correctly, in evaluation mode; leaves the mode of the model as it was."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.settings_file import read_settings
-from hf_lpwd.study.methods import CELLS, METHOD_FLAGS, ONE_SETTING, PEERS, method_name
+from hf_lpwd.study.methods import BASELINES, CELLS, METHOD_FLAGS, ONE_SETTING, method_name
 from hf_lpwd.study.plan import PlannedRun, Question, read_questions
 from hf_lpwd.study.record import record_id
 from hf_lpwd.vision.arguments import arguments_from, make_parser
@@ -100,7 +100,7 @@ def read_study(path: str) -> StudyFile:
     |---|---|
     | `train` | flags of `hf-lpwd train` that all runs share |
     | `grid` | flag -> list of values; every combination is run; `model` and `data` list mappings of flags |
-    | `baselines` | names of `hf_lpwd.study.methods.PEERS`, to run beside the grid's methods |
+    | `baselines` | names of `hf_lpwd.study.methods.BASELINES`, to run beside the grid's methods |
     | `questions` | the primary questions, see `hf_lpwd.study.plan.Question` |
     | `paper_metric` | true: also read the test split after every epoch, for the paper's metric only |
 
@@ -120,22 +120,24 @@ def read_study(path: str) -> StudyFile:
     for group in GROUP_AXES:
         if group in grid:
             axes.append(checker.group(group, grid[group]))
-    peers = study.get("baselines") or []
-    if not isinstance(peers, list):
-        raise BadInputError(f"{path}: baselines is {_kind(peers)}, but must be a list of {', '.join(PEERS)}")
-    for peer in peers:
-        if peer not in PEERS:
-            raise BadInputError(f"{path}: {unknown('baseline', peer, PEERS)}")
+    baselines = study.get("baselines") or []
+    if not isinstance(baselines, list):
+        raise BadInputError(
+            f"{path}: baselines is {_kind(baselines)}, but must be a list of {', '.join(BASELINES)}"
+        )
+    for baseline in baselines:
+        if baseline not in BASELINES:
+            raise BadInputError(f"{path}: {unknown('baseline', baseline, BASELINES)}")
     paper_metric = study.get("paper_metric", False)
     if not isinstance(paper_metric, bool):
         raise BadInputError(f"{path}: paper_metric is {_kind(paper_metric)}, but must be true or false")
 
     flags: list[tuple[str | None, dict[str, Any]]] = [(None, train | one) for one in _combinations(axes)]
-    flags += [(peer, one) for peer in peers for one in _of_peer(peer, train, axes)]
+    flags += [(baseline, one) for baseline in baselines for one in _of_baseline(baseline, train, axes)]
     specs: dict[str, RunSpec] = {}
-    for peer, given in flags:
+    for baseline, given in flags:
         try:
-            spec = _run_spec(given, peer, paper_metric)
+            spec = _run_spec(given, baseline, paper_metric)
         except BadInputError as error:
             raise BadInputError(f"{path}: {error}") from None
         specs.setdefault(spec.id, spec)
@@ -157,11 +159,13 @@ def _questions(given: Any, runs: Iterable[RunSpec], path: str) -> list[Question]
     return questions
 
 
-def _of_peer(peer: str, train: dict[str, Any], axes: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _of_baseline(
+    baseline: str, train: dict[str, Any], axes: list[list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
     """The runs of a baseline: its own flags, over the axes that do not make up a method."""
-    own = dict(PEERS[peer])
+    own = dict(BASELINES[baseline])
     shared = [axis for axis in axes if not axis[0].keys() & METHOD_FLAGS]
-    if peer in ONE_SETTING:
+    if baseline in ONE_SETTING:
         shared = [[axis[len(axis) // 2]] if axis[0].keys() & set(_RATES) else axis for axis in shared]
     found = []
     for one in _combinations(shared):
@@ -172,7 +176,7 @@ def _of_peer(peer: str, train: dict[str, Any], axes: list[list[dict[str, Any]]])
     return found
 
 
-def _run_spec(flags: dict[str, Any], peer: str | None, paper_metric: bool) -> RunSpec:
+def _run_spec(flags: dict[str, Any], baseline: str | None, paper_metric: bool) -> RunSpec:
     flags = dict(flags)
     task = {group: flags.pop(f"{group} name") for group in GROUP_AXES if f"{group} name" in flags}
     total = flags.pop(TOTAL_DECAY, None)
@@ -197,8 +201,8 @@ def _run_spec(flags: dict[str, Any], peer: str | None, paper_metric: bool) -> Ru
     if total is not None:
         del settings["weight_decay"]
         settings[TOTAL_DECAY] = float(total)
-    if peer is not None and peer not in CELLS:
-        settings["peer"] = peer
+    if baseline is not None and baseline not in CELLS:
+        settings["peer"] = baseline
     if paper_metric:
         settings["paper_metric"] = True
     return RunSpec(dict(sorted(settings.items())), flags, task)

@@ -1,4 +1,4 @@
-"""The decay methods that a study compares: cells of timing x schedule, and peers from elsewhere."""
+"""The decay methods that a study compares: cells of timing x schedule, and baselines from elsewhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ METHOD_FLAGS = frozenset(
 _ADAMW = {"decay_timing": "wd", "layer_schedule": "uniform"}
 _LINEAR = {"decay_timing": "wd", "layer_schedule": "linear"}
 
-#: Peer -> its flags. All decay as AdamW does (timing ``wd``):
+#: Baseline -> its flags. All decay as AdamW does (timing ``wd``):
 #:
 #: - ``no_decay``; ``adamw_uniform``; ``reverse``, the control of the linear schedule;
-#: - ``linear_budget``: uniform, at the mean rate over all decayed scalars that the linear schedule has;
-#: - ``shuffled_rates``: the linear schedule's rates, dealt to the layers by lot (the run's seed);
+#: - ``linear_budget``: uniform, at the mean rate over all decayed parameters that the linear schedule has;
+#: - ``shuffled_rates``: the linear schedule's rates, randomly permuted over the layers (by the run's seed);
 #: - ``head_only``: the final norm, pooler and head alone decay;
 #: - ``layer_wise_lr``: uniform decay, and the learning rate of layer i is 0.75^(n - i) of the head's, as in
 #:   BEiT and timm's `param_groups_layer_decay`;
@@ -26,7 +26,7 @@ _LINEAR = {"decay_timing": "wd", "layer_schedule": "linear"}
 #: - ``cautious_adamw``: timm's AdamW with caution, which leaves out updates against the gradient's sign;
 #: - ``noise_floor``: ``adamw_uniform`` from initial weights that differ by one part in a million: how far
 #:   apart runs of one method end.
-PEERS: Mapping[str, Mapping[str, Any]] = {
+BASELINES: Mapping[str, Mapping[str, Any]] = {
     "no_decay": {**_ADAMW, "weight_decay": 0.0},
     "adamw_uniform": _ADAMW,
     "reverse": {"decay_timing": "wd", "layer_schedule": "reverse"},
@@ -39,14 +39,14 @@ PEERS: Mapping[str, Mapping[str, Any]] = {
     "cautious_adamw": _ADAMW,
     "noise_floor": _ADAMW,
 }
-#: Peers that are run at the middle of the grid's rates only.
+#: Baselines that are run at the middle of the grid's rates only.
 ONE_SETTING = frozenset({"noise_floor"})
-#: Peers that are cells of timing x schedule, and so the same runs as a grid's.
+#: Baselines that are cells of timing x schedule, and so the same runs as a grid's.
 CELLS = frozenset({"adamw_uniform", "reverse"})
 
 
 def method_name(settings: Mapping[str, Any]) -> str:
-    """Names the method of a run's settings: a peer, or timing and schedule: ``"pwd linear"``."""
+    """Names the method of a run's settings: a baseline, or timing and schedule: ``"pwd linear"``."""
     if "peer" in settings:
         return str(settings["peer"]).replace("_", " ")
     schedule = settings.get("layer_schedule", "linear")

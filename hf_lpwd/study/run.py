@@ -23,10 +23,10 @@ from hf_lpwd.layer_log import QuietPrinter
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import layer_name
+from hf_lpwd.study.baselines import apply_baseline, baseline_callbacks
 from hf_lpwd.study.callbacks import OpposingPenalty, TestAfterEpoch
 from hf_lpwd.study.config import TOTAL_DECAY, RunSpec
 from hf_lpwd.study.environment import environment, versions
-from hf_lpwd.study.peers import apply_peer, peer_callbacks
 from hf_lpwd.study.record import FORMAT
 from hf_lpwd.study.steps import decay_steps
 from hf_lpwd.vision.arguments import arguments_from, parse_args
@@ -62,7 +62,7 @@ def compute_record(spec: RunSpec, folder: str) -> dict[str, Any]:
         - `epochs`: validation metrics after each evaluation;
         - `test_accuracy_after_epochs`: for the paper's metric, where the study asked for it;
         - `training`: the training loss as logged;
-        - `layers`: of each layer its rate, and the numbers of scalars in all and decayed;
+        - `layers`: of each layer its rate, and the numbers of parameters in all and decayed;
         - `weight_norms`: steps, and each layer's weight norm at them;
         - `opposing_penalty`: steps, and R_op of each layer at them; without steps where it is not defined;
         - `pairing`: hashes of the initial weights and of the validation rows, equal for equal seeds;
@@ -111,12 +111,12 @@ def _train(spec: RunSpec, folder: str, results: dict[str, Any]) -> None:
     """Trains and evaluates; puts parts of the record into `results` as they are known."""
     total = spec.settings.get(TOTAL_DECAY)
     with quiet_run(spec.flags, "hf-lpwd study", folder, total_decay=total) as (run, args):
-        peer = spec.settings.get("peer")
+        baseline = spec.settings.get("peer")
         pairing = {
             "initial_weights": _hash(_bytes(tensor) for tensor in run.model.state_dict().values()),
             "validation_rows": _hash([run.splits.rows["validation"].tobytes()]),
         }
-        run, optimizer = apply_peer(peer, run, args)
+        run, optimizer = apply_baseline(baseline, run, args)
         results |= {
             "layers": _layers(run),
             "pairing": pairing,
@@ -129,7 +129,7 @@ def _train(spec: RunSpec, folder: str, results: dict[str, Any]) -> None:
         }
         opposing = OpposingPenalty(layer_of_parameter(run))
         # R_op is that of plain decay, which these are not.
-        callbacks: list[Any] = peer_callbacks(peer) or [opposing]
+        callbacks: list[Any] = baseline_callbacks(baseline) or [opposing]
         tested = None
         if spec.settings.get("paper_metric") and "test" in run.images:
             tested = TestAfterEpoch(run.images["test"], args.per_device_eval_batch_size)

@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from hf_lpwd.study.methods import METHOD_FLAGS, PEERS
+from hf_lpwd.study.methods import BASELINES, METHOD_FLAGS
 from hf_lpwd.study.plan import Plan
 from hf_lpwd.study.record import Record
 
 _RATES = ("weight_decay", "total_decay", "learning_rate")
 _MODEL = ("model_name_or_path", "model_type", "config_name")
-_CONTROLS = {name.replace("_", " ") for name in PEERS} - {"adamw uniform", "reverse"}
+_CONTROLS = {name.replace("_", " ") for name in BASELINES} - {"adamw uniform", "reverse"}
 
 
 class Setting(NamedTuple):

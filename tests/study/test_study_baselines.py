@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from hf_lpwd.optimizer import LayerwiseDecay
+from hf_lpwd.study.baselines import apply_baseline
 from hf_lpwd.study.decay_callbacks import CautiousDecay, DecayTowardsStart
-from hf_lpwd.study.peers import apply_peer
 from hf_lpwd.study.run import quiet_run
 
 
@@ -56,7 +56,7 @@ def test_cautious_adamw_is_timms(digits):
     from timm.optim import AdamWLegacy
 
     run, args = digits
-    _, optimizer = apply_peer("cautious_adamw", run, args)
+    _, optimizer = apply_baseline("cautious_adamw", run, args)
     assert type(optimizer.base) is AdamWLegacy
     assert all(group["caution"] for group in optimizer.param_groups)
     assert {group["decay_timing"] for group in optimizer.param_groups} == {"wd"}
@@ -64,7 +64,7 @@ def test_cautious_adamw_is_timms(digits):
 
 def test_head_only(digits):
     run, args = digits
-    changed, optimizer = apply_peer("head_only", run, args)
+    changed, optimizer = apply_baseline("head_only", run, args)
     assert optimizer is None
     assert [layer.rate for layer in changed.plan.layers] == [0.0] * 5 + [0.1]
     assert args.layer_schedule == "0.0,0.0,0.0,0.0,0.0,0.1"

@@ -1,4 +1,4 @@
-"""What peers change beyond their flags: rates by layer, the optimizer, or what follows its step."""
+"""What baselines change beyond their flags: rates by layer, the optimizer, or what follows its step."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from hf_lpwd.vision.training_args import ImageTrainingArguments
 _PERTURBATION = 1e-6
 
 
-def peer_callbacks(peer: str | None) -> list[TrainerCallback]:
-    """Returns the callbacks that a peer needs in training."""
-    if peer == "l2_sp":
+def baseline_callbacks(baseline: str | None) -> list[TrainerCallback]:
+    """Returns the callbacks that a baseline needs in training."""
+    if baseline == "l2_sp":
         return [DecayTowardsStart()]
-    return [CautiousDecay()] if peer == "cautious_decay" else []
+    return [CautiousDecay()] if baseline == "cautious_decay" else []
 
 
-def apply_peer(peer: str | None, run: Run, args: ImageTrainingArguments) -> tuple[Run, LayerwiseDecay | None]:
-    """Changes what a peer changes beyond its flags.
+def apply_baseline(
+    baseline: str | None, run: Run, args: ImageTrainingArguments
+) -> tuple[Run, LayerwiseDecay | None]:
+    """Changes what a baseline changes beyond its flags.
 
     Args:
-        peer: Key of `PEERS`, or None.
-        run: From `finetune.prepare`, with the peer's flags.
+        baseline: Key of `BASELINES`, or None.
+        run: From `finetune.prepare`, with the baseline's flags.
         args: Its training arguments; their decay settings are changed in place.
 
     Returns:
@@ -42,17 +44,17 @@ def apply_peer(peer: str | None, run: Run, args: ImageTrainingArguments) -> tupl
     Raises:
         ValueError: The model has several stacks of layers, for which a list of rates does not fit.
     """
-    if peer == "noise_floor":
+    if baseline == "noise_floor":
         _perturb(run.model, args.seed)
-    if peer == "cautious_adamw":
+    if baseline == "cautious_adamw":
         return run, _cautious_adamw(run, args)
     rates = [layer.rate for layer in run.plan.layers]
-    if peer == "linear_budget":
+    if baseline == "linear_budget":
         args.weight_decay = run.plan.mean_rate
         args.layer_schedule = "uniform"
-    elif peer == "shuffled_rates":
+    elif baseline == "shuffled_rates":
         args.layer_schedule = _as_text(np.random.default_rng(args.seed).permutation(rates).tolist())
-    elif peer == "head_only":
+    elif baseline == "head_only":
         args.layer_schedule = _as_text([0.0] * (len(rates) - 1) + rates[-1:])
     else:
         return run, None
