@@ -18,7 +18,7 @@ class DecayReport(TrainerCallback):
 
     Args:
         plan: What is to be expected; see `measure_decay`. `LPWDTrainer` has it as `trainer.layer_plan`.
-        quiet: Print nothing.
+        quiet: Neither print nor log: only keep the `measurement`.
 
     Attributes:
         measurement: The measurement, once training has begun; None if there is none.
@@ -35,19 +35,18 @@ class DecayReport(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measures, prints and logs."""
+        """Measures; prints and logs, unless it is quiet."""
         try:
             self.measurement = measure_decay(kwargs["optimizer"], kwargs["model"], plan=self.plan)
-            text = str(self.measurement)
-            state.log_history.append(
-                {
-                    "step": state.global_step,
-                    "epoch": float(state.epoch or 0.0),
-                    "decay_findings": self.measurement.findings,
-                    "decay_layers": self.measurement.rows(),
-                }
-            )
         except (TypeError, RuntimeError) as error:
-            text = f"The decay was not measured: {error}"
-        if state.is_world_process_zero and not self.quiet:
-            print(text)
+            if state.is_world_process_zero and not self.quiet:
+                print(f"The decay was not measured: {error}")
+            return
+        if self.quiet:
+            return
+        if state.is_world_process_zero:
+            print(self.measurement)
+        # A run that goes on from a checkpoint has it already.
+        if not any("decay_findings" in entry for entry in state.log_history):
+            found = {"decay_findings": self.measurement.findings, "decay_layers": self.measurement.rows()}
+            state.log_history.append({"step": state.global_step, "epoch": state.epoch or 0.0, **found})

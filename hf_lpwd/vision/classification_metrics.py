@@ -10,8 +10,8 @@ from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
 _DESCRIPTION = "Accuracy, top-5 accuracy (with more than five classes) and macro F1 of class scores."
 _INPUTS = """
 Args:
-    predictions (`list` of `list` of `float`): Scores (logits) of every class, for each picture.
-    references (`list` of `int`): Label of each picture.
+    predictions (`list` of `list` of `float`): Scores (logits) of every class, for each image.
+    references (`list` of `int`): Label of each image.
 """
 _CITATION = "Pedregosa et al., Scikit-learn: Machine Learning in Python, JMLR 12, 2011."
 

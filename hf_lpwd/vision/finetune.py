@@ -18,6 +18,7 @@ from transformers.utils import logging
 from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
 from hf_lpwd.checkpoints.run_folder import sole_use
 from hf_lpwd.checkpoints.run_record import write_record
+from hf_lpwd.decay_report import DecayReport
 from hf_lpwd.files import RUN_FACTS, write_bytes, write_json
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.optimizer import LayerwiseDecay
@@ -100,7 +101,8 @@ def _finetune(
     except ValueError as error:
         raise BadInputError(str(error)) from error
     # The push comes first, so that it sees the last checkpoint of a stopped run.
-    callbacks = [*([push] if push else []), stop, StopWhereNotFinite()]
+    decay = DecayReport(quiet=True)
+    callbacks = [*([push] if push else []), stop, StopWhereNotFinite(), decay]
     with push or nullcontext():
         trainer = make_trainer(run, training_args, callbacks)
         EpochLines((run.facts or run.splits.facts).describe()).print_instead_of(trainer)
@@ -111,7 +113,7 @@ def _finetune(
             train(trainer)
         metrics = evaluate(run, trainer)
         if trainer.is_world_process_zero():
-            write_results(run, trainer, metrics, (model_args, data_args, training_args))
+            write_results(run, trainer, metrics, (model_args, data_args, training_args), decay)
             _print_results(run, trainer, metrics)
             if push:
                 print(f"pushed: {push.finish()}")
@@ -194,7 +196,11 @@ def _write_what_it_will_do(run: Run, parts: tuple[Any, ...]) -> None:
 
 
 def write_results(
-    run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str, float]], parts: tuple[Any, ...]
+    run: Run,
+    trainer: ImageTrainer,
+    metrics: dict[str, dict[str, float]],
+    parts: tuple[Any, ...],
+    decay: DecayReport,
 ) -> None:
     """Writes the layer rates, the curves and the model card into the output folder.
 
@@ -203,6 +209,7 @@ def write_results(
         trainer: After training.
         metrics: From `evaluate`.
         parts: The model's, the data's and the training's arguments.
+        decay: What was measured of the optimizer.
     """
     folder = Path(str(trainer.args.output_dir))
     # The plan that the optimizer was made from, if one was made.
@@ -210,11 +217,12 @@ def write_results(
     write_json(folder / "layer_rates.json", run.plan.to_dict())
     if trainer.args.do_train:
         write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
-        write_card(folder, card_facts(run, metrics, parts))
+        findings = decay.measurement.findings if decay.measurement else None
+        write_card(folder, card_facts(run, metrics, parts, findings))
 
 
 def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | None:
-    """Returns the checkpoint to go on from; a run killed before its first one starts anew by itself."""
+    """Returns the checkpoint to go on from; a run killed before its first one starts again by itself."""
     checkpoint = named_checkpoint(args)
     if checkpoint is not True:
         return checkpoint or None

@@ -1,4 +1,4 @@
-"""The trainer of the main job: finishes and mixes batches of pictures on the device that trains."""
+"""The trainer of the main job: finishes and mixes batches of images on the device that trains."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class ModelArguments:
         default=None, repr=False, metadata={"help": "Token for the Hub; default: the one of `hf auth login`."}
     )
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run model or data set code from the Hub on this machine."}
+        default=False, metadata={"help": "Run model or dataset code from the Hub on this machine."}
     )
     ignore_mismatched_sizes: bool = field(
         default=False,

@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from hf_lpwd.messages import unknown
 from hf_lpwd.vision.model_args import ModelArguments, parse_overrides
 
-#: Side in pixels of the pictures of a model whose configuration does not say.
+#: Side in pixels of the images of a model whose configuration does not say.
 DEFAULT_IMAGE_SIZE = 224
 #: What a configuration derives from the number of its stages.
 _STAGES = ("stage_names", "out_features", "out_indices")
@@ -158,7 +158,7 @@ def _config_from_scratch(
             raise ValueError(f"config_overrides: {key} is set by the dataset")
     image_size = _apply_overrides(config, args.config_overrides)
     _set_classes(config, class_names)
-    # Made anew: a backbone's stage names follow from its depths, and stale ones could be saved, not loaded.
+    # Made again: a backbone's stage names follow from its depths, and stale ones could be saved, not loaded.
     settings = {key: value for key, value in config.to_dict().items() if key not in _STAGES}
     try:
         return type(config).from_dict(settings), image_size
@@ -168,7 +168,7 @@ def _config_from_scratch(
 
 
 def _apply_overrides(config: transformers.PreTrainedConfig, text: dict | str | None) -> int:
-    """Changes `config`; returns the side of its pictures, which `image_size` may set for any model."""
+    """Changes `config`; returns the side of its images, which `image_size` may set for any model."""
     overrides = parse_overrides(text) if text else {}
     if not hasattr(config, "image_size"):
         image_size = overrides.pop("image_size", DEFAULT_IMAGE_SIZE)

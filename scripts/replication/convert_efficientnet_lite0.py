@@ -64,12 +64,13 @@ def renamed(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return dict(zip(wanted, weights.values(), strict=True))
 
 
-def convert(file: Path, folder: Path) -> None:
+def convert(file: Path, folder: Path, image_size: int = 224) -> None:
     """Writes the model and its configuration, which also says how images are prepared, into a folder.
 
     Args:
         file: The .pth file.
         folder: Made where it is not there.
+        image_size: Side in pixels to which images are resized; smaller is faster.
 
     Raises:
         ValueError: The weights are not those of EfficientNet-Lite0.
@@ -77,7 +78,8 @@ def convert(file: Path, folder: Path) -> None:
     weights = torch.load(file, map_location="cpu", weights_only=True)
     model = timm.create_model(ARCHITECTURE, pretrained=False)
     model.load_state_dict(renamed(weights, model), strict=True)
-    save_for_hf(model, folder, safe_serialization=True, data_config=NORMALISATION)
+    data = {**NORMALISATION, "input_size": (3, image_size, image_size), "crop_pct": 1.0}
+    save_for_hf(model, folder, safe_serialization=True, data_config=data)
     # All of them timm's defaults; transformers 5 would pass the number of classes to timm twice.
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     del config["model_args"]
@@ -89,9 +91,10 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument("--weights", type=Path, help="the .pth file; default: that of the installed package")
+    parser.add_argument("--image_size", type=int, default=224, help="pixels; default: %(default)s")
     args = parser.parse_args(argv)
     try:
-        convert(args.weights or find_weights(), args.folder)
+        convert(args.weights or find_weights(), args.folder, args.image_size)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(f"{ARCHITECTURE} written to {args.folder}")

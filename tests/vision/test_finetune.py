@@ -176,6 +176,7 @@ def test_the_card(digits_run):
 
     folder, _ = digits_run
     card = ModelCard.load(folder / "README.md")
+    assert "before training: configured and measured decay agree." in card.content
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-classification")
     measured = {
         (result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results

@@ -114,6 +114,7 @@ def card_facts(
     run: Run,
     metrics: Mapping[str, Mapping[str, float]],
     parts: Sequence[Any],
+    decay_findings: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Returns all that a card says of a run, as JSON, so that it can be written again without model and data.
 
@@ -122,6 +123,7 @@ def card_facts(
         metrics: Split -> metric -> value.
         parts: Its `ModelArguments`, `DataTrainingArguments` and `ImageTrainingArguments`; the last part of
             `output_dir` is the model's name.
+        decay_findings: What `measure_decay` found odd about the optimizer; None if it was not measured.
     """
     settings, args = run.settings, parts[-1]
     # The path of a local folder says nothing to others and may say too much: its last part stands for it.
@@ -142,6 +144,7 @@ def card_facts(
         "settings": {key: _without_folders(value) for key, value in settings.items() if value is not None},
         "layers": run.plan.to_dict()["layers"],
         "mean_rate": run.plan.mean_rate,
+        "decay_findings": None if decay_findings is None else list(decay_findings),
         "metrics": measured,
         "sizes": {split: len(images) for split, images in run.images.items()},
         "validation_chose": bool(args.load_best_model_at_end) and "validation" in measured,
@@ -174,6 +177,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         A card with metadata, not yet written.
     """
     settings, measured, layers = facts["settings"], facts["metrics"], facts["layers"]
+    findings = facts.get("decay_findings")
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
@@ -213,6 +217,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         layer_rows=[[plain(cell) for cell in row] for row in rows],
         mean_rate=facts.get("mean_rate"),
         nothing_decays=facts.get("mean_rate") == 0,
+        decay_findings=findings if findings is None else [plain(line) for line in findings],
         layer_lr_decay=settings.get("layer_lr_decay", 1.0),
         metric_names=[METRICS[key] for key in shown],
         measured={

@@ -98,6 +98,19 @@ def test_a_card_says_that_nothing_decayed(prepared):
     assert "Weight decay was applied" not in text
 
 
+def test_a_card_says_what_was_measured_of_the_decay(prepared):
+    run, args = prepared
+
+    def text(findings):
+        return model_card(card_facts(run, METRICS, args, findings)).content
+
+    assert "Measured with one step" not in text(None)
+    assert "before training: configured and measured decay agree.\n" in text([])
+    odd = ["1 parameter (a_b) is <odd>", "nothing decays"]
+    assert f"before training: {plain(odd[0])}; nothing decays.\n" in text(odd)
+    assert "<odd>" not in text(odd)
+
+
 def card_of(run, metrics, args):
     """The card, made from facts that were written and read."""
     return model_card(json.loads(json.dumps(card_facts(run, metrics, args))))
