@@ -167,7 +167,9 @@ class Walk:
             is_table = any(isinstance(inner, nn.Embedding) for inner in child.modules())
             return stem if is_table else self._asked(path, stem, warns=False)
         if unordered and has_matrices(child) and not HEAD_NAME.fullmatch(path.rpartition(".")[2]):
-            return self._asked(path, (self.n, "head"))
+            takes, makes = in_and_out(child)
+            enters = makes in self.widths[0] and takes not in self.widths[-1]
+            return self._asked(path, self._feeding(1) if enters else (self.n, "head"))
         return self.n, "head"
 
     def _enters_by_name(self, path: str, child: nn.Module) -> bool:

@@ -122,10 +122,12 @@ def disagreements(model: nn.Module, layer_map: LayerMap, rank: dict[str, int]) -
         ran = sorted((rank[path], layer, path) for path, layer in layers.items() if path in rank)
         starts[stack] = [start for start, _, _ in ran]
         found += [path for (_, a, _), (_, b, path) in pairwise(ran) if b < a]
+    names_of = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     for name, parameter in model.named_parameters():
         path, place = name.rpartition(".")[0], layer_map.places[name]
         n = layer_map.num_layers_by_stack[place.stack]
-        if place.module.startswith("block ") or parameter.ndim < 2 or path not in rank:
+        is_tied = names_of[id(parameter)] > 1
+        if place.module.startswith("block ") or is_tied or parameter.ndim < 2 or path not in rank:
             continue
         if len(starts[place.stack]) < n - 1:
             continue

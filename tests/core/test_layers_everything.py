@@ -21,9 +21,11 @@ OUT_OF_LINE = {
     "coat": "the position encodings of a stage are called by each of its blocks",
 }
 _HEAD_OF_EACH_BLOCK = "what a decoder's layer predicts guides the next one"
-_DETRS = ["d_fine", "deimv2", "rt_detr", "rt_detr_v2", "pp_doclayout_v3"]
+_DETRS = ["conditional_detr", "d_fine", "dab_detr", "deimv2", "rt_detr", "rt_detr_v2", "pp_doclayout_v3"]
 OUT_OF_LINE |= dict.fromkeys(_DETRS, _HEAD_OF_EACH_BLOCK)
 OUT_OF_LINE |= {
+    "bridgetower": "the embeddings of the cross-modal layers are used behind both towers",
+    "canine": "the pooler runs before the last, shallow encoder",
     "sam2": "two convolutions of the decoder run on the backbone's features",
     "sam3_tracker": "two convolutions of the decoder run on the backbone's features",
     "videomt": "the masks of each frame guide the next one",

@@ -175,6 +175,19 @@ def test_what_cannot_be_told_is_named():
     layer_index_map(model)
 
 
+@pytest.mark.parametrize(("width", "layer"), [(4, 0), (8, 3)])
+def test_beside_embeddings_behind_the_blocks_the_width_tells(width, layer):
+    """As Gemma 4's projections, where no inputs are known for a forward pass."""
+    model = nn.Module()
+    model.blocks = nn.ModuleList([ResidualBlock(8) for _ in range(2)])
+    model.embed = nn.Embedding(5, 8)
+    model.project = nn.Linear(width, 8)
+    with pytest.warns(UserWarning, match=r"'project.weight' is used"):
+        places = layer_index_map(model).places
+    assert places["embed.weight"].layer == 0
+    assert places["project.weight"].layer == layer
+
+
 def test_the_running_order_leaves_the_model_as_it_was():
     model = _HeadFirst("dense", nn.Linear(16, 16), _bert().to_empty(device="cpu")).train()
     model.backbone.encoder.layer[0].eval()
