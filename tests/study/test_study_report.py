@@ -14,6 +14,7 @@ from study_records import failed_record, made_study, run_of, write_records
 
 from hf_lpwd.cli import main
 from hf_lpwd.study.analysis import analyse
+from hf_lpwd.study.plan import PlannedRun, Question, store_plan
 from hf_lpwd.study.report import write_report
 from hf_lpwd.study.stats import Estimate
 from hf_lpwd.study.tables import Table, shown, summary_table
@@ -34,7 +35,10 @@ def report(study, tmp_path_factory):
     for record in records:
         if record["method"] == "rwd linear":
             record["method"] = EVIL
-    write_records([*records, failed_record("<img src=x onerror=alert(1)>", seed=9)], folder / "runs")
+    records.append(failed_record("<img src=x onerror=alert(1)>", seed=9))
+    runs = [PlannedRun(id=r["id"], method=r["method"], settings=r["settings"]) for r in records]
+    store_plan(str(folder / "runs"), [Question()], runs, register=True)
+    write_records(records, folder / "runs")
     assert main(["report", str(folder / "runs"), "--out", str(folder / "out")]) == 0
     return folder / "out"
 
