@@ -239,7 +239,7 @@ def test_fine_tuning_a_local_model(digits_run, tmp_path, capsys):
     folder, _ = digits_run
     out = tmp_path / "out"
     argv = ["train", "--model_name_or_path", str(folder), "--output_dir", str(out), *SHORT]
-    assert main([*argv, "--learning_rate", "0", "--do_eval"]) == 0
+    assert main([*argv, "--learning_rate", "0", "--do_train", "--do_eval"]) == 0
     assert "validation accuracy" in capsys.readouterr().out
     assert (
         read(out, "eval_results.json")["eval_accuracy"] == read(folder, "eval_results.json")["eval_accuracy"]

@@ -13,8 +13,8 @@ from hf_lpwd.vision.ranges import RANGES, check_ranges
 from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 # Checked where they are defined.
-ELSEWHERE = {"max_steps", "weight_decay", "layer_lr_decay", "train_val_split", "max_train_samples"} | {
-    *("max_eval_samples", "ra_magnitude", "random_erase", "mixup_alpha", "cutmix_alpha"),
+ELSEWHERE = {"max_steps", "weight_decay", "layer_lr_decay", "train_val_split", "test_split"} | {
+    *("max_train_samples", "max_eval_samples", "ra_magnitude", "random_erase", "mixup_alpha", "cutmix_alpha"),
     "local_rank",  # the launcher's, which overrules it
 }
 
