@@ -179,21 +179,15 @@ def _diverged(runs: Sequence[Record]) -> int:
 
 
 def _differing_data(runs: Iterable[Record]) -> str | None:
-    """Says if runs that are compared were not measured on the same images."""
-    test: set[str] = set()
-    by_seed: dict[tuple[int, str], set[str]] = {}
+    """Says if runs of one seed were not made and measured on the same images; seeds may draw their own."""
+    found: dict[tuple[int, str], set[str]] = {}
     for run in runs:
         rows = run.pairing.get("validation_rows")
-        if run.data:
-            test.add(run.data.fingerprints.get("test", ""))
-            for split in ("train", "validation"):
-                by_seed.setdefault((run.seed, split), set()).add(run.data.fingerprints.get(split, ""))
-        elif rows:
-            by_seed.setdefault((run.seed, "validation"), set()).add(rows)
-    if len(test) > 1:
-        return "the test images or labels differ between the runs"
-    for (seed, split), found in by_seed.items():
-        if len(found) > 1:
+        prints = {"validation": rows} if rows else {}
+        for split, value in (run.data.fingerprints if run.data else prints).items():
+            found.setdefault((run.seed, split), set()).add(value)
+    for (seed, split), values in found.items():
+        if len(values) > 1:
             return f"the {split} images or labels of seed {seed} differ between the runs"
     return None
 

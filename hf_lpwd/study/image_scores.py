@@ -16,6 +16,10 @@ _MANY_IMAGES = 100_000
 
 def image_variance(a: Sequence[Record], b: Sequence[Record]) -> float | None:
     """Variance over test images of the mean difference: that of the image's own mean difference, over N."""
+    tests = {run.data.fingerprints.get("test") for run in (*a, *b) if run.data}
+    if len(tests) > 1:
+        # Each seed has test images of its own.
+        return None
     means = []
     for runs in (a, b):
         found = [correct_images(run) for run in runs]

@@ -253,4 +253,5 @@ def _print_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str,
 def _measured(run: Run, role: str) -> str:
     """``216 images``, or ``200 of 216 images`` where the split has more."""
     measured, available = len(run.images[role]), run.splits.facts.splits[role].available
-    return f"{measured} images" if measured == available else f"{measured} of {available} images"
+    number = str(measured) if measured == available else f"{measured} of {available}"
+    return f"{number} {'image' if number == '1' else 'images'}"

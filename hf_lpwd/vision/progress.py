@@ -45,7 +45,8 @@ class EpochLines(TrainerCallback):
         bar = any(isinstance(callback, ProgressCallback) for callback in handler.callbacks)
         for printer in (PrinterCallback, QuietPrinter, ProgressCallback, QuietProgress):
             trainer.remove_callback(printer)
-        if bar:
+        # In a file, a bar is hundreds of lines.
+        if bar and sys.stderr.isatty():
             trainer.add_callback(ProgressBar)
         trainer.add_callback(self)
 

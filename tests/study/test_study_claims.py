@@ -144,8 +144,22 @@ def test_changed_data_are_not_compared():
     same = analyse(base + [with_data("pwd linear", s, 0.75 + noise(s)) for s in SEEDS])
     assert only(same).verdict == "better"
     other = analyse(base + [with_data("pwd linear", s, 0.75 + noise(s), "another") for s in SEEDS])
-    assert only(other).withheld == "the test images or labels differ between the runs"
+    assert only(other).withheld == "the test images or labels of seed 0 differ between the runs"
     assert only(other).verdict == "undecided"
+
+
+def test_seeds_may_have_test_images_of_their_own():
+    """As with max_eval_samples, which draws by the seed; the runs of a seed share them."""
+
+    def drawn(method, seed, test):
+        prints = {"test": f"drawn by {seed}"}
+        data = {"num_classes": 10, "sizes": {"test": 1000}, "fingerprints": prints}
+        return run_of(method, seed, test, record={"format": 2, "data": data})
+
+    base = [drawn("wd uniform", s, 0.7 + noise(s)) for s in SEEDS]
+    found = only(analyse(base + [drawn("pwd linear", s, 0.75 + noise(s)) for s in SEEDS]))
+    assert found.verdict == "better"
+    assert found.over_images is None
 
 
 def test_changed_rows_of_validation_in_format_1_are_not_compared():
