@@ -106,10 +106,11 @@ class CompleteCheckpointsMixin(_Base):
         if not step:
             return None
         best = str(checkpoint_of(Path(checkpoint).parent, step))
-        if not os.path.isdir(best) and recorded and os.path.isdir(recorded):
+        if not os.path.isdir(best) and recorded and _is_of_history(recorded, state["log_history"]):
             best = recorded
         self._refuse_if(partial(_why_not_best, best, step))
-        if recorded and os.path.abspath(best) != os.path.abspath(recorded):
+        here = os.path.abspath(checkpoint_of(str(self.args.output_dir), step))
+        if {os.path.abspath(best), os.path.abspath(recorded or best)} != {here}:
             logger.warning_once(f"the best checkpoint so far, of step {step}, is {best}")
         return best
 
@@ -267,6 +268,16 @@ class CompleteCheckpointsMixin(_Base):
         if self.is_world_process_zero():
             text = json.dumps(asdict(self.state), indent=2, sort_keys=True) + "\n"
             write_bytes(Path(str(self.args.output_dir), TRAINER_STATE_NAME), text.encode())
+
+
+def _is_of_history(checkpoint: str, history: list[dict[str, float]]) -> bool:
+    """Whether a checkpoint of another folder was on the way: a run of the same name may have replaced it."""
+    try:
+        text = Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8")
+        there = json.loads(text)["log_history"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return there == history[: len(there)]
 
 
 def _why_not_best(best: str | None, step: int) -> str | None:

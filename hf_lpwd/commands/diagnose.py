@@ -82,6 +82,10 @@ def main(argv: Sequence[str]) -> int:
     out = Path(args.out or f"diagnostics/{args.kind}")
     if out.is_file():
         return refuse(prog, f"out {out} is a file: name a folder")
+    if not out.is_dir():
+        # A folder that cannot be made is refused before anything trains.
+        out.mkdir(parents=True)
+        out.rmdir()
     print(f"{args.kind}: {kind.does}", flush=True)
     try:
         xs, lines = kind.measure(flags, prog)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 from transformers import Trainer, TrainingArguments
@@ -11,6 +12,9 @@ from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
 
 #: accelerate leaves fp16 out on a CPU, without a word.
 FP16_ON_A_CPU = "mixed precision fp16 needs a GPU, and on a CPU would be float32: use bf16 or none"
+
+#: What `optim_args` cannot set -> the flag that does.
+_OWN_FLAGS = {"weight_decay": "weight_decay", "lr": "learning_rate"}
 
 
 def set_up_launch(launched: Any, timing: str) -> None:
@@ -40,7 +44,7 @@ def set_up_launch(launched: Any, timing: str) -> None:
 def check_packages(args: TrainingArguments) -> None:
     """Raises a ValueError if a tracker or the optimizer needs a package that is not installed.
 
-    Also if `optim_args` has arguments that the optimizer does not take, or a weight decay.
+    Also if `optim_args` has arguments that the optimizer does not take, or what has a flag.
 
     Args:
         args: How to train.
@@ -53,16 +57,20 @@ def check_packages(args: TrainingArguments) -> None:
                 f"{''.join(f', {name}' for name in available)}"
             )
     given = _optim_args(args.optim_args)
-    if "weight_decay" in given:
-        raise ValueError("optim_args sets weight_decay: use --weight_decay")
+    for name, flag in _OWN_FLAGS.items():
+        if name in given:
+            raise ValueError(f"optim_args sets {name}: use --{flag}")
+    plain = copy(args)
+    plain.optim_args = None
     try:
         optimizer_cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+        without = Trainer.get_optimizer_cls_and_kwargs(plain)[1]
     except ImportError as error:
         raise ValueError(f"optim is {args.optim.value!r}: {error}") from error
     except ValueError:
         return  # it asks for the model, and will have it
     # torch's optimizers take what they use by name; the others rename some.
-    ignored = [name for name in given if name not in kwargs]
+    ignored = [name for name in given if kwargs.get(name) == without.get(name)]
     if ignored and optimizer_cls.__module__.startswith("torch.optim"):
         raise ValueError(f"optim_args sets {ignored[0]}, which optim {args.optim.value!r} does not use")
 

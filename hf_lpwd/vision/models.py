@@ -154,7 +154,7 @@ def _config_from_scratch(
     else:
         raise ValueError(unknown("image classification model_type", args.model_type, _classifiers()))
     for key in parse_overrides(args.config_overrides or "{}"):
-        if key in ("id2label", "label2id", "num_labels", *_TIMM_CLASSES):
+        if key in ("id2label", "label2id", "num_labels", "problem_type", *_TIMM_CLASSES):
             raise ValueError(f"config_overrides: {key} is set by the dataset")
     image_size = _apply_overrides(config, args.config_overrides)
     _set_classes(config, class_names)

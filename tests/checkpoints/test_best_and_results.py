@@ -65,6 +65,12 @@ def run(finished, tmp_path):
     return tmp_path / "run"
 
 
+def change_state(checkpoint, **values):
+    state, sizes = checkpoint / "trainer_state.json", checkpoint / "checkpoint_files.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), **values}))
+    sizes.write_text(json.dumps({**json.loads(sizes.read_text()), state.name: state.stat().st_size}))
+
+
 def checkpoints(folder):
     return sorted(path.name for path in folder.glob("checkpoint-*"))
 
@@ -80,13 +86,8 @@ def test_the_best_checkpoint_is_found_where_the_folder_has_moved(run, finished, 
 @pytest.mark.parametrize("harm", ["missing", "corrupt"])
 def test_without_the_best_checkpoint_nothing_is_trained(run, tmp_path, harm):
     away = tmp_path / "away"
-    state = run / "checkpoint-12" / "trainer_state.json"
     # Also the path that was recorded leads nowhere.
-    content = json.loads(state.read_text())
-    recorded = content["best_model_checkpoint"]
-    state.write_text(state.read_text().replace(recorded, str(tmp_path / "gone" / "checkpoint-8")))
-    sizes = run / "checkpoint-12" / "checkpoint_files.json"
-    sizes.write_text(json.dumps({**json.loads(sizes.read_text()), state.name: state.stat().st_size}))
+    change_state(run / "checkpoint-12", best_model_checkpoint=str(tmp_path / "gone" / "checkpoint-8"))
     if harm == "missing":
         (run / "checkpoint-8").rename(away)
         fault = "it is missing"
@@ -107,6 +108,16 @@ def test_without_the_best_checkpoint_nothing_is_trained(run, tmp_path, harm):
     assert last.state.global_step == 12
     if harm == "missing":
         away.rename(run / "checkpoint-8")
+        make_scored(run, **BEST).train(resume_from_checkpoint=True)
+
+
+def test_the_best_checkpoint_of_another_run_at_the_recorded_place_is_not_taken(run, tmp_path):
+    """A later run of the first one's name has the step too, with other losses."""
+    other = (run / "checkpoint-8").rename(tmp_path / "checkpoint-8")
+    history = json.loads((other / "trainer_state.json").read_text())["log_history"]
+    change_state(other, log_history=[{**history[0], "loss": history[0]["loss"] + 1}, *history[1:]])
+    change_state(run / "checkpoint-12", best_model_checkpoint=str(other))
+    with pytest.raises(BadInputError, match=r"the checkpoint of step 8, the best so far, .*it is missing\)"):
         make_scored(run, **BEST).train(resume_from_checkpoint=True)
 
 

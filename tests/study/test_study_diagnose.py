@@ -158,3 +158,13 @@ def test_bad_input_is_one_line(argv, message, capsys, tmp_path):
     assert error.startswith("hf-lpwd diagnose")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_trains(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert main(["diagnose", "opposing-penalty", *SHORT, "--out", str(tmp_path / "file" / "out")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == (
+        f"hf-lpwd diagnose: error: {tmp_path}/file/out: Not a directory (NotADirectoryError)\n"
+    )

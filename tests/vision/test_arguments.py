@@ -261,6 +261,9 @@ def test_what_a_package_is_missing_for_is_said_before_anything_loads():
         ({"report_to": ["dvclive"]}, "report_to is 'dvclive', which is not installed"),
         ({"optim": "adamw_bnb_8bit"}, "optim is 'adamw_bnb_8bit': You need to install `bitsandbytes`"),
         ({"optim_args": "weight_decay=3"}, "optim_args sets weight_decay: use --weight_decay"),
+        ({"optim_args": "lr=3"}, "optim_args sets lr: use --learning_rate"),
+        ({"optim": "sgd", "optim_args": "lr=3"}, "optim_args sets lr: use --learning_rate"),
+        ({"optim_args": "eps=1e-3"}, "optim_args sets eps, which optim 'adamw_torch_fused' does not use"),
         (
             {"optim_args": "momentum=0.9"},
             "optim_args sets momentum, which optim 'adamw_torch_fused' does not",
@@ -273,6 +276,7 @@ def test_what_a_package_is_missing_for_is_said_before_anything_loads():
         with pytest.raises(ValueError, match=re.escape(message)):
             check_packages(arguments_from(changes)[2])
     check_packages(arguments_from({"optim": "sgd", "optim_args": "momentum=0.9, nesterov=True"})[2])
+    check_packages(arguments_from({"optim": "rmsprop", "optim_args": "eps=1e-3"})[2])
 
 
 def test_under_deepspeed_whole_weights_are_loaded_and_saved_and_pwd_is_refused():

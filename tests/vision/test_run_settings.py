@@ -1,5 +1,6 @@
 """What identifies a run of the main job."""
 
+import pytest
 from pictures import CLASSES, load_from_parquet, table
 
 from hf_lpwd.vision.arguments import parse_args
@@ -13,6 +14,15 @@ def test_settings_hold_what_the_run_computes_and_no_secret():
     assert settings["model_type"] == "vit"
     assert {"output_dir", "logging_steps", "token", "hub_token"}.isdisjoint(settings)
     assert "hf_secret" not in str(settings)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("dataloader_drop_last", True), ("ignore_data_skip", True), ("neftune_noise_alpha", 5.0)],
+)
+def test_what_a_step_sees_is_part_of_the_run(flag, value):
+    settings, plain = run_settings(*parse_args([f"--{flag}", str(value)])), run_settings(*parse_args([]))
+    assert settings == {**plain, flag: value}
 
 
 def test_the_data_is_part_of_the_run(tmp_path):

@@ -225,7 +225,10 @@ def test_only_a_head_is_replaced(checkpoint, tmp_path):
         load_model_and_processor(args, NAMES)
 
 
-@pytest.mark.parametrize("key", ["num_labels=7", "id2label={0: a}", "label2id={a: 0}", "num_classes=7"])
+@pytest.mark.parametrize(
+    "key",
+    ["num_labels=7", "id2label={0: a}", "label2id={a: 0}", "num_classes=7", "problem_type=regression"],
+)
 def test_the_classes_are_those_of_the_data_alone(key):
     args = ModelArguments(model_type="vit", config_overrides=f"{TINY},{key}")
     with pytest.raises(ValueError, match=f"config_overrides: {key.partition('=')[0]} is set by the dataset"):
