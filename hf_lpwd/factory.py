@@ -83,6 +83,8 @@ def create_lpwd_optimizer(
     given = locals()  # so that a setting without a parameter here is an error, not a default
     config = LPWDConfig(**{name: given[name] for name in SETTINGS})
     _check_keywords(optimizer_cls, optimizer_kwargs)
+    if lr is None:
+        raise ValueError("lr is None, but must be a number >= 0")
     return optimizer_from_plan(plan_layers(model, config), model, optimizer_cls, lr=lr, **optimizer_kwargs)
 
 

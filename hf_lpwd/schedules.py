@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 from hf_lpwd.messages import unknown
 
@@ -39,7 +39,8 @@ def check_rate(value: float, what: str) -> float:
         ValueError: It is no number, negative, NaN or infinite.
     """
     try:
-        rate = float(value)
+        # torch takes no text, so "0.1" is not a number here either.
+        rate = float("" if isinstance(value, str) else value)
     except (TypeError, ValueError):
         raise ValueError(f"{what} is {value!r}, but must be a number >= 0") from None
     if not math.isfinite(rate) or rate < 0.0:
@@ -62,9 +63,17 @@ def parse_schedule(text: str) -> Schedule:
     """
     if "," in text:
         parts = text.split(",")
-        return [check_rate(part.strip(), f"rate of layer {i}") for i, part in enumerate(parts)]  # type: ignore[arg-type]
+        return [check_rate(_number(part.strip()), f"rate of layer {i}") for i, part in enumerate(parts)]
     _shape(text)
     return text
+
+
+def _number(text: str) -> Any:
+    """The number that a text holds, or the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _shape(name: str) -> Callable[[float], float]:
@@ -135,7 +144,7 @@ def layer_rates(
         rates = [weight_decay * shape(i / num_layers) for i in indices]
     elif callable(layer_schedule):
         rates = [layer_schedule(i, num_layers) for i in indices]
-    elif not isinstance(layer_schedule, Iterable):
+    elif not isinstance(layer_schedule, Iterable) or isinstance(layer_schedule, Iterator):
         raise ValueError(
             f"layer_schedule is {layer_schedule!r}, but must be a name, a list of rates or a function"
         )

@@ -247,3 +247,11 @@ def test_the_optimizer_has_the_plan_that_it_was_made_from():
     optimizer = create_lpwd_optimizer(model, lr=0.1, weight_decay=0.4, layer_lr_decay=0.5)
     assert optimizer.plan == hf_lpwd.explain(model, weight_decay=0.4, layer_lr_decay=0.5)
     assert copy.deepcopy(optimizer).plan == optimizer.plan
+
+
+@pytest.mark.parametrize("lr", ["0.1", None])
+def test_a_learning_rate_that_is_no_number_is_named(lr):
+    with pytest.raises(ValueError, match=f"lr is {lr!r}, but must be a number >= 0"):
+        create_lpwd_optimizer(
+            torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(3)]), lr=lr, weight_decay=0.1
+        )

@@ -88,3 +88,10 @@ def test_parse_schedule():
         parse_schedule("0,x")
     with pytest.raises(ValueError, match="unknown layer_schedule"):
         parse_schedule("quadratic")
+
+
+def test_text_and_generators_are_not_rates():
+    with pytest.raises(ValueError, match=r"weight_decay is '0\.1', but must be a number >= 0"):
+        layer_rates("0.1", 3)
+    with pytest.raises(ValueError, match=r"layer_schedule is <generator .*but must be a name"):
+        layer_rates(0.1, 3, (0.1 for _ in range(4)))
