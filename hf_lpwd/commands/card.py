@@ -16,7 +16,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `hf-lpwd card`."""
     parser = OneLineParser(
         prog="hf-lpwd card",
-        description="Write the card of a run anew, with the mean and its 95%% interval over the same command "
+        description="Write the card of a run anew, with the mean and its 95% interval over the same command "
         "run with several seeds. The weights, and the figures in the metadata, stay those of the run.",
         allow_abbrev=False,
     )

@@ -101,7 +101,7 @@ def check_run(run: RunSpec) -> None:
                     "test_split under train, e.g. to 0.15, to cut one from the training images"
                 )
     except (ValueError, OSError) as error:
-        raise BadInputError(f"{run.method}: {error}") from None
+        raise BadInputError(f"checking a run of {run.method!r}: {error}") from None
 
 
 def timed_trial(run: RunSpec) -> Trial:

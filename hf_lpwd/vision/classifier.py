@@ -91,9 +91,9 @@ def load_trained(name: str, **hub_options: Any) -> tuple[PreTrainedModel, Any]:
         )
         processor = AutoImageProcessor.from_pretrained(source, **hub_options)
     except (OSError, RuntimeError, ValueError) as error:
-        raise BadInputError(
-            f"the model {name} cannot be loaded: {' '.join(str(error).split())[:300]}"
-        ) from error
+        here = "" if folder.exists() else "there is no such folder here, and of the Hub: "
+        why = " ".join(str(error).split())[:200]
+        raise BadInputError(f"the model {name} cannot be loaded: {here}{why}") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise BadInputError(

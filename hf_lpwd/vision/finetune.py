@@ -65,6 +65,8 @@ def finetune(
     logging.set_verbosity(training_args.get_process_log_level())
     # One bar for each saved file would break up the bar of the training.
     logging.disable_progress_bar()
+    # It compares a fraction of the steps with their number; `check_run` has compared the run's settings.
+    logging.get_logger("transformers.trainer_utils").addFilter(_no_comparison_of_fractions)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
@@ -80,6 +82,10 @@ def finetune(
         if line is None:
             raise
         raise BadInputError(line) from error
+
+
+def _no_comparison_of_fractions(record: Any) -> bool:
+    return "do not match the ones in the `trainer_state.json`" not in record.getMessage()
 
 
 def _finetune(
@@ -108,6 +114,7 @@ def _finetune(
         EpochLines((run.facts or run.splits.facts).describe()).print_instead_of(trainer)
         if training_args.do_train:
             if trainer.is_world_process_zero():
+                _say_what_is_replaced(training_args)
                 write_record(str(training_args.output_dir), run.settings)
                 _write_what_it_will_do(run, (model_args, data_args, training_args))
             train(trainer)
@@ -117,6 +124,15 @@ def _finetune(
             _print_results(run, trainer, metrics)
             if push:
                 print(f"pushed: {push.finish()}")
+
+
+def _say_what_is_replaced(args: ImageTrainingArguments) -> None:
+    """Warns that a finished run is trained again."""
+    folder = Path(str(args.output_dir))
+    if named_checkpoint(args) is None and (folder / "train_results.json").exists():
+        logger.warning(
+            f"{folder} holds this run, finished: it is trained again, and its results are replaced"
+        )
 
 
 def make_trainer(

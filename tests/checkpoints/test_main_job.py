@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
-from small_runs import at_call, train
+from small_runs import SMALL, at_call, train
 
 from hf_lpwd.checkpoints import run_folder
 from hf_lpwd.checkpoints.folders import checkpoints_in
@@ -113,3 +115,21 @@ def test_folders_that_only_look_like_checkpoints_stay(tmp_path):
     assert train(folder, *limited, "--resume_from_checkpoint", "True") == 0
     kept = {path.name for path in folder.iterdir() if "checkpoint-" in path.name}
     assert {"checkpoint-mine", "checkpoint-1-mine", "damaged-checkpoint-4", "checkpoint-4"} == kept
+
+
+def test_a_finished_run_says_that_it_is_replaced_and_a_resumed_one_compares_no_fractions(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "hf_lpwd", "train", *SMALL, *SAVING, "--output_dir", str(folder)]
+
+    def run(*flags):
+        result = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=300, check=False)
+        assert result.returncode == 0, result.stderr
+        return result.stderr
+
+    assert "trained again" not in run()
+    said = " ".join(run().split())
+    assert f"{folder} holds this run, finished: it is trained again, and its results are replaced" in said
+    shutil.rmtree(folder / "checkpoint-4")
+    resumed = run("--resume_from_checkpoint", "True")
+    assert "trained again" not in resumed
+    assert "do not match" not in resumed
