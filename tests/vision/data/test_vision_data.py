@@ -233,4 +233,7 @@ def test_an_error_never_shows_the_token(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(BadInputError) as error:
         load_splits(DataTrainingArguments(dataset_name="a/b"), seed=0, token="secret")
-    assert str(error.value) == "dataset 'a/b' cannot be loaded: 401 for Bearer *** and hf_***"
+    assert str(error.value) == (
+        "dataset 'a/b' cannot be loaded: there is no such file here, and of the Hub: "
+        "401 for Bearer *** and hf_***"
+    )
