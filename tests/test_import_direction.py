@@ -37,7 +37,7 @@ CORE_CHAIN = [
     },
     {"optimizer"},
     {"factory", "stock_state", "zero_step", "measure"},
-    {"layer_log", "trainer", "trainer_optimizer", "training_args", "decay_report"},
+    {"layer_log", "trainer", "trainer_optimizer", "training_args", "lpwd_arguments", "decay_report"},
 ]
 # The same for the modules of the study: config -> runs -> records -> analysis -> report.
 STUDY_CHAIN = [

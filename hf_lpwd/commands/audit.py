@@ -69,7 +69,7 @@ def audit(model: Any, weight_decay: float = 0.05, optims: Sequence[str] = ("adam
     plan = plan_layers(model, LPWDConfig(weight_decay=weight_decay, layer_schedule="uniform"))
     _shrink(model)
     rates = {}
-    for library, optimizer in _optimizers(model, weight_decay, optims):
+    for library, optimizer in _optimizers(model, plan, weight_decay, optims):
         measured = measure_parameters(optimizer, model)
         rates[library] = {name: _rate(measured.get(name)) for name in plan.parameters}
     return {
@@ -105,13 +105,13 @@ def _shrink(model: Any) -> None:
             setattr(module, name, small[id(tensor)])
 
 
-def _optimizers(model: Any, weight_decay: float, optims: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _optimizers(
+    model: Any, plan: Any, weight_decay: float, optims: Sequence[str]
+) -> Iterator[tuple[str, Any]]:
     """The libraries' names and optimizers, each built by its own library."""
     import timm.optim
     import torch
     from transformers import Trainer, TrainingArguments
-
-    from hf_lpwd.factory import layer_param_groups
 
     with tempfile.TemporaryDirectory() as folder:
         for optim in optims:
@@ -122,8 +122,7 @@ def _optimizers(model: Any, weight_decay: float, optims: Sequence[str]) -> Itera
             yield name, Trainer(model=model, args=args).create_optimizer()
     inner = getattr(model, "timm_model", model)
     yield "timm", timm.optim.create_optimizer_v2(inner, "adamw", lr=_LR, weight_decay=weight_decay)
-    groups = layer_param_groups(model, weight_decay=weight_decay, layer_schedule="uniform")
-    yield "hf_lpwd", torch.optim.AdamW(groups, lr=_LR)
+    yield "hf_lpwd", torch.optim.AdamW(plan.param_groups(model), lr=_LR)
 
 
 def _rate(decay: Any) -> float | None:

@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 
 
-@pytest.mark.parametrize("name", ["config", "factory", "layers", "optimizer", "plan", "training_args"])
+@pytest.mark.parametrize("name", ["config", "factory", "layers", "optimizer", "plan", "lpwd_arguments"])
 def test_examples_of(name):
     results = doctest.testmod(import_module(f"hf_lpwd.{name}"))
     assert results.attempted > 0

@@ -346,7 +346,13 @@ def test_bad_data_is_refused(run, tmp_path, capsys):
     assert "--decay_timing/--decay-timing: invalid choice: 'later'" in capsys.readouterr().err
 
 
-PUSHED = {"all_results.json", "config.json", "model.safetensors", "preprocessor_config.json"}
+PUSHED = {
+    "all_results.json",
+    "config.json",
+    "layer_rates.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+}
 pushes = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
@@ -391,7 +397,9 @@ def test_the_loop_outlives_a_push_that_fails(hub, command, tmp_path, monkeypatch
     more = ["--push_to_hub", "--hub_model_id", "user/digits", "--token", READ_TOKEN]
     assert command(folder, *more) == 1
     line = capfd.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"{LOOP.name}: error: not pushed to user/digits: this token has no right to write")
+    assert line.startswith(
+        f"{LOOP.name}: error: not pushed to user/digits: this token has no write permission"
+    )
     assert line.endswith(f"; the run is saved, and this uploads it: hf-lpwd push '{folder}' user/digits")
     assert {path.name for path in folder.iterdir()} == PUSHED | {"run_settings.json"}
     assert main(["push", str(folder), "user/digits", "--token", WRITE_TOKEN]) == 0

@@ -6,6 +6,8 @@ import math
 import os
 import resource
 import signal
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +76,8 @@ def test_out_of_memory_it_goes_on_with_smaller_batches(tmp_path, monkeypatch, ca
 def test_a_progress_bar_does_not_hide_the_line(tmp_path, monkeypatch, capfd):
     step = at_call(2, lambda: torch.empty(10**14), ImageTrainer.training_step)
     monkeypatch.setattr(ImageTrainer, "training_step", step)
+    terminal = SimpleNamespace(stdout=sys.stdout, stderr=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("hf_lpwd.vision.progress.sys", terminal)
     assert train(tmp_path / "out", "--disable_tqdm", "False") == 2
     printed = capfd.readouterr().err
     assert "1/4" in printed
