@@ -76,8 +76,10 @@ def contestants(model: nn.Module) -> dict[str, list[Callable[[], None]]]:
         optimizer.state = state
         return optimizer.step
 
-    def ours(timing: str) -> list[Callable[[], None]]:
-        optimizer = create_lpwd_optimizer(model, lr=LR, weight_decay=WEIGHT_DECAY, decay_timing=timing)
+    def ours(timing: str, **settings: Any) -> list[Callable[[], None]]:
+        optimizer = create_lpwd_optimizer(
+            model, lr=LR, weight_decay=WEIGHT_DECAY, decay_timing=timing, **settings
+        )
         optimizer.state = state
         return [optimizer.train, optimizer.step]
 
@@ -100,6 +102,7 @@ def contestants(model: nn.Module) -> dict[str, list[Callable[[], None]]]:
         "baseline and a product": [bound],
     }
     steps |= {timing: ours(timing) for timing in ("l2", "wd", "rwd", "pwd")}
+    steps["rwd, layer_lr_decay"] = ours("rwd", layer_lr_decay=0.75)
     for name in peers_here():
         module, cls, _ = PEERS[name]
         optimizer = getattr(importlib.import_module(module), cls)(two_groups(model), lr=LR)
