@@ -292,7 +292,7 @@ def _one_line_errors(name: str, token: str | bool | None = None) -> Iterator[Non
         if isinstance(token, str) and token:
             message = message.replace(token, "***")
         message = message if len(message) <= 200 else message[:197] + "..."
-        here = "" if Path(name).exists() else "there is no such file here, and of the Hub: "
+        here = "" if Path(name).exists() else "there is no such dataset here, and of the Hub: "
         raise BadInputError(f"dataset {name!r} cannot be loaded: {here}{message}") from error
 
 

@@ -234,6 +234,6 @@ def test_an_error_never_shows_the_token(monkeypatch):
     with pytest.raises(BadInputError) as error:
         load_splits(DataTrainingArguments(dataset_name="a/b"), seed=0, token="secret")
     assert str(error.value) == (
-        "dataset 'a/b' cannot be loaded: there is no such file here, and of the Hub: "
+        "dataset 'a/b' cannot be loaded: there is no such dataset here, and of the Hub: "
         "401 for Bearer *** and hf_***"
     )
