@@ -167,15 +167,14 @@ def _measure(optimizer: Optimizer, group: dict[str, Any], chunk: list[Tensor]) -
 def _step(
     optimizer: Optimizer, group: dict[str, Any], before: list[Tensor], chunk: list[Tensor], *, fresh: bool
 ) -> None:
-    states = {parameter: optimizer.state[parameter] for parameter in chunk if parameter in optimizer.state}
     groups, kept_groups = optimizer.param_groups, list(optimizer.param_groups)
     kept_state = dict(optimizer.state)
     optimizer.state.clear()
     if not fresh:
-        optimizer.state.update({p: _zeroed(state, p) for p, state in states.items()})
+        optimizer.state.update({p: _zeroed(kept_state[p]) for p in chunk if p in kept_state})
     groups[:] = [group]
     group["params"] = chunk
-    if not _value(group.get("lr", 1.0)) and "initial_lr" in group:
+    if not float(group.get("lr", 1.0)) and "initial_lr" in group:
         group["lr"] = group["initial_lr"]
     if "decay_debt" in group:
         group["decay_debt"] = 0.0
@@ -200,7 +199,7 @@ def _step(
         optimizer.state.update(kept_state)
 
 
-def _zeroed(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+def _zeroed(state: dict[str, Any]) -> dict[str, Any]:
     """A state as before the first step."""
     return {
         key: torch.zeros_like(value) if isinstance(value, Tensor) else copy.deepcopy(value)
@@ -209,7 +208,7 @@ def _zeroed(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
 
 
 def _compare(group: dict[str, Any], before: Tensor, after: Tensor, owed: float) -> MeasuredDecay:
-    lr, rate = _value(group.get("lr", 1.0)), _value(group.get("weight_decay", 0.0) or 0.0)
+    lr, rate = float(group.get("lr", 1.0)), float(group.get("weight_decay", 0.0) or 0.0)
     promised = 1.0 - rate if group.get("decay_coupling") == "independent" else 1.0 - lr * rate
     old, new = _whole(before).double(), _whole(after).double()
     factor = float((old * new).sum() / old.square().sum())
@@ -234,10 +233,6 @@ def _whole(tensor: Any) -> Tensor:
 def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for tensor, value in zip(to, values, strict=True):
         tensor.copy_(value)
-
-
-def _value(value: Any) -> float:
-    return float(value)
 
 
 class _Kept:
