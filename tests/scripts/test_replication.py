@@ -1,4 +1,4 @@
-"""The replication's files: its study at full size parses, plans and starts; its page comes from its records."""
+"""The files of the replication: its study at full size parses, plans and starts; records make its page."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_the_full_size_has_the_models_and_the_runs_that_it_says(full_size, tmp_p
         "timm/swin_tiny_patch4_window7_224.ms_in22k",
     ]
     assert [len(values) for values in grid.values()] == [2, 2, 3, 2, 5, 7, 5]
-    # The 5,700 runs that its comment names: 20 times (models, datasets, seeds) those of one model, task and seed.
+    # Its comment names 5,700 runs: 20 times (models, datasets, seeds) those of one model, task and seed.
     for axis in ("model", "data", "seed"):
         grid[axis] = grid[axis][:1]
     assert len(read_study(str(written(full_size, tmp_path))).runs) * 20 == 5700
