@@ -145,7 +145,7 @@ class Record(_Part):
     layers: list[Layer] = []
     opposing_penalty: Series = Series()
     pairing: dict[str, str] = {}
-    task: dict[Literal["data", "model"], str] = {}
+    task: dict[Literal["data", "model", "file"], str] = {}
     environment: Environment | None = None
     data: Data | None = None
     correct: dict[Literal["test"], str] = {}
