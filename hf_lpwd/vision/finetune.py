@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.prepare import Run, named_checkpoint, prepare
 from hf_lpwd.vision.progress import EpochLines, how_it_went
+from hf_lpwd.vision.run_facts import with_time
 from hf_lpwd.vision.run_yaml import RUN_YAML, run_yaml
 from hf_lpwd.vision.training_args import ImageTrainingArguments
 
@@ -63,6 +65,9 @@ def finetune(
         Interrupted: Ctrl-C or SIGTERM; a line on standard error says how to go on.
     """
     logging.set_verbosity(training_args.get_process_log_level())
+    first = training_args.process_index == 0
+    if not first:  # what one process has to say about data and settings is enough
+        logging.get_logger("hf_lpwd").setLevel(ERROR)
     # One bar for each saved file would break up the bar of the training.
     logging.disable_progress_bar()
     # It compares a fraction of the steps with their number; `check_run` has compared the run's settings.
@@ -70,11 +75,10 @@ def finetune(
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        first = training_args.process_index == 0
         with StopOnSignal() as stop, sole_use(str(training_args.output_dir)) if first else nullcontext():
             _finetune(model_args, data_args, training_args, stop)
     except Interrupted as end:
-        if training_args.process_index == 0:
+        if first:
             say(f"hf-lpwd train: {end}")
         raise
     except MACHINE_ERRORS as error:
@@ -111,6 +115,8 @@ def _finetune(
     callbacks = [*([push] if push else []), stop, StopWhereNotFinite(), decay]
     with push or nullcontext():
         trainer = make_trainer(run, training_args, callbacks)
+        if run.facts is not None:
+            run = replace(run, facts=with_time(run.facts, trainer))
         EpochLines((run.facts or run.splits.facts).describe()).print_instead_of(trainer)
         if training_args.do_train:
             if trainer.is_world_process_zero():

@@ -122,7 +122,7 @@ def test_flags_win_over_the_config_file(tmp_path, suffix):
         (["--decay_timing", "later"], "invalid choice: 'later' (choose from 'l2', 'wd', 'rwd', 'pwd')"),
         (
             ["--layer_schedule", "liner"],
-            "layer_schedule 'liner': did you mean 'linear'?; choose one of uniform,",
+            "layer_schedule 'liner': did you mean 'linear'? (choose one of uniform,",
         ),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--model_name_or_path", "x", "--config_overrides", "a=1"], "config_overrides changes a model"),

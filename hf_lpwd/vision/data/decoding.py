@@ -16,6 +16,8 @@ from datasets.utils.file_utils import xopen
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from hf_lpwd.messages import first_line
+
 try:  # an extra: it makes PIL read the photographs of iPhones
     import pillow_heif  # type: ignore[import-not-found, unused-ignore]
 except ImportError:
@@ -228,7 +230,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image in a known format"
-    return next(iter(str(error).splitlines()), type(error).__name__)[:150]
+    return first_line(error)
 
 
 def _to_8_bit(values: np.ndarray, scale: Scale) -> np.ndarray:

@@ -80,7 +80,7 @@ class DataFacts:
             pets: train 85 images (85% of train), test 10 of 40 images (test); 2 classes (cat, dog).
         """
         sentences = [
-            f"{self.name}: {', '.join(map(_split, self.splits, self.splits.values()))}; {self._classes()}"
+            f"{self.name}: {', '.join(self._split(role) for role in self.splits)}; {self._classes()}"
         ]
         if self.images is not None:
             sentences.append(_images(self.images))
@@ -102,15 +102,13 @@ class DataFacts:
         """Returns the facts as values that JSON can hold."""
         return asdict(self)
 
+    def _split(self, role: str) -> str:
+        split = self.splits[role]
+        number = f"{split.images:,}" + (f" of {split.available:,}" if split.images < split.available else "")
+        return f"{f'{role} ' if len(self.splits) > 1 else ''}{number} images ({split.source})"
+
     def _classes(self) -> str:
         return f"{len(self.class_names)} classes ({list_names(self.class_names, 10)})"
-
-
-def _split(role: str, split: SplitFacts) -> str:
-    number = (
-        f"{split.images:,}" if split.images == split.available else f"{split.images:,} of {split.available:,}"
-    )
-    return f"{role} {number} images ({split.source})"
 
 
 def _images(images: ImageFacts) -> str:

@@ -117,7 +117,7 @@ def load_labelled(
     left_out = dict(source.left_out) | ({"images without a label": unlabelled} if unlabelled else {})
     facts = DataFacts(
         name,
-        {split: SplitFacts(len(rows), split, available)},
+        {split: SplitFacts(len(rows), split if len(splits) > 1 else "the only split", available)},
         list(class_names),
         images=look_at_images([images], image_column, scale),
         left_out=left_out,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_lpwd.files import RECORD
-from hf_lpwd.messages import BadInputError
+from hf_lpwd.messages import BadInputError, first_line
 from hf_lpwd.vision.data.decoding import image_suffixes
 from hf_lpwd.vision.data.tables import BUILDERS
 
@@ -115,8 +115,7 @@ def unpack(path: str | os.PathLike[str], cache_dir: str | None = None) -> Path:
             form = "zip" if is_zip else _tar_format(path.name.lower())
             shutil.unpack_archive(path, f"{temporary}/all", form, **options)  # type: ignore[arg-type]
         except Exception as error:  # zipfile, tarfile, zlib and lzma have errors of their own
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise BadInputError(f"{path.name} cannot be unpacked: {reason[:150]}") from error
+            raise BadInputError(f"{path.name} cannot be unpacked: {first_line(error)}") from error
         try:
             os.rename(f"{temporary}/all", target)
         except OSError:
