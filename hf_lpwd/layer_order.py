@@ -19,8 +19,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_lpwd.layer_widths import has_matrices
-from hf_lpwd.parameters import is_partitioned
+from hf_lpwd.parameters import has_matrices, is_partitioned
 
 _TOKENS, _SAMPLES, _FRAMES = 16, 16_000, 3_000
 

@@ -27,6 +27,7 @@ from datetime import date
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -39,8 +40,13 @@ from hf_lpwd.layers import LayerMap, layer_index_map
 _DEPTH = re.compile(r"(?:num_)?(?:hidden_|encoder_|decoder_)?layers?|n_layers?|depth")
 _MOST_LAYERS = 3
 
-#: Name, family, and what builds it.
-Case = tuple[str, str, Callable[[], nn.Module]]
+#: Name, family, and what builds it: the first that runs counts.
+Case = tuple[str, str, list[Callable[[], nn.Module]]]
+
+#: Classes -> what their configurations lack.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "Autoformer.*|Informer.*|TimeSeriesTransformer.*": {"prediction_length": 4},
+}
 
 
 def timm_models(only: str = "") -> Iterator[Case]:
@@ -48,7 +54,7 @@ def timm_models(only: str = "") -> Iterator[Case]:
     for name in timm.list_models():
         family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
         if re.search(only, family):
-            yield name, family, lambda name=name: timm.create_model(name, pretrained=False, num_classes=10)
+            yield name, family, [partial(timm.create_model, name, pretrained=False, num_classes=10)]
 
 
 def transformers_models(only: str = "") -> Iterator[Case]:
@@ -62,7 +68,7 @@ def transformers_models(only: str = "") -> Iterator[Case]:
             try:
                 module = importlib.import_module(f"transformers.models.{family.name}.{file.name}")
             except ImportError as error:  # needs a package that is not installed
-                yield file.name, family.name, partial(_fail, error)
+                yield file.name, family.name, [partial(_fail, error)]
                 continue
             for name in getattr(module, "__all__", []):
                 cls = getattr(module, name)
@@ -73,18 +79,20 @@ def transformers_models(only: str = "") -> Iterator[Case]:
                     and not re.search(r"Pre[Tt]rained", name)
                     and cls.config_class is not None
                 ):
-                    yield name, family.name, lambda cls=cls: _build(cls)
+                    yield name, family.name, _builders(cls)
 
 
 def _fail(error: Exception) -> nn.Module:
     raise error
 
 
-def _build(cls: type[nn.Module]) -> nn.Module:
-    try:
-        return cls(_cut(cls.config_class()))
-    except Exception:  # a configuration that cannot be cut
-        return cls(cls.config_class())
+def _builders(cls: type[nn.Module]) -> list[Callable[[], nn.Module]]:
+    """With three layers a stack, and with all where a configuration cannot be cut."""
+    settings = next((more for names, more in _SETTINGS.items() if re.fullmatch(names, cls.__name__)), {})
+    return [
+        lambda: cls(_cut(cls.config_class(**settings))),
+        lambda: cls(cls.config_class(**settings)),
+    ]
 
 
 def _cut(config: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
@@ -105,6 +113,68 @@ def _cut(config: transformers.PretrainedConfig) -> transformers.PretrainedConfig
     return config
 
 
+def _inputs(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """What the package makes up, then inputs of other shapes: with choices, boxes, spectrograms, videos."""
+    known: dict[str, Any] = {}
+    tried = []
+    for inputs in made_up_inputs(model):
+        known |= inputs
+        tried.append({name: getattr(value, "shape", None) for name, value in inputs.items()})
+        yield inputs
+    taken = inspect.signature(model.forward).parameters.values()
+    needed = {p.name for p in taken if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    for shapes in _more_shapes(getattr(model, "config", None)):
+        made = {
+            p.name: torch.zeros(shapes[p.name][0], dtype=shapes[p.name][1], device="meta")
+            for p in taken
+            if p.name in shapes
+        }
+        inputs = {name: known[name] for name in needed & known.keys()} | made
+        sizes = {name: value.shape for name, value in inputs.items()}
+        if made and needed <= inputs.keys() and sizes not in tried:
+            tried.append(sizes)
+            yield inputs
+
+
+def _more_shapes(config: Any) -> Iterator[dict[str, tuple[tuple[int, ...], torch.dtype]]]:
+    def number(name: str, default: int) -> int:
+        value = getattr(config, name, None)
+        return value if isinstance(value, int) else default
+
+    whole, real = torch.long, torch.float32
+    tokens, frames = 16, 1024
+    width, bins = number("hidden_size", number("d_model", 768)), number("num_mel_bins", 80)
+    size = number("image_size", 224)
+    text = {"input_ids": ((1, tokens), whole), "decoder_input_ids": ((1, tokens), whole)}
+    images = {"pixel_values": ((1, 3, size, size), real)}
+    boxes = {"bbox": ((1, tokens, 4), whole)}
+    features = dict.fromkeys(("inputs_embeds", "hidden_states"), ((1, tokens, width), real))
+    past = number("context_length", 16) + max(getattr(config, "lags_sequence", None) or [0])
+    yield {"input_ids": ((1, 2, tokens), whole)}
+    yield text | images
+    yield text | boxes
+    yield text | boxes | images | {"image": ((1, 3, size, size), real)}
+    yield {"pixel_values_videos": ((1, 16, 3, size, size), real)}
+    yield {"pixel_values": ((1, number("num_frames", 16), 3, size, size), real)} | text
+    yield {"pixel_values": ((1, 2, 3, size, size), real)}
+    for name in ("input_values", "input_features", "spectrogram"):
+        lengths = {"decoder_input_ids": text["decoder_input_ids"], "attention_mask": ((1, frames), whole)}
+        yield {name: ((1, frames, bins), real)} | lengths
+        yield {name: ((1, frames, bins), real), "decoder_input_ids": text["decoder_input_ids"]}
+        yield {name: ((1, 1, frames, bins), real)} | text
+        yield {name: ((1, 1, 16_000), real)}
+        yield {name: ((1, bins, 3_000), real), "input_features_mask": ((1, 3_000), whole)}
+        yield {name: ((1, 16_000), real), "decoder_input_values": ((1, tokens, bins), real)} | text
+    yield {"query_embeds": ((1, tokens, width), real)}
+    yield features
+    yield {"input_ids": ((1, tokens, number("num_codebooks", 8)), whole)}
+    yield {"past_values": ((1, past, number("num_input_channels", 1)), real)}
+    steps = {"past_time_features": ((1, past, 1), real), "past_observed_mask": ((1, past), real)}
+    later = {"future_values": ((1, 4), real), "future_time_features": ((1, 4, 1), real)}
+    yield {"past_values": ((1, past), real)} | steps | later
+    yield {"input_ids": ((1, number("max_position_embeddings", 2048), width), real)}
+
+
 def first_calls(model: nn.Module) -> dict[str, int]:
     """Path of each module that runs -> rank of its first call.
 
@@ -120,7 +190,7 @@ def first_calls(model: nn.Module) -> dict[str, int]:
     for path, module in model.named_modules():
         module.register_forward_pre_hook(lambda *_, path=path: note(path))
     error: Exception = ValueError("its inputs are not known")
-    for inputs in made_up_inputs(model):
+    for inputs in _inputs(model):
         rank.clear()
         try:
             first_uses(model, inputs)
@@ -158,12 +228,37 @@ def disagreements(model: nn.Module, layer_map: LayerMap, rank: dict[str, int]) -
     return found
 
 
+class TookTooLong(BaseException):
+    """A model's time is over; no `except Exception` of a library catches it."""
+
+
 def _in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def check(build: Callable[[], nn.Module]) -> tuple[str, list[str]]:
-    """Builds a model and tells how it fares, with what disagrees."""
+def check(builders: list[Callable[[], nn.Module]], seconds: int = 120) -> tuple[str, list[str]]:
+    """Builds a model and tells how it fares, with what disagrees or why it does not run."""
+
+    def stop(*_: object) -> None:
+        raise TookTooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        outcomes = []
+        for build in builders:
+            outcomes.append(_check(build))
+            if outcomes[-1][0] in ("agrees", "disagrees", "no layers found"):
+                return outcomes[-1]
+        return max(outcomes, key=lambda outcome: outcome[0].startswith("not run"))
+    except TookTooLong:
+        return "took too long", [f"more than {seconds} seconds"]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _check(build: Callable[[], nn.Module]) -> tuple[str, list[str]]:
     try:
         with torch.device("meta"):
             model = build()
@@ -184,27 +279,6 @@ def check(build: Callable[[], nn.Module]) -> tuple[str, list[str]]:
     return ("disagrees" if faults else "agrees"), faults
 
 
-class TookTooLong(BaseException):
-    """A model's time is over; no `except Exception` of a library catches it."""
-
-
-def check_in_time(build: Callable[[], nn.Module], seconds: int) -> tuple[str, list[str]]:
-    """As `check`, but for at most some seconds."""
-
-    def stop(*_: object) -> None:
-        raise TookTooLong
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        return check(build)
-    except TookTooLong:
-        return "took too long", [f"more than {seconds} seconds"]
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def main() -> None:
     """Prints what is not in agreement, model by model, and the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -219,10 +293,10 @@ def main() -> None:
     done = {(line["family"], line["model"]): line for line in map(json.loads, lines)}
     models = timm_models if args.library == "timm" else transformers_models
     with results.open("a") as file:
-        for name, family, build in models(args.only):
+        for name, family, builders in models(args.only):
             if (family, name) in done:
                 continue
-            status, about = check_in_time(build, args.seconds)
+            status, about = check(builders, args.seconds)
             line = {"family": family, "model": name, "status": status, "about": about}
             done[family, name] = line
             print(json.dumps(line), file=file, flush=True)

@@ -36,7 +36,7 @@ WITHOUT_BLOCKS = {"GlmImageVQVAE", "InklingAudioModel", "Molmo2Adapter"}
 
 
 def _check(models):
-    statuses = {name: check_layers.check(build) for name, build in models.items()}
+    statuses = {name: check_layers.check(builders) for name, builders in models.items()}
     if all(status == "not built" for status, _ in statuses.values()):
         pytest.skip("builds from no configuration of its own")
     assert {name for name, (status, _) in statuses.items() if status == "no layers found"} <= WITHOUT_BLOCKS
@@ -47,11 +47,13 @@ def _check(models):
     "family", sorted({model_entrypoint(name).__module__.rpartition(".")[2] for name in timm.list_models()})
 )
 def test_timm(family):
-    disagree = _check({name: build for name, _, build in check_layers.timm_models(f"^{family}$")})
+    disagree = _check({name: builders for name, _, builders in check_layers.timm_models(f"^{family}$")})
     assert disagree == {} or family in OUT_OF_LINE
 
 
 @pytest.mark.parametrize("family", [one.name for one in pkgutil.iter_modules(transformers.models.__path__)])
 def test_transformers(family):
-    disagree = _check({name: build for name, _, build in check_layers.transformers_models(f"^{family}$")})
+    disagree = _check(
+        {name: builders for name, _, builders in check_layers.transformers_models(f"^{family}$")}
+    )
     assert disagree == {} or family in OUT_OF_LINE
