@@ -7,7 +7,6 @@ block's width and makes another is a head). Where they tell nothing, the order o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,22 +15,17 @@ from torch import nn
 from hf_lpwd.layer_blocks import (
     CONTAINERS,
     DOWNSAMPLE_NAME,
-    STEM_NAME,
+    HEAD_NAME,
+    INPUT_NAME,
+    NORM_NAME,
     is_called,
     join,
     numbered_attributes,
 )
 from hf_lpwd.layer_order import Order
 from hf_lpwd.layer_stacks import Stack
-from hf_lpwd.parameters import block_widths, has_matrices, in_and_out
+from hf_lpwd.parameters import block_widths, full_shape, has_matrices, in_and_out
 
-# Models like DETR call their heads embeddings, and what embeds the positions of their queries a head.
-HEAD_NAME = re.compile(
-    r"(?!query_pos)(?:.*_)?(?:head|heads|classifier|pooler|score|logit\w*)(?:_.*)?|(?:.*_)?(?:class|bbox)_embed",
-    re.IGNORECASE,
-)
-INPUT_NAME = re.compile(rf"{STEM_NAME.pattern}|input_proj|quer(?:y|ies)|prompt", re.IGNORECASE)
-_NORM_NAME = re.compile(r"norm|(?:^|\.)ln_?\w*\.(?:weight|bias)$", re.IGNORECASE)
 _MOST_CHANNELS_OF_AN_IMAGE = 4
 
 
@@ -119,7 +113,7 @@ class Walk:
                     yield full_name, place
                 elif "pooler" in full_name:
                     yield full_name, place._replace(module="pooler")
-                elif _NORM_NAME.search(full_name) or is_called(_NORM_NAME, "", inner):
+                elif NORM_NAME.search(full_name) or is_called(NORM_NAME, "", inner):
                     yield full_name, place._replace(module="final norm")
                 else:
                     yield full_name, place
@@ -127,22 +121,17 @@ class Walk:
     def _before_all(self, path: str, child: nn.Module, has_other_stem: bool, is_first: bool) -> Place:
         """What is registered before the first block: the stem, or a head that was made first.
 
-        Args:
-            path: Path of the child.
-            child: The module.
-            has_other_stem: The sibling that holds the first block has a stem of its own.
-            is_first: No sibling before it has weights.
+        The sibling that holds the first block may have another stem; `is_first` has no weights before it.
         """
         name = path.rpartition(".")[2]
         stem, head = self._feeding(1), self._feeding(self.n)
+        takes, makes = in_and_out(child)
+        takes_image = takes is not None and takes <= _MOST_CHANNELS_OF_AN_IMAGE
+        if takes_image and any(len(full_shape(parameter)) == 4 for parameter in child.parameters()):
+            return stem
         if not isinstance(child, nn.Embedding) and (HEAD_NAME.fullmatch(name) or "final" in name):
             return head
-        takes, makes = in_and_out(child)
-        if (
-            not has_matrices(child)
-            or is_called(INPUT_NAME, name, child)
-            or (takes is not None and takes <= _MOST_CHANNELS_OF_AN_IMAGE)
-        ):
+        if not has_matrices(child) or is_called(INPUT_NAME, name, child) or takes_image:
             return stem
         enters, leaves = makes in self.widths[0], takes in self.widths[-1]
         if leaves and not enters and (is_first or _upsamples(child)):
@@ -271,10 +260,12 @@ def _upsamples(module: nn.Module) -> bool:
 
 
 def _only_norms(children: list[tuple[str, nn.Module]]) -> bool:
-    return all(is_called(_NORM_NAME, path.rpartition(".")[2], child) for path, child in children)
+    return all(is_called(NORM_NAME, path.rpartition(".")[2], child) for path, child in children)
 
 
-def place_outside(model: nn.Module, places: dict[str, Place], walks: dict[str, Walk]) -> dict[str, Place]:
+def place_outside(
+    model: nn.Module, places: dict[str, Place], walks: dict[str, Walk], order: Order
+) -> dict[str, Place]:
     """Places what is in no stack.
 
     Embeddings and input projections are the stem of the stack before which they stand, projections and heads
@@ -299,8 +290,19 @@ def place_outside(model: nn.Module, places: dict[str, Place], walks: dict[str, W
         if previous is None and after is not None and not is_head:
             takes, makes = in_and_out(owner)
             is_head = takes in walks[after].widths[-1] and makes not in walks[after].widths[0]
-        enters = not is_head and after is not None and (previous is None or INPUT_NAME.search(name))
-        label = _stack_called(name, labels) or (after if enters else previous) or labels[0]
+        called = _stack_called(name, labels)
+        enters = not is_head and (previous is None or INPUT_NAME.search(name) is not None)
+        if enters and after is not None:
+            # A tower may stand between a projection and the stack that it feeds.
+            candidates = labels[labels.index(after) :]
+            fed = (one for one in candidates if order.blocks_before(name, walks[one].stack.blocks) == 0)
+            label = called or next(fed, after)
+        else:
+            label = called or previous or labels[0]
+            # Behind all stacks there are heads, and what DETR's kin embed their queries' positions with.
+            enters = after is None and not is_head and has_matrices(owner)
+            if enters:
+                enters = order.blocks_before(name, walks[label].stack.blocks) == 0
         found[name] = Place(label, 0, "stem") if enters else Place(label, walks[label].n, "head")
     return found
 

@@ -173,7 +173,7 @@ def find_places(model: nn.Module) -> tuple[dict[str, Place], dict[str, int]]:
         )
     walks = {stack.name: Walk(model, stack, order) for stack in stacks}
     places = {name: place for walk in walks.values() for name, place in walk.places()}
-    places |= place_outside(model, places, walks)
+    places |= place_outside(model, places, walks, order)
     # A tied parameter has several names here, and its first place.
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -22,7 +22,7 @@ import re
 import signal
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from functools import partial
 from itertools import pairwise
@@ -32,6 +32,7 @@ from typing import Any
 import timm
 import torch
 import transformers
+from layer_inputs import inputs_of
 from torch import nn
 
 from hf_lpwd.layer_order import first_uses, made_up_inputs
@@ -40,12 +41,20 @@ from hf_lpwd.layers import LayerMap, layer_index_map
 _DEPTH = re.compile(r"(?:num_)?(?:hidden_|encoder_|decoder_)?layers?|n_layers?|depth")
 _MOST_LAYERS = 3
 
+Inputs = Callable[[nn.Module], Iterable[dict[str, Any]]]
 #: Name, family, and what builds it: the first that runs counts.
 Case = tuple[str, str, list[Callable[[], nn.Module]]]
 
 #: Classes -> what their configurations lack.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "Autoformer.*|Informer.*|TimeSeriesTransformer.*": {"prediction_length": 4},
+    "BeitForSemanticSegmentation": {"out_indices": [3, 5, 7, 11]},
+    "BridgeTowerForContrastiveLearning": {"contrastive_hidden_size": 512, "logit_scale_init_value": 2.0},
+    "(ConvNext|FocalNet).*Backbone": {"hidden_sizes": [96, 192, 384, 768]},
+    "DeepseekV2.*": {"num_experts_per_tok": 2},
+    "Esm.*": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "HunYuan.*": {"head_dim": 128},
+    "Nemotron(For.*|Model)": {"num_key_value_heads": 8, "head_dim": 128},
 }
 
 
@@ -113,69 +122,7 @@ def _cut(config: transformers.PretrainedConfig) -> transformers.PretrainedConfig
     return config
 
 
-def _inputs(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """What the package makes up, then inputs of other shapes: with choices, boxes, spectrograms, videos."""
-    known: dict[str, Any] = {}
-    tried = []
-    for inputs in made_up_inputs(model):
-        known |= inputs
-        tried.append({name: getattr(value, "shape", None) for name, value in inputs.items()})
-        yield inputs
-    taken = inspect.signature(model.forward).parameters.values()
-    needed = {p.name for p in taken if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
-    for shapes in _more_shapes(getattr(model, "config", None)):
-        made = {
-            p.name: torch.zeros(shapes[p.name][0], dtype=shapes[p.name][1], device="meta")
-            for p in taken
-            if p.name in shapes
-        }
-        inputs = {name: known[name] for name in needed & known.keys()} | made
-        sizes = {name: value.shape for name, value in inputs.items()}
-        if made and needed <= inputs.keys() and sizes not in tried:
-            tried.append(sizes)
-            yield inputs
-
-
-def _more_shapes(config: Any) -> Iterator[dict[str, tuple[tuple[int, ...], torch.dtype]]]:
-    def number(name: str, default: int) -> int:
-        value = getattr(config, name, None)
-        return value if isinstance(value, int) else default
-
-    whole, real = torch.long, torch.float32
-    tokens, frames = 16, 1024
-    width, bins = number("hidden_size", number("d_model", 768)), number("num_mel_bins", 80)
-    size = number("image_size", 224)
-    text = {"input_ids": ((1, tokens), whole), "decoder_input_ids": ((1, tokens), whole)}
-    images = {"pixel_values": ((1, 3, size, size), real)}
-    boxes = {"bbox": ((1, tokens, 4), whole)}
-    features = dict.fromkeys(("inputs_embeds", "hidden_states"), ((1, tokens, width), real))
-    past = number("context_length", 16) + max(getattr(config, "lags_sequence", None) or [0])
-    yield {"input_ids": ((1, 2, tokens), whole)}
-    yield text | images
-    yield text | boxes
-    yield text | boxes | images | {"image": ((1, 3, size, size), real)}
-    yield {"pixel_values_videos": ((1, 16, 3, size, size), real)}
-    yield {"pixel_values": ((1, number("num_frames", 16), 3, size, size), real)} | text
-    yield {"pixel_values": ((1, 2, 3, size, size), real)}
-    for name in ("input_values", "input_features", "spectrogram"):
-        lengths = {"decoder_input_ids": text["decoder_input_ids"], "attention_mask": ((1, frames), whole)}
-        yield {name: ((1, frames, bins), real)} | lengths
-        yield {name: ((1, frames, bins), real), "decoder_input_ids": text["decoder_input_ids"]}
-        yield {name: ((1, 1, frames, bins), real)} | text
-        yield {name: ((1, 1, 16_000), real)}
-        yield {name: ((1, bins, 3_000), real), "input_features_mask": ((1, 3_000), whole)}
-        yield {name: ((1, 16_000), real), "decoder_input_values": ((1, tokens, bins), real)} | text
-    yield {"query_embeds": ((1, tokens, width), real)}
-    yield features
-    yield {"input_ids": ((1, tokens, number("num_codebooks", 8)), whole)}
-    yield {"past_values": ((1, past, number("num_input_channels", 1)), real)}
-    steps = {"past_time_features": ((1, past, 1), real), "past_observed_mask": ((1, past), real)}
-    later = {"future_values": ((1, 4), real), "future_time_features": ((1, 4, 1), real)}
-    yield {"past_values": ((1, past), real)} | steps | later
-    yield {"input_ids": ((1, number("max_position_embeddings", 2048), width), real)}
-
-
-def first_calls(model: nn.Module) -> dict[str, int]:
+def first_calls(model: nn.Module, candidates: Iterable[dict[str, Any]]) -> dict[str, int]:
     """Path of each module that runs -> rank of its first call.
 
     Raises:
@@ -190,7 +137,7 @@ def first_calls(model: nn.Module) -> dict[str, int]:
     for path, module in model.named_modules():
         module.register_forward_pre_hook(lambda *_, path=path: note(path))
     error: Exception = ValueError("its inputs are not known")
-    for inputs in _inputs(model):
+    for inputs in candidates:
         rank.clear()
         try:
             first_uses(model, inputs)
@@ -236,29 +183,38 @@ def _in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def check(builders: list[Callable[[], nn.Module]], seconds: int = 120) -> tuple[str, list[str]]:
-    """Builds a model and tells how it fares, with what disagrees or why it does not run."""
+def check(builders: list[Callable[[], nn.Module]], seconds: int = 60) -> tuple[str, list[str]]:
+    """Builds a model and tells how it fares, with what disagrees or why it does not run.
+
+    Args:
+        builders: Ways to build it; the first that runs counts, and of others the first that builds is tried
+            with more inputs than the package makes up.
+        seconds: Of the processor, at most.
+    """
 
     def stop(*_: object) -> None:
         raise TookTooLong
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
-        outcomes = []
+        outcome = "not built", ["nothing builds it"]
+        inputs = inputs_of
         for build in builders:
-            outcomes.append(_check(build))
-            if outcomes[-1][0] in ("agrees", "disagrees", "no layers found"):
-                return outcomes[-1]
-        return max(outcomes, key=lambda outcome: outcome[0].startswith("not run"))
+            outcome = _check(build, inputs)
+            if not outcome[0].startswith("not"):
+                break
+            if outcome[0] != "not built":
+                inputs = made_up_inputs
+        return outcome
     except TookTooLong:
         return "took too long", [f"more than {seconds} seconds"]
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
-def _check(build: Callable[[], nn.Module]) -> tuple[str, list[str]]:
+def _check(build: Callable[[], nn.Module], candidates: Inputs) -> tuple[str, list[str]]:
     try:
         with torch.device("meta"):
             model = build()
@@ -272,7 +228,7 @@ def _check(build: Callable[[], nn.Module]) -> tuple[str, list[str]]:
             return "no layers found", [str(error)]
     told = [str(w.message) for w in caught if "structure does not tell" in str(w.message)]
     try:
-        rank = first_calls(model)
+        rank = first_calls(model, candidates(model))
     except Exception as error:
         return ("not run, with a warning" if told else "not run"), [*told, _in_a_line(error)]
     faults = disagreements(model, layer_map, rank)
@@ -285,7 +241,7 @@ def main() -> None:
     parser.add_argument("library", choices=["timm", "transformers"])
     parser.add_argument("--only", default="", help="regular expression of families")
     parser.add_argument("--results", type=Path, help="file of JSON lines; models in it are not run again")
-    parser.add_argument("--seconds", type=int, default=120, help="time limit for each model")
+    parser.add_argument("--seconds", type=int, default=60, help="of the processor, for each model")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     results = args.results or Path(f"check_layers_{args.library}.jsonl")
