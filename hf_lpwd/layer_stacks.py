@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -32,6 +33,21 @@ class Stack:
     name: str
     path: str
     blocks: list[str]
+
+
+class Place(NamedTuple):
+    """Where a parameter stands.
+
+    Attributes:
+        stack: Name of its stack; ``""`` where the model is one.
+        layer: 0 (stem) to n (head).
+        module: What decides it: ``"stem"``, ``"block vit.layers.3"``, ``"feeds block ..."``,
+            ``"after block ..."``, ``"final norm"``, ``"pooler"``, ``"head"``, or a rule of the user.
+    """
+
+    stack: str
+    layer: int
+    module: str
 
 
 def find_stacks(model: nn.Module, order: Order) -> list[Stack]:

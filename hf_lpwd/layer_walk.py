@@ -8,7 +8,6 @@ block's width and makes another is a head). Where they tell nothing, the order o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from torch import nn
 
@@ -23,25 +22,10 @@ from hf_lpwd.layer_blocks import (
     numbered_attributes,
 )
 from hf_lpwd.layer_order import Order
-from hf_lpwd.layer_stacks import Stack
+from hf_lpwd.layer_stacks import Place, Stack
 from hf_lpwd.parameters import block_widths, full_shape, has_matrices, in_and_out
 
 _MOST_CHANNELS_OF_AN_IMAGE = 4
-
-
-class Place(NamedTuple):
-    """Where a parameter stands.
-
-    Attributes:
-        stack: Name of its stack; ``""`` where the model is one.
-        layer: 0 (stem) to n (head).
-        module: What decides it: ``"stem"``, ``"block vit.layers.3"``, ``"feeds block ..."``,
-            ``"after block ..."``, ``"final norm"``, ``"pooler"``, ``"head"``, or a rule of the user.
-    """
-
-    stack: str
-    layer: int
-    module: str
 
 
 class Walk:
@@ -123,8 +107,7 @@ class Walk:
 
         The sibling that holds the first block may have another stem; `is_first` has no weights before it.
         """
-        name = path.rpartition(".")[2]
-        stem, head = self._feeding(1), self._feeding(self.n)
+        name, stem, head = path.rpartition(".")[2], self._feeding(1), self._feeding(self.n)
         takes, makes = in_and_out(child)
         takes_image = takes is not None and takes <= _MOST_CHANNELS_OF_AN_IMAGE
         if takes_image and any(len(full_shape(parameter)) == 4 for parameter in child.parameters()):
@@ -277,11 +260,13 @@ def place_outside(
         for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)
     }
     labels, found = list(walks), {}
-    following: list[str | None] = []
+    next_stack: dict[str, str | None] = {}
+    after = None
     for name in reversed(owners):
-        following.append(places[name].stack if name in places else following[-1] if following else None)
+        next_stack[name] = after = places[name].stack if name in places else after
     previous = None
-    for (name, owner), after in zip(owners.items(), reversed(following), strict=True):
+    for name, owner in owners.items():
+        after = next_stack[name]
         if name in places:
             previous = places[name].stack
             continue
@@ -300,9 +285,8 @@ def place_outside(
         else:
             label = called or previous or labels[0]
             # Behind all stacks there are heads, and what DETR's kin embed their queries' positions with.
-            enters = after is None and not is_head and has_matrices(owner)
-            if enters:
-                enters = order.blocks_before(name, walks[label].stack.blocks) == 0
+            is_asked = after is None and not is_head and has_matrices(owner)
+            enters = is_asked and order.blocks_before(name, walks[label].stack.blocks) == 0
         found[name] = Place(label, 0, "stem") if enters else Place(label, walks[label].n, "head")
     return found
 

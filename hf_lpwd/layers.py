@@ -66,8 +66,8 @@ from typing import TypeAlias
 from torch import nn
 
 from hf_lpwd.layer_order import Order
-from hf_lpwd.layer_stacks import find_stacks
-from hf_lpwd.layer_walk import Place, Walk, place_outside
+from hf_lpwd.layer_stacks import Place, find_stacks
+from hf_lpwd.layer_walk import Walk, place_outside
 from hf_lpwd.parameters import unwrap_name
 
 
