@@ -13,6 +13,9 @@ from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 _NOT_THE_RUN = {"cache_dir", "token", "trust_remote_code"}
+_ORDER = next(
+    field.default for field in fields(ImageTrainingArguments) if field.name == "train_sampling_strategy"
+)
 _OF_THE_RUN = (
     *SETTINGS,
     "optim",
@@ -50,6 +53,9 @@ def run_settings(
         if field.name not in _NOT_THE_RUN
     }
     settings |= {name: getattr(training_args, name) for name in _OF_THE_RUN}
+    # None as in the records of runs that were made before it counted.
+    order = training_args.train_sampling_strategy
+    settings["train_sampling_strategy"] = None if order == _ORDER else order
     settings["devices"] = training_args.world_size * max(1, training_args.n_gpu)
     return json.loads(json.dumps(settings, default=str))
 
