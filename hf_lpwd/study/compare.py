@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from hf_lpwd.messages import BadInputError
-from hf_lpwd.study.comparison import Comparison, corrected, side_name
-from hf_lpwd.study.image_scores import image_variance, num_images, test_score
+from hf_lpwd.study.comparison import Comparison, corrected, image_variance, num_images, side_name
 from hf_lpwd.study.methods import METHOD_FLAGS
 from hf_lpwd.study.plan import Question, Side
-from hf_lpwd.study.record import Record
+from hf_lpwd.study.record import Record, test_score
 from hf_lpwd.study.stats import MIN_SEEDS, granularity_floor, paired
 from hf_lpwd.study.tasks import Method, Setting, Task, measured, setting_of, task_key
 

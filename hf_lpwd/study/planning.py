@@ -18,8 +18,8 @@ from hf_lpwd.config import TIMINGS
 from hf_lpwd.files import write_bytes
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.config import RunSpec, StudyFile
-from hf_lpwd.study.progress import duration
 from hf_lpwd.study.stats import MIN_SEEDS, smallest_shift
+from hf_lpwd.study.sweep import duration
 from hf_lpwd.study.tasks import task_key
 
 #: Fraction of test images on which two good runs of one method are taken to disagree, before any was made.
@@ -93,7 +93,7 @@ def check_run(run: RunSpec) -> str | None:
     Raises:
         BadInputError: What is wrong with them.
     """
-    from hf_lpwd.study.run import prepared
+    from hf_lpwd.study.quiet_run import prepared
 
     try:
         with prepared(run) as (made, _):
@@ -112,8 +112,7 @@ def timed_trial(run: RunSpec) -> Trial:
     import torch
 
     from hf_lpwd.study.callbacks import StepTimes
-    from hf_lpwd.study.run import prepared, quiet_trainer
-    from hf_lpwd.study.steps import num_steps
+    from hf_lpwd.study.quiet_run import num_steps, prepared, quiet_trainer
 
     torch.set_num_threads(1)
     started = time.monotonic()

@@ -208,3 +208,11 @@ def record_id(settings: Mapping[str, Any]) -> str:
     """Hash of a run's settings, the name of its record: 16 hexadecimal digits."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_score(run: Record) -> float:
+    """Accuracy on test; on validation if no test split was read, in which case there is no verdict."""
+    score = run.score("test")
+    fallback = run.score("validation") if score is None else score
+    assert fallback is not None
+    return fallback

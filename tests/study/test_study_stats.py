@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hf_lpwd.study.selection import best_epochs_mean, decay_robustness
+from hf_lpwd.study.results import best_epochs_mean, decay_robustness
 from hf_lpwd.study.stats import (
     Estimate,
     granularity_floor,
