@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from hf_lpwd.study.plan import DEFAULT_BASELINE, Plan, Question, Side
 from hf_lpwd.study.record import Record
 from hf_lpwd.study.results import MethodResult, results_of
 from hf_lpwd.study.stats import Estimate, interquartile_mean
-from hf_lpwd.study.tasks import Method, Task, make_tasks
+from hf_lpwd.study.tasks import Task, make_tasks
 
 NO_DECAY = "no decay"
 NOISE_FLOOR = "noise floor"
@@ -107,23 +107,16 @@ def analyse(
     if plan is not None and counts["missing"]:
         reason = f"{counts['missing']} of the {counts['planned']} planned runs are missing"
         primary = [(q, [replace(c, withheld=c.withheld or reason) for c in cs]) for q, cs in primary]
-    first = asked[0]
-    names = {c.name for _, comparisons in made for c in comparisons}
-    baselines = [
-        compare(task, name, Question(to=chosen, margin=first.margin))
-        for task in tasks
-        for name in task.methods
-        if name not in (chosen, NO_DECAY, NOISE_FLOOR) and name not in names
-    ]
+    margin_of_first = asked[0].margin
     results = {task.name: results_of(task, chosen) for task in tasks}
     return Study(
         tasks=tasks,
         results=results,
         primary=primary,
         secondary=[c for question, found in made if not question.verdict for c in found],
-        contrasts=corrected(list(_contrasts(tasks, first.margin))),
-        baselines=corrected(baselines),
-        controls={task.name: _controls(task, chosen, first.margin) for task in tasks},
+        contrasts=_contrasts(tasks, margin_of_first),
+        baselines=_baselines(tasks, chosen, made, margin_of_first),
+        controls={task.name: _controls(task, chosen, margin_of_first) for task in tasks},
         pooled=_pooled(results),
         counts=counts,
         notes=[*said, *notes(tasks, results)],
@@ -154,12 +147,7 @@ def _complete(task: Task, said: list[str]) -> Task:
         said.append(
             f"Seeds {', '.join(map(str, alone))} are left out on {task.name}: not all its methods have them."
         )
-    methods = {
-        name: Method(
-            name, {s: {k: r for k, r in runs.items() if k in seeds} for s, runs in method.grid.items()}
-        )
-        for name, method in task.methods.items()
-    }
+    methods = {name: method.of_seeds(seeds) for name, method in task.methods.items()}
     return Task(task.name, methods, [record for record in task.records if record.seed in seeds])
 
 
@@ -219,39 +207,40 @@ def _count(tasks: Sequence[Task], records: Sequence[Record], plan: Plan | None) 
     return counts
 
 
-def _contrasts(tasks: Sequence[Task], margin: float) -> Iterator[Comparison]:
+def _baselines(
+    tasks: Sequence[Task],
+    baseline: str,
+    answered: Sequence[tuple[Question, Sequence[Comparison]]],
+    margin: float,
+) -> list[Comparison]:
+    """The methods that no question asks for, against the baseline."""
+    shown = {c.name for _, comparisons in answered for c in comparisons} | {baseline, NO_DECAY, NOISE_FLOOR}
+    rest = dict.fromkeys(name for task in tasks for name in task.methods if name not in shown)
+    question = Question(compare=list(rest), to=baseline, margin=margin)
+    return family(question, tasks, lambda task: [])
+
+
+def _contrasts(tasks: Sequence[Task], margin: float) -> list[Comparison]:
     """Timing, schedule at equal budget, and budget, each over all pairs of runs that differ in it alone."""
-    schedules = sorted(
-        {
-            str(r.settings.get("layer_schedule"))
-            for t in tasks
-            for r in t.records
-            if r.settings.get("layer_schedule")
-        }
-        - {"uniform"}
-    )
+    schedules = {str(record.settings.get("layer_schedule")) for task in tasks for record in task.records}
     sides: list[tuple[Side, Side]] = [
         ({"decay_timing": timing}, {"decay_timing": "wd"}) for timing in ("l2", "rwd", "pwd")
     ]
-    for schedule in schedules:
+    for schedule in sorted(schedules - {"uniform", "None"}):
         matched = {"layer_schedule": schedule, "match_decay_budget": True}
         sides.append((matched, {"layer_schedule": "uniform", "match_decay_budget": False}))
         sides.append(({**matched, "match_decay_budget": False}, matched))
-    for task in tasks:
-        for side, to in sides:
-            made = compare(task, side, Question(compare=[side], to=to, at="equal", margin=margin))
-            if made.paired is not None:
-                yield made
-        if {"linear budget", "wd linear"} <= task.methods.keys():
-            yield compare(task, "wd linear", Question(to="linear budget", at="equal", margin=margin))
+    sides.append(("wd linear", "linear budget"))
+    questions = [Question(compare=[side], to=to, at="equal", margin=margin) for side, to in sides]
+    made = [compare(task, q.compare[0], q) for task in tasks for q in questions]
+    return corrected([comparison for comparison in made if comparison.paired is not None])
 
 
 def _controls(task: Task, baseline: str, margin: float) -> tuple[Comparison, Comparison]:
     """Tuned decay against none, which a study should see; a method against itself, perturbed: the noise."""
-    return (
-        corrected([compare(task, baseline, Question(to=NO_DECAY, margin=margin))])[0],
-        corrected([compare(task, NOISE_FLOOR, Question(to=baseline, at="equal", margin=margin))])[0],
-    )
+    tuned = compare(task, baseline, Question(to=NO_DECAY, margin=margin))
+    noise = compare(task, NOISE_FLOOR, Question(to=baseline, at="equal", margin=margin))
+    return corrected([tuned])[0], corrected([noise])[0]
 
 
 def _pooled(results: Mapping[str, Sequence[MethodResult]]) -> dict[str, Estimate]:

@@ -14,6 +14,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
 from hf_lpwd.config import TIMINGS
 from hf_lpwd.files import write_bytes
 from hf_lpwd.messages import BadInputError
@@ -109,34 +113,31 @@ def timed_trial(run: RunSpec) -> Trial:
     Raises:
         BadInputError: Data, model or rates are wrong.
     """
-    import torch
-
     from hf_lpwd.study.callbacks import StepTimes
     from hf_lpwd.study.quiet_run import num_steps, prepared, quiet_trainer
 
     torch.set_num_threads(1)
     started = time.monotonic()
-    short: dict[str, Any] = {"max_steps": _TRIAL_STEPS, "save_strategy": "no", "eval_strategy": "no"}
-    short |= {"warmup_steps": 0, "load_best_model_at_end": False}
     try:
-        with prepared(run) as (whole, args):
-            steps = num_steps(args, len(whole.images["train"]))
+        with prepared(run) as (made, args):
+            loaded = time.monotonic() - started
+            steps = num_steps(args, len(made.images["train"]))
             evaluations = _evaluations(args, steps)
-        loaded = time.monotonic() - started
-        with prepared(run, **short) as (made, args):
+            args.max_steps, args.warmup_steps, args.load_best_model_at_end = _TRIAL_STEPS, 0, False
+            args.eval_strategy, args.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
             times = StepTimes()
             trainer = quiet_trainer(made, args, [times])
             trainer.train()
             started = time.monotonic()
             trainer.evaluate(made.images["validation"])
             evaluation = time.monotonic() - started
-            sizes = {role: len(images) for role, images in made.images.items()}
     except (ValueError, OSError) as error:
         raise BadInputError(str(error)) from None
     step = statistics.median(times.seconds[_WARM_UP:] or times.seconds)
-    test = evaluation * sizes["test"] / max(1, sizes["validation"])
+    test_images = len(made.images["test"])
+    test = evaluation * test_images / len(made.images["validation"])
     seconds = loaded + steps * step + (evaluations + 1) * evaluation + test
-    return Trial(seconds, sizes["test"], steps, _cut_from_train(made))
+    return Trial(seconds, test_images, steps, _cut_from_train(made))
 
 
 def _cut_from_train(run: Any) -> str | None:
@@ -228,12 +229,13 @@ def fit_budget(study: StudyFile, seconds: float, run_seconds: float, side_by_sid
     decays = sorted({rate for run in grid if (rate := _decay(run)) is not None})
     fewest = min(_FEWEST_RATES, len(decays))
     for number in range(len(decays), fewest - 1, -1):
-        chosen = _spread(decays, number)
+        # Evenly spread, the ends among them.
+        chosen = [decays[round(i)] for i in np.linspace(0, len(decays) - 1, number)]
         per_seed = _runs_per_seed(study, chosen, decays)
         seeds = min(most // per_seed, MOST_SEEDS)
         if seeds >= MIN_SEEDS:
             return Choice(chosen, seeds, seeds * per_seed)
-    needed = MIN_SEEDS * _runs_per_seed(study, _spread(decays, fewest), decays)
+    needed = MIN_SEEDS * per_seed
     raise BadInputError(
         f"the budget has time for {most} runs, but {MIN_SEEDS} seeds take {needed}, about "
         f"{duration(needed * run_seconds / side_by_side)}: give more time, or shorten the runs"
@@ -248,15 +250,6 @@ def _runs_per_seed(study: StudyFile, chosen: Sequence[float], decays: Sequence[f
 
 def _decay(run: RunSpec) -> float | None:
     return run.settings.get("total_decay", run.settings.get("weight_decay"))
-
-
-def _spread(values: Sequence[float], number: int) -> list[float]:
-    """`number` of the values, evenly spread, the ends among them."""
-    if number >= len(values):
-        return list(values)
-    if number == 1:
-        return [values[len(values) // 2]]
-    return [values[round(i * (len(values) - 1) / (number - 1))] for i in range(number)]
 
 
 def parse_duration(text: str) -> float:

@@ -6,10 +6,9 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import datasets
 import torch
@@ -32,15 +31,12 @@ from hf_lpwd.vision.training_args import ImageTrainingArguments
 TEST_SPLIT = 0.15
 
 
-@contextmanager
 def prepared(
-    spec: RunSpec, folder: str | None = None, **changes: Any
-) -> Iterator[tuple[Run, ImageTrainingArguments]]:
-    """Prepares a run of a study, with other flags where `changes` says so; see `quiet_run`."""
-    arguments = arguments_from(spec.flags | changes)
+    spec: RunSpec, folder: str | None = None
+) -> AbstractContextManager[tuple[Run, ImageTrainingArguments]]:
+    """Prepares a run of a study; see `quiet_run`."""
     total = spec.settings.get(TOTAL_DECAY)
-    with quiet_run(arguments, folder, total_decay=total, test_split=TEST_SPLIT) as made:
-        yield made
+    return quiet_run(arguments_from(spec.flags), folder, total_decay=total, test_split=TEST_SPLIT)
 
 
 @contextmanager

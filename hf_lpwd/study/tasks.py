@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
@@ -59,6 +59,11 @@ class Method:
             for setting, runs in self.grid.items()
         }
         return {setting: runs for setting, runs in scored.items() if 2 * len(runs) >= len(self.seeds)}
+
+    def of_seeds(self, seeds: Container[int]) -> Method:
+        """The same with the runs of some seeds."""
+        chosen = [{s: run for s, run in runs.items() if s in seeds} for runs in self.grid.values()]
+        return Method(self.name, dict(zip(self.grid, chosen, strict=True)))
 
     def common_seeds(self) -> list[int]:
         """The seeds that all usable settings have."""
