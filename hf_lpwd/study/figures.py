@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from hf_lpwd.study.comparison import Comparison
 from hf_lpwd.study.plotting import INK, Figure, new_canvas, percent, saved, style
-from hf_lpwd.study.record import Record, test_score
+from hf_lpwd.study.record import test_score
 from hf_lpwd.study.results import MethodResult, decay_curve
 from hf_lpwd.study.stats import Estimate, mean_interval
 
@@ -152,29 +154,30 @@ def _heat_maps(results: Sequence[MethodResult]) -> Figure | None:
 
 
 def _map(result: MethodResult, rates: Sequence[float], decays: Sequence[float]) -> np.ndarray:
-    values = np.full((len(rates), len(decays)), np.nan)
-    for setting, runs in result.method.usable().items():
-        if setting.learning_rate in rates and setting.decay in decays:
-            cell = rates.index(setting.learning_rate), decays.index(setting.decay)
-            values[cell] = 100.0 * np.mean([run.score("validation") for run in runs.values()])
-    return values
+    means = {
+        (setting.learning_rate, setting.decay): np.mean([run.score("validation") for run in runs.values()])
+        for setting, runs in result.method.usable().items()
+    }
+    return pd.Series(means).mul(100.0).unstack().reindex(index=rates, columns=decays).to_numpy()
 
 
 def draw_layers(results: Sequence[MethodResult]) -> Figure | None:
     """Decay rates and final weight norms by layer."""
-    layers = {r.name: found for r in results if (found := _first(r, "layers"))}
-    if not layers:
+    rates_of = {r.name: next((run.layers for run in r.runs.values() if run.layers), []) for r in results}
+    if not any(rates_of.values()):
         return None
     with new_canvas(5.2, 5.6) as canvas:
         rates, norms = canvas.subplots(2, 1, sharex=True)
         texts = []
         for number, result in enumerate(results):
-            if result.name not in layers:
+            values = [layer.rate for layer in rates_of[result.name]]
+            if not values:
                 continue
-            values = [layer.rate for layer in layers[result.name]]
             rates.plot(range(len(values)), values, label=result.name, **style(number))
             texts.append(f"{result.name} {values[0]:.3g} to {values[-1]:.3g}")
-            final = _final_norms(result)
+            measured = [run.weight_norms.norms for run in result.runs.values()]
+            ends = [{layer: norms[-1] for layer, norms in one.items() if norms} for one in measured]
+            final = pd.DataFrame(ends, dtype=float).mean()
             norms.plot(range(len(final)), final, **style(number))
         for axes, label in ((rates, "decay rate"), (norms, "final weight norm")):
             axes.set_ylabel(label)
@@ -185,32 +188,24 @@ def draw_layers(results: Sequence[MethodResult]) -> Figure | None:
         return saved(canvas, "layers", "Decay rates and weight norms by layer", alt)
 
 
-def _first(result: MethodResult, name: str) -> list:
-    return next((value for run in result.runs.values() if (value := getattr(run, name))), [])
-
-
-def _final_norms(result: MethodResult) -> list[float]:
-    by_layer: dict[str, list[float]] = {}
-    for run in result.runs.values():
-        for layer, values in run.weight_norms.norms.items():
-            if values and values[-1] is not None:
-                by_layer.setdefault(layer, []).append(values[-1])
-    return [float(np.mean(values)) for values in by_layer.values()]
-
-
 def draw_opposing(results: Sequence[MethodResult]) -> Figure | None:
     """R_op over training; None where it was not measured."""
-    measured = {r.name: m for r in results if (m := mean_opposing(list(r.runs.values()))) is not None}
+    measured = {
+        result.name: [run.opposing_penalty for run in result.runs.values() if run.opposing_penalty.steps]
+        for result in results
+    }
+    measured = {name: found for name, found in measured.items() if found}
     if not measured:
         return None
     with new_canvas(5.2, 2.6 * len(measured)) as canvas:
         texts = []
         panels = canvas.subplots(len(measured), 1, squeeze=False, sharex=True)
-        for panel, (name, (steps, rates)) in zip(panels.flat, measured.items(), strict=True):
+        for panel, (name, series) in zip(panels.flat, measured.items(), strict=True):
+            rates = _mean_by_index(pd.DataFrame(one.rates, index=one.steps, dtype=float) for one in series)
             for number, (layer, values) in enumerate(rates.items()):
                 thick = {"color": "black", "linewidth": 2.5}
                 look = thick if layer == "all" else {**style(number), "marker": ""}
-                panel.plot(steps, values, label=layer.replace("_", " "), **look)
+                panel.plot(values, label=str(layer).replace("_", " "), **look)
             panel.set_title(name, fontsize=9)
             panel.set(xlabel="step", ylabel="R_op")
             panel.grid(alpha=0.3)
@@ -221,20 +216,6 @@ def draw_opposing(results: Sequence[MethodResult]) -> Figure | None:
         return saved(canvas, "opposing", "Opposing penalty: decay that enlarges weights", alt)
 
 
-def mean_opposing(runs: Sequence[Record]) -> tuple[list[int], dict[str, np.ndarray]] | None:
-    """Steps, and R_op of each layer at them as mean over runs; None where it was not measured alike."""
-    found = [run.opposing_penalty for run in runs if run.opposing_penalty.steps]
-    if not found or any(one.steps != found[0].steps for one in found):
-        return None
-    layers = dict.fromkeys(layer for one in found for layer in one.rates)
-    return found[0].steps, {
-        layer: np.mean(
-            [np.array(one.rates[layer], dtype=np.float64) for one in found if layer in one.rates], axis=0
-        )
-        for layer in layers
-    }
-
-
 def draw_training(results: Sequence[MethodResult]) -> Figure | None:
     """Training loss and validation accuracy by epoch."""
     with new_canvas(5.2, 5.6) as canvas:
@@ -242,13 +223,13 @@ def draw_training(results: Sequence[MethodResult]) -> Figure | None:
         texts = []
         for number, result in enumerate(results):
             runs = list(result.runs.values())
-            losses = [[(e.epoch, e.loss) for e in r.training if e.loss is not None] for r in runs]
-            scores = [[(e.epoch, 100.0 * e.accuracy) for e in r.epochs] for r in runs]
-            loss.plot(*_mean_curve(losses), label=result.name, **style(number) | {"marker": ""})
-            epochs, values = _mean_curve(scores)
-            accuracy.plot(epochs, values, **style(number))
-            if values:
-                texts.append(f"{result.name} {values[-1]:.1f}")
+            losses = [pd.Series({e.epoch: e.loss for e in run.training}, dtype=float) for run in runs]
+            scores = [pd.Series({e.epoch: 100.0 * e.accuracy for e in run.epochs}) for run in runs]
+            loss.plot(_mean_by_index(losses), label=result.name, **style(number) | {"marker": ""})
+            values = _mean_by_index(scores)
+            accuracy.plot(values, **style(number))
+            if len(values):
+                texts.append(f"{result.name} {values.iloc[-1]:.1f}")
         if not texts:
             return None
         loss.set_ylabel("training loss")
@@ -260,9 +241,6 @@ def draw_training(results: Sequence[MethodResult]) -> Figure | None:
         return saved(canvas, "training", "Training curves, mean over seeds", alt)
 
 
-def _mean_curve(series: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[float]]:
-    longest = [one for one in series if len(one) == max(map(len, series))]
-    if not longest or not longest[0]:
-        return [], []
-    values = np.array([[value for _, value in one] for one in longest])
-    return [epoch for epoch, _ in longest[0]], values.mean(axis=0).tolist()
+def _mean_by_index(parts: Iterable[Any]) -> Any:
+    """The mean of data frames or series at each step or epoch, over the runs that have it."""
+    return pd.concat(list(parts)).groupby(level=0).mean()

@@ -14,7 +14,8 @@ from hf_lpwd.study.methods import BASELINES, METHOD_FLAGS
 from hf_lpwd.study.plan import Plan
 from hf_lpwd.study.record import Record
 
-_RATES = ("weight_decay", "total_decay", "learning_rate")
+#: The settings in which runs of one task may differ.
+NOT_THE_TASK = METHOD_FLAGS | {"weight_decay", "total_decay", "learning_rate", "seed", "peer"}
 _MODEL = ("model_name_or_path", "model_type", "config_name")
 _CONTROLS = {name.replace("_", " ") for name in BASELINES} - {"adamw uniform", "reverse"}
 
@@ -150,8 +151,8 @@ def make_tasks(records: Sequence[Record], plan: Plan | None) -> list[Task]:
 
 def task_key(settings: dict[str, Any]) -> str:
     """What runs must share to be compared: all settings but method, rates and seed."""
-    left_out = {*METHOD_FLAGS, *_RATES, "seed", "peer"}
-    return json.dumps({name: v for name, v in settings.items() if name not in left_out}, sort_keys=True)
+    shared = {name: value for name, value in settings.items() if name not in NOT_THE_TASK}
+    return json.dumps(shared, sort_keys=True)
 
 
 def setting_of(settings: Any) -> Setting:
