@@ -35,7 +35,7 @@ from hf_lpwd.files import write_json
 from hf_lpwd.messages import BadInputError, OneLineParser, refuse
 from hf_lpwd.training_args import setting
 from hf_lpwd.vision.arguments import DIGITS_RUN
-from hf_lpwd.vision.data.batch_augmentation import make_mixer, training_loss
+from hf_lpwd.vision.data.augmentation import make_mixer, training_loss
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import ImageDataset, collate, finishes_later
 from hf_lpwd.vision.data.splits import load_splits

@@ -30,7 +30,7 @@ from hf_lpwd.study.environment import environment, versions
 from hf_lpwd.study.record import FORMAT
 from hf_lpwd.study.steps import decay_steps
 from hf_lpwd.vision.arguments import arguments_from, parse_args
-from hf_lpwd.vision.data.fingerprint import fingerprints
+from hf_lpwd.vision.data.image_files import fingerprints
 from hf_lpwd.vision.data.splits import load_splits
 from hf_lpwd.vision.failures import StopWhereNotFinite
 from hf_lpwd.vision.finetune import PREFIXES, make_trainer

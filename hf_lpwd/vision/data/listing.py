@@ -13,11 +13,10 @@ from pathlib import Path
 
 from hf_lpwd.files import RECORD
 from hf_lpwd.messages import BadInputError, first_line
-from hf_lpwd.vision.data.decoding import image_suffixes
+from hf_lpwd.vision.data.decoding import HEIF, NEEDS_HEIF, image_suffixes
 from hf_lpwd.vision.data.tables import BUILDERS
 
 _ARCHIVES = tuple(suffix for _, suffixes, _ in shutil.get_unpack_formats() for suffix in suffixes)
-_HEIF = (".heic", ".heif", ".hif")
 _DOCUMENTS = re.compile(
     r"\.(txt|md|rst|pdf|html?|xml|ya?ml|toml|ini|log|py|ipynb|sh|mat|npy|npz|pkl|names|data|gitattributes)"
 )
@@ -181,8 +180,8 @@ def _add(file: File, listing: Listing) -> None:
         listing.tables.append(file)
     elif suffix in _ARCHIVES:
         listing.archives.append(file)
-    elif suffix in _HEIF:
-        listing.left_out[f"file {suffix}, which needs `pip install pillow-heif`"] += 1
+    elif suffix in HEIF:
+        listing.left_out[f"file {suffix}, {NEEDS_HEIF}"] += 1
     elif _DOCUMENTS.fullmatch(suffix):
         listing.left_out[f"document {suffix}"] += 1
     else:
