@@ -148,15 +148,9 @@ def read_images(
     threads: int = 1,
     scale: Scale | None = None,
 ) -> Iterator[np.ndarray | ValueError]:
-    """Yields what `read_image` returns or raises for each cell, in their order.
+    """Yields what `read_image` returns or raises for each cell and its box, in their order.
 
-    Args:
-        cells: As for `read_image`.
-        boxes: For each cell, as for `read_image`.
-        size: As for `read_image`.
-        threads: How many decode side by side. Worth while for photographs; images of 32 pixels take longer
-            to hand over than to decode.
-        scale: As for `read_image`.
+    `threads` pay for photographs; images of 32 pixels take longer to hand over than to decode.
     """
 
     def read(

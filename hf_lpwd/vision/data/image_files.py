@@ -40,14 +40,9 @@ def fingerprints(splits: Splits) -> dict[str, str]:
 
 
 def count_shared_images(parts: dict[str, Dataset], column: str) -> dict[str, int] | None:
-    """Counts how many images of each other split are among those of ``"train"``, equal byte for byte.
+    """Counts by role how many images of the other splits are among those of ``"train"``, byte for byte.
 
-    Args:
-        parts: The splits by role.
-        column: Column of the images.
-
-    Returns:
-        The counts by role; None if the files are remote, or too large to be read for this.
+    None if the files are remote, or too large to be read for this.
     """
     sizes = {role: [_size(cell) for cell in _cells(part, column)] for role, part in parts.items()}
     if sum(sum(each) for each in sizes.values()) > _MOST_BYTES or any(-1 in each for each in sizes.values()):

@@ -128,12 +128,9 @@ def load_labelled(
 
 
 def may_be_training_images(run: Path, data: LabelledImages, config_name: str | None) -> bool:
-    """Whether a run was trained on the split of these images, or on what contains it, by the run's record.
+    """Whether a run (its folder or a checkpoint) was trained on the split of these images, by its record.
 
-    Args:
-        run: The output folder of the run, or one of its checkpoints; anything else was trained on nothing.
-        data: The images.
-        config_name: The configuration of their dataset on the Hub.
+    `config_name` is the configuration of their dataset on the Hub.
     """
     settings = read_record(run) or read_record(run.parent)
     if settings is None:

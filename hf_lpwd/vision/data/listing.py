@@ -65,9 +65,7 @@ class Listing:
 def list_folder(folder: str | os.PathLike[str], cache_dir: str | None = None) -> Listing:
     """Lists the images and tables in a folder, in the folders below it, and behind symbolic links.
 
-    Args:
-        folder: The folder.
-        cache_dir: Where archives are unpacked; default: where `datasets` keeps what it converts.
+    Archives are unpacked into `cache_dir`; default: where `datasets` keeps what it converts.
 
     Raises:
         BadInputError: If a symbolic link leads back to a folder that it is in, or if a folder cannot be read.

@@ -30,15 +30,9 @@ _V2 = ("", "memory.max", "memory.current", "inactive_file")
 def look_at_images(
     parts: Iterable[datasets.Dataset], column: str, scale: Scale | None = None
 ) -> ImageFacts | None:
-    """Looks at images that are spread over the splits of a dataset.
+    """Looks at images that are spread over the splits of a dataset, the first of them the training images.
 
-    Args:
-        parts: The splits, the training images first.
-        column: Column of the images.
-        scale: Which stored values are white; default: decided from the images.
-
-    Returns:
-        What they show; None if none of those looked at can be read.
+    The scale is decided from the images, unless it is given. None if no image can be read.
     """
     files = [undecoded(part, column) for part in parts]
     scale = scale or find_scale(files, column)
@@ -59,11 +53,9 @@ def look_at_images(
 
 
 def find_scale(files: list[datasets.Dataset], column: str) -> Scale | None:
-    """Decides from the highest values which stored values are white; None if no image has more than 8 bits.
+    """Decides from the highest values which values are white; None if no image has more than 8 bits.
 
-    Args:
-        files: Splits from `undecoded`.
-        column: Column of the images.
+    `files` are splits from `undecoded`.
     """
     if all(deep_highest(cell) is None for cell in _spread(files, column, _SAMPLE)):
         return None
@@ -116,9 +108,6 @@ def free_memory(root: Path = Path("/")) -> int:
     """Returns the bytes that are available: to the machine, or less where a control group sets a limit.
 
     Containers and batch systems limit memory by control groups, of which psutil knows nothing.
-
-    Args:
-        root: Where `proc` and `sys` are.
     """
     return min([psutil.virtual_memory().available, *_left_by_groups(root)])
 

@@ -69,12 +69,9 @@ def load_splits(
 
     Args:
         args: Which data, which columns, how many rows.
-        seed: Seed of the validation cut and of `max_train_samples` and `max_eval_samples`.
+        seed: Of the validation cut and of `max_train_samples` and `max_eval_samples`.
         cache_dir: Where `datasets` keeps what it downloads and converts.
         token: Hub token for private datasets.
-
-    Returns:
-        The splits, with columns and classes found and checked.
 
     Raises:
         BadInputError: If there is no such dataset or column, fewer than two classes to train on, or a label
@@ -146,19 +143,7 @@ def load_splits(
 
 
 def cut_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts a fraction of the training rows off for another split: stratified, one of every class is left.
-
-    Args:
-        labels: Label of each training row.
-        fraction: Between 0 and 1.
-        seed: Seed of the draw.
-
-    Returns:
-        The row numbers that remain for training and those cut off, both sorted.
-
-    Raises:
-        BadInputError: If there is only one row of each class.
-    """
+    """Cuts a fraction of the training rows off for another split; see `stratified_cut`."""
     total = len(labels)
     return stratified_cut(labels, min(max(1, round(fraction * total)), total - 1), seed)
 
@@ -192,12 +177,7 @@ def with_columns(
 ) -> tuple[dict[str, Dataset], tuple[str, str]]:
     """Finds the columns of images and labels, and makes the images a `datasets.Image` column in every split.
 
-    Args:
-        parts: The splits by role.
-        args: Which columns; default: those with usual names, or the only one of the feature's type.
-
-    Returns:
-        The splits, and the names of the two columns.
+    Without names in `args`, they are those with usual names, or the only one of the feature's type.
 
     Raises:
         BadInputError: If there is no such column.

@@ -124,6 +124,11 @@ class Seen(ImageTrainer):
         self.seen.append((self.model.training, dict(inputs), prepared))
         return prepared
 
+    def try_batch(self, most=16):
+        found = super().try_batch(most)
+        self.seen.clear()  # before the training
+        return found
+
 
 def furthest(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one)

@@ -333,12 +333,12 @@ def test_started_and_finished_it_is_what_each_picture_gets_by_itself(name, sizes
     )
     assert sent["pixel_values"].dtype == (torch.uint8 if by_steps else torch.float32)
     as_they_are = by_steps and len(set(sizes)) == 1 and augmentation != "random_resized_crop"
-    expected = {"pixel_values"} | ({"places"} if as_they_are else set())
+    expected = {"pixel_values"} | ({"offsets"} if as_they_are else set())
     assert sent.keys() == expected | ({"erase"} if "random_erase" in EXTRAS[extras] else set())
     if as_they_are:
         assert sent["pixel_values"].shape == (6, 3, 32, 32)
         drawn = {"none": 0, "crop": 2, "crop_flip": 3}[augmentation]
-        assert sent["places"].shape == (6, 0 if "rand_augment" in EXTRAS[extras] else drawn)
+        assert sent["offsets"].shape == (6, 0 if "rand_augment" in EXTRAS[extras] else drawn)
     assert torch.equal(
         finished["pixel_values"], by_hand(processor, augmentation, list(images), draws, EXTRAS[extras])
     )
