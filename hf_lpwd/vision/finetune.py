@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
@@ -116,8 +116,8 @@ def _finetune(
         if training_args.do_train:
             if trainer.is_world_process_zero():
                 _say_what_is_replaced(training_args)
-                write_record(str(training_args.output_dir), run.settings)
-                _write_what_it_will_do(run, (model_args, data_args, training_args))
+                first = _WriteWhatItWillDo(run, (model_args, data_args, training_args))
+                trainer.callback_handler.callbacks.insert(0, first)
             train(trainer)
         metrics = evaluate(run, trainer)
         if trainer.is_world_process_zero():
@@ -125,6 +125,23 @@ def _finetune(
             _print_results(run, trainer, metrics)
             if push:
                 print(f"pushed: {push.finish()}")
+
+
+class _WriteWhatItWillDo(TrainerCallback):
+    """Writes whose folder it is, the settings for ``--config`` and the facts of the first paragraph.
+
+    When training begins: by then everything that refuses a run has had its say.
+    """
+
+    def __init__(self, run: Run, parts: tuple[Any, ...]) -> None:
+        self.run, self.parts = run, parts
+
+    def on_train_begin(self, args: TrainingArguments, *_: Any, **kwargs: Any) -> None:
+        folder = Path(str(args.output_dir))
+        write_record(folder, self.run.settings)
+        write_bytes(folder / RUN_YAML, run_yaml(self.parts).encode())
+        if self.run.facts is not None:
+            write_json(folder / RUN_FACTS, self.run.facts.to_dict())
 
 
 def _say_what_is_replaced(args: ImageTrainingArguments) -> None:
@@ -187,14 +204,6 @@ def evaluate(run: Run, trainer: ImageTrainer) -> dict[str, dict[str, float]]:
             trainer.save_metrics(prefix, values)
             metrics[role] = {key.removeprefix(f"{prefix}_"): value for key, value in values.items()}
     return metrics
-
-
-def _write_what_it_will_do(run: Run, parts: tuple[Any, ...]) -> None:
-    """Writes the settings as a file for ``--config``, and the facts of the first paragraph."""
-    folder = Path(str(parts[-1].output_dir))
-    write_bytes(folder / RUN_YAML, run_yaml(parts).encode())
-    if run.facts is not None:
-        write_json(folder / RUN_FACTS, run.facts.to_dict())
 
 
 def write_results(

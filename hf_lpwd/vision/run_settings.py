@@ -27,6 +27,9 @@ _LEFT_OUT = {
 }
 _LIBRARIES = ("hf-lpwd", "torch", "transformers", "datasets", "timm")
 _NOT_THE_RUN = {"cache_dir", "token", "trust_remote_code"}
+_ORDER = next(
+    field.default for field in fields(ImageTrainingArguments) if field.name == "train_sampling_strategy"
+)
 _OF_THE_RUN = (
     *SETTINGS,
     *("optim", "optim_args", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
@@ -48,6 +51,9 @@ def run_settings(
         if field.name not in _NOT_THE_RUN
     }
     settings |= {name: getattr(training_args, name) for name in _OF_THE_RUN}
+    # None as in the records of runs that were made before it counted.
+    order = training_args.train_sampling_strategy
+    settings["train_sampling_strategy"] = None if order == _ORDER else order
     settings["devices"] = training_args.world_size * max(1, training_args.n_gpu)
     return json.loads(json.dumps(settings, default=str))
 

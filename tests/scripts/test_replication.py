@@ -67,3 +67,19 @@ def test_the_full_size_plans_and_starts(full_size, tmp_path, capsys):
         "wd linear",
         "wd uniform",
     ]
+
+
+def test_the_records_make_every_table_and_figure_of_the_page(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(REPLICATION)
+    import write_page
+
+    text = write_page.PAGE.read_text()
+    records = write_page.PAGE.parent / "replication"
+    assert write_page.fill(text, records, tmp_path / "figures") == text
+    made = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
+    assert made == {path.name: path.read_bytes() for path in (records / "figures").iterdir()}
+    assert "differences.svg" in made
+    # What is not from the records is seen: a figure of a table that somebody edited.
+    edited = text.replace("| C1 | 330 |", "| C1 | 331 |")
+    assert edited != text
+    assert write_page.fill(edited, records, tmp_path / "figures") == text
