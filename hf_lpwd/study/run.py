@@ -23,7 +23,7 @@ from hf_lpwd.study.callbacks import OpposingPenalty, TestAfterEpoch
 from hf_lpwd.study.config import RunSpec
 from hf_lpwd.study.quiet_run import layer_of_parameter, prepared, quiet_trainer
 from hf_lpwd.study.record import FORMAT
-from hf_lpwd.vision.data.fingerprint import fingerprints
+from hf_lpwd.vision.data.image_files import fingerprints
 from hf_lpwd.vision.failures import StopWhereNotFinite
 from hf_lpwd.vision.finetune import PREFIXES
 from hf_lpwd.vision.prepare import Run

@@ -37,7 +37,7 @@ from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.prepare import Run, named_checkpoint, prepare
 from hf_lpwd.vision.progress import EpochLines, how_it_went
 from hf_lpwd.vision.run_facts import with_time
-from hf_lpwd.vision.run_yaml import RUN_YAML, run_yaml
+from hf_lpwd.vision.run_settings import RUN_YAML, run_yaml
 from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 #: Split -> what `Trainer` puts before the names of its metrics.
@@ -51,12 +51,7 @@ def finetune(
     data_args: DataTrainingArguments,
     training_args: ImageTrainingArguments,
 ) -> None:
-    """Does one run, from the data to the saved model, its figures and its card.
-
-    Args:
-        model_args: What `hf_lpwd.vision.arguments.parse_args` returns, as the next two.
-        data_args: The data.
-        training_args: How to train.
+    """Does one run, from the arguments of `parse_args` to the saved model and its card.
 
     Raises:
         BadInputError: Something in the input is wrong, or the machine lacks memory, disk or a right; the
@@ -164,14 +159,7 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     optimizer: LayerwiseDecay | None = None,
 ) -> ImageTrainer:
-    """Makes the trainer of a run.
-
-    Args:
-        run: From `prepare`.
-        args: How to train.
-        callbacks: For the trainer.
-        optimizer: Instead of the one that the arguments name.
-    """
+    """Makes the trainer of a run; `optimizer` replaces the one that the arguments name."""
     trainer = ImageTrainer(
         model=run.model,
         args=args,
@@ -192,11 +180,7 @@ def make_trainer(
 
 
 def train(trainer: ImageTrainer) -> None:
-    """Trains, or goes on from a checkpoint, and saves the model that was best on validation.
-
-    Args:
-        trainer: From `make_trainer`.
-    """
+    """Trains, or goes on from a checkpoint, and saves the model that was best on validation."""
     args = trainer.args
     if args.weight_decay == 0.0 and not args.decay_by_pattern:
         logger.warning("weight_decay is 0, so that nothing decays: set --weight_decay, e.g. to 0.05")
@@ -208,10 +192,6 @@ def train(trainer: ImageTrainer) -> None:
 
 def evaluate(run: Run, trainer: ImageTrainer) -> dict[str, dict[str, float]]:
     """Measures the validation and the test split, each once.
-
-    Args:
-        run: From `prepare`.
-        trainer: From `make_trainer`, after training.
 
     Returns:
         Split -> metric -> value, without the Trainer's prefixes; `samples` is the number of images measured.
@@ -233,15 +213,7 @@ def write_results(
     parts: tuple[Any, ...],
     decay: DecayReport,
 ) -> None:
-    """Writes the layer rates, the curves and the model card into the output folder.
-
-    Args:
-        run: From `prepare`.
-        trainer: After training.
-        metrics: From `evaluate`.
-        parts: The model's, the data's and the training's arguments.
-        decay: What was measured of the optimizer.
-    """
+    """Writes the layer rates, the curves and the model card into the output folder."""
     folder = Path(str(trainer.args.output_dir))
     # The plan that the optimizer was made from, if one was made.
     run = replace(run, plan=trainer.layer_plan or run.plan)

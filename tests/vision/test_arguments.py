@@ -12,9 +12,9 @@ from transformers.integrations.deepspeed import (
 
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.arguments import DIGITS_RUN, arguments_from, make_parser, parse_args
+from hf_lpwd.vision.flag_parser import OLD_FLAGS
 from hf_lpwd.vision.launch import check_packages, set_up_launch
 from hf_lpwd.vision.model_args import parse_overrides
-from hf_lpwd.vision.old_flags import OLD_FLAGS
 
 
 def error_of(argv, capsys):

@@ -14,10 +14,10 @@ from datasets import ClassLabel, Dataset, Image, Value
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
-from hf_lpwd.vision.data.image_sizes import look_at_images
+from hf_lpwd.vision.data.image_files import count_shared_images
 from hf_lpwd.vision.data.labels import encode_labels, stratified_cut, stratified_subset
 from hf_lpwd.vision.data.layout import LABEL_COLUMNS, ROLES, role_of
-from hf_lpwd.vision.data.shared_images import count_shared_images
+from hf_lpwd.vision.data.sample import look_at_images
 from hf_lpwd.vision.data.sources import Source, load_source
 from hf_lpwd.vision.data.tables import IMAGE_COLUMNS
 
@@ -74,13 +74,10 @@ def load_splits(
 
     Args:
         args: Which data, which columns, how many rows.
-        seed: Seed of the validation cut and of `max_train_samples` and `max_eval_samples`.
+        seed: Of the validation cut and of `max_train_samples` and `max_eval_samples`.
         cache_dir: Where `datasets` keeps what it downloads and converts.
         token: Hub token for private datasets.
         test_split: As `args.test_split` where that is None, but a dataset's own test split is used.
-
-    Returns:
-        The splits, with columns and classes found and checked.
 
     Raises:
         BadInputError: If there is no such dataset or column, fewer than two classes to train on, or a label
@@ -152,19 +149,7 @@ def load_splits(
 
 
 def cut_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts a fraction of the training rows off for another split: stratified, one of every class is left.
-
-    Args:
-        labels: Label of each training row.
-        fraction: Between 0 and 1.
-        seed: Seed of the draw.
-
-    Returns:
-        The row numbers that remain for training and those cut off, both sorted.
-
-    Raises:
-        BadInputError: If there is only one row of each class.
-    """
+    """Cuts a fraction of the training rows off for another split; see `stratified_cut`."""
     total = len(labels)
     return stratified_cut(labels, min(max(1, round(fraction * total)), total - 1), seed)
 
@@ -198,12 +183,7 @@ def with_columns(
 ) -> tuple[dict[str, Dataset], tuple[str, str]]:
     """Finds the columns of images and labels, and makes the images a `datasets.Image` column in every split.
 
-    Args:
-        parts: The splits by role.
-        args: Which columns; default: those with usual names, or the only one of the feature's type.
-
-    Returns:
-        The splits, and the names of the two columns.
+    Without names in `args`, they are those with usual names, or the only one of the feature's type.
 
     Raises:
         BadInputError: If there is no such column.

@@ -52,7 +52,7 @@ def read_tables(
 
     Args:
         paths: The files.
-        image_column: Column of the images; default: one of `IMAGE_COLUMNS`.
+        image_column: Default: one of `IMAGE_COLUMNS`.
         may_lack_images: Keep rows whose image file is not there.
         cache_dir: Where `datasets` keeps what it converts.
 
