@@ -14,7 +14,7 @@ from hf_lpwd.study.compare import compare, family, has_runs
 from hf_lpwd.study.comparison import Comparison, corrected, side_name
 from hf_lpwd.study.notes import deviations, notes
 from hf_lpwd.study.plan import DEFAULT_BASELINE, Plan, Question, Side
-from hf_lpwd.study.record import Record
+from hf_lpwd.study.record import Record, test_score
 from hf_lpwd.study.results import MethodResult, results_of
 from hf_lpwd.study.stats import Estimate, interquartile_mean
 from hf_lpwd.study.tasks import Task, make_tasks
@@ -91,7 +91,7 @@ def analyse(
         BadInputError: No run has completed, or a task lacks the baseline that was asked for.
     """
     tasks = make_tasks(records, plan)
-    if not any(task.count("completed") + task.count("diverged") for task in tasks):
+    if all(record.outcome == "failed" for task in tasks for record in task.records):
         raise BadInputError(f"none of the {len(records)} runs has completed")
     explicit = baseline is not None or plan is not None or questions is not None
     asked = _questions(questions or (plan.questions if plan else [Question()]), questions, baseline, margin)
@@ -201,7 +201,7 @@ def _count(tasks: Sequence[Task], records: Sequence[Record], plan: Plan | None) 
         counts["planned"] = sum(not run.added for run in plan.runs)
         counts["missing"] = counts["planned"] - done
     else:
-        counts["missing"] = sum(len(task.missing) for task in tasks)
+        counts["missing"] = sum(task.missing for task in tasks)
         counts["planned"] = done + counts["missing"]
     counts["added"] = len(records) - done
     return counts
@@ -248,11 +248,8 @@ def _pooled(results: Mapping[str, Sequence[MethodResult]]) -> dict[str, Estimate
         return {}
     by_task = [{result.name: result for result in found} for found in results.values()]
     shared = [name for name in by_task[0] if all(name in found for found in by_task)]
-    return {
-        name: interquartile_mean([_scores(found[name]) for found in by_task]).clipped() for name in shared
+    scores = {
+        name: [np.array([test_score(run) for run in found[name].runs.values()]) for found in by_task]
+        for name in shared
     }
-
-
-def _scores(result: MethodResult) -> Any:
-    scores = [run.score("test" if result.test else "validation") for run in result.runs.values()]
-    return np.array([score for score in scores if score is not None])
+    return {name: interquartile_mean(of_tasks).clipped() for name, of_tasks in scores.items()}

@@ -78,15 +78,8 @@ def _as_text(rates: list[float]) -> str:
 def _cautious_adamw(run: Run, args: ImageTrainingArguments) -> LayerwiseDecay:
     from timm.optim import AdamWLegacy
 
-    return optimizer_from_plan(run.plan, run.model, AdamWLegacy, caution=True, **_adam(args))
-
-
-def _adam(args: ImageTrainingArguments) -> dict[str, Any]:
-    return {
-        "lr": args.learning_rate,
-        "betas": (args.adam_beta1, args.adam_beta2),
-        "eps": args.adam_epsilon,
-    }
+    adam = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    return optimizer_from_plan(run.plan, run.model, AdamWLegacy, caution=True, **adam)
 
 
 class DecayTowardsStart(TrainerCallback):

@@ -90,9 +90,7 @@ def _result(task: Task, method: Method) -> MethodResult | None:
         validation=_mean([run.score("validation") for run in runs.values()]),
         test=_mean(tests) if task.has_test and tests else None,
         paper=_mean(papers) if papers else None,
-        mean_rate=float(np.average([layer.rate for layer in layers], weights=decayed))
-        if any(decayed)
-        else 0.0,
+        mean_rate=float(np.average([one.rate for one in layers], weights=decayed)) if any(decayed) else 0.0,
         robustness=_robustness(method, setting),
         remarks=list(_remarks(method, setting)),
     )
@@ -103,17 +101,15 @@ def _mean(scores: Sequence[float | None]) -> Estimate:
 
 
 def _remarks(method: Method, setting: Setting) -> Iterator[str]:
-    runs = [run for row in method.grid.values() for run in row.values()]
+    runs = method.runs
     for outcome in ("diverged", "failed"):
         number = sum(run is not None and run.outcome == outcome for run in runs)
         if number:
             yield f"{number} of {len(runs)} runs {outcome}"
-    missing = sum(run is None for run in runs)
-    if missing:
-        yield f"{missing} of {len(runs)} runs missing"
-    for axis, value in zip(("decay rate", "learning rate"), setting, strict=True):
-        position = 0 if axis == "decay rate" else 1
-        values = sorted({rate for one in method.grid if (rate := one[position]) is not None})
+    if None in runs:
+        yield f"{runs.count(None)} of {len(runs)} runs missing"
+    for i, axis in enumerate(("decay rate", "learning rate")):
+        value, values = setting[i], sorted({rate for one in method.grid if (rate := one[i]) is not None})
         if len(values) > 1 and value in (values[0], values[-1]):
             yield f"the best {axis} is the {'lowest' if value == values[0] else 'highest'} of the grid"
 
@@ -132,9 +128,8 @@ def _robustness(method: Method, setting: Setting) -> Robustness | None:
     seeds = sorted(set.intersection(*(set(runs) for runs in curve.values()))) if curve else []
     if len(curve) < 2 or not seeds:
         return None
-    return decay_robustness(
-        [[test_score(runs[seed]) for runs in curve.values()] for seed in seeds], list(curve)
-    )
+    scores = [[test_score(runs[seed]) for runs in curve.values()] for seed in seeds]
+    return decay_robustness(scores, list(curve))
 
 
 def decay_robustness(scores: ArrayLike, decays: ArrayLike) -> Robustness:
@@ -145,18 +140,8 @@ def decay_robustness(scores: ArrayLike, decays: ArrayLike) -> Robustness:
     Args:
         scores: [n seeds, k rates].
         decays: Rates [k], k >= 2, distinct and above 0, in any order.
-
-    Raises:
-        ValueError: The shapes do not fit, or a rate is 0, which has no logarithm.
     """
     values, rates = np.asarray(scores, dtype=np.float64), np.asarray(decays, dtype=np.float64)
-    if values.ndim != 2 or values.shape[1] != len(rates) or len(rates) < 2:
-        raise ValueError(
-            f"scores have shape {values.shape}, but must be [seeds, decay rates] for 2 or more rates, "
-            f"not {len(rates)}"
-        )
-    if (rates <= 0.0).any() or len(set(rates.tolist())) < len(rates):
-        raise ValueError(f"decay rates must be distinct and above 0, not {rates.tolist()}")
     order = np.argsort(rates)
     values, logs = values[:, order], np.log(rates[order])
     worst, best = values.min(axis=1), values.max(axis=1)
@@ -173,7 +158,4 @@ def best_epochs_mean(test_scores: ArrayLike, best: int = PAPER_BEST) -> float:
         test_scores: Test accuracy after each epoch [epochs]; with fewer than `best` all are averaged.
         best: How many.
     """
-    scores = np.sort(np.asarray(test_scores, dtype=np.float64))
-    if scores.ndim != 1 or not len(scores):
-        raise ValueError(f"test_scores must be a list of one or more numbers, not {test_scores!r}")
-    return float(scores[-best:].mean())
+    return float(np.sort(test_scores)[-best:].mean())

@@ -243,14 +243,9 @@ def duration(seconds: float) -> str:
 
 def _describe(record: dict[str, Any]) -> str:
     """A run in a few words: method, decay rate, learning rate and seed, as far as set, and what came out."""
-    short = {
-        "weight_decay": "weight_decay",
-        "total_decay": "total_decay",
-        "learning_rate": "lr",
-        "seed": "seed",
-    }
     settings = record["settings"]
-    values = [f"{label}={settings[name]}" for name, label in short.items() if name in settings]
+    names = ("weight_decay", "total_decay", "learning_rate", "seed")
+    values = [f"{name.replace('learning_rate', 'lr')}={settings[name]}" for name in names if name in settings]
     if record["status"] == "completed":
         outcome = f"validation accuracy {record['metrics']['validation']['accuracy']:.4f}"
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,6 +48,11 @@ class Method:
         """All seeds of the method."""
         return sorted({seed for runs in self.grid.values() for seed in runs})
 
+    @property
+    def runs(self) -> list[Record | None]:
+        """All of them."""
+        return [run for runs in self.grid.values() for run in runs.values()]
+
     def usable(self) -> dict[Setting, dict[int, Record]]:
         """The settings of which at least half of the seeds have a score, with these runs.
 
@@ -73,7 +77,8 @@ class Method:
 
     def best(self, seeds: Sequence[int]) -> Setting:
         """The usable setting with the highest mean validation accuracy over seeds; the first of several."""
-        return max(self.usable().items(), key=lambda item: _mean_validation(item[1], seeds))[0]
+        usable = self.usable()
+        return max(usable, key=lambda s: sum(usable[s][seed].score("validation") or 0.0 for seed in seeds))
 
     @property
     def is_control(self) -> bool:
@@ -88,7 +93,6 @@ class Task:
     Attributes:
         name: For the reader.
         methods: By name.
-        planned: How many runs were planned; where no plan was stored, the holes in the grid count.
         records: All records of the task.
     """
 
@@ -96,20 +100,10 @@ class Task:
     methods: dict[str, Method]
     records: list[Record] = field(repr=False)
 
-    def count(self, outcome: str) -> int:
-        """How many runs ended so: ``"completed"``, ``"diverged"``, ``"failed"``."""
-        return sum(record.outcome == outcome for record in self.records)
-
     @property
-    def missing(self) -> list[tuple[str, Setting, int]]:
-        """Method, setting and seed of the planned runs without a record."""
-        return [
-            (method.name, setting, seed)
-            for method in self.methods.values()
-            for setting, runs in method.grid.items()
-            for seed, run in runs.items()
-            if run is None
-        ]
+    def missing(self) -> int:
+        """How many runs have no record that were planned, or that the grid is expected to have."""
+        return sum(method.runs.count(None) for method in self.methods.values())
 
     @property
     def has_test(self) -> bool:
@@ -177,11 +171,6 @@ def _methods(records: Iterable[Record], holes: Iterable[Any]) -> dict[str, Metho
             name, {setting: {seed: grid[setting].get(seed) for seed in seeds} for setting in ordered}
         )
     return methods
-
-
-def _mean_validation(runs: dict[int, Record], seeds: Sequence[int]) -> float:
-    scores = [runs[seed].score("validation") for seed in seeds]
-    return sum(score for score in scores if score is not None) / len(seeds) if seeds else -math.inf
 
 
 def _names(tasks: list[dict[str, Any]], groups: list[list[Record]]) -> list[str]:
