@@ -140,7 +140,7 @@ def _questions(
 
 def _complete(task: Task, said: list[str]) -> Task:
     """The task with the seeds that all its methods have."""
-    found = [set(method.common_seeds()) for method in task.methods.values() if method.usable()]
+    found = [set(method.common_seeds()) for method in task.methods.values() if method.usable]
     seeds = set.intersection(*found) if found else set()
     alone = sorted({record.seed for record in task.records} - seeds)
     if alone:

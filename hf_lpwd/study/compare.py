@@ -143,7 +143,7 @@ def _best_against_best(task: Task, base: Comparison, side: Side, to: Side) -> Co
     if not seeds:
         return replace(base, left_out=left_out)
     settings = (methods[0].best(seeds), methods[1].best(seeds))
-    runs = (methods[0].usable()[settings[0]], methods[1].usable()[settings[1]])
+    runs = (methods[0].usable[settings[0]], methods[1].usable[settings[1]])
     tried = (len(methods[0].grid), len(methods[1].grid))
     return replace(
         _of_cells(base, {("", None): runs}, seeds, math.ceil(max(tried) / min(tried))),
@@ -155,7 +155,7 @@ def _best_against_best(task: Task, base: Comparison, side: Side, to: Side) -> Co
 
 def _left_out(method: Method, seeds: Sequence[int]) -> list[str]:
     notes = []
-    usable = method.usable()
+    usable = method.usable
     for setting, runs in method.grid.items():
         if setting not in usable:
             done = sum(run is not None and measured(run) for run in runs.values())

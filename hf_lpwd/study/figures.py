@@ -112,7 +112,7 @@ def _columns(curve: dict[float, Estimate]) -> tuple[list[float], list[float], li
 
 
 def _heat_maps(results: Sequence[MethodResult]) -> Figure | None:
-    settings = [setting for result in results for setting in result.method.usable()]
+    settings = [setting for result in results for setting in result.method.usable]
     rates = sorted({s.learning_rate for s in settings if s.learning_rate is not None})
     decays = sorted({s.decay for s in settings if s.decay is not None})
     if len(rates) < 2 or len(decays) < 2:
@@ -156,7 +156,7 @@ def _heat_maps(results: Sequence[MethodResult]) -> Figure | None:
 def _map(result: MethodResult, rates: Sequence[float], decays: Sequence[float]) -> np.ndarray:
     means = {
         (setting.learning_rate, setting.decay): np.mean([run.score("validation") for run in runs.values()])
-        for setting, runs in result.method.usable().items()
+        for setting, runs in result.method.usable.items()
     }
     return pd.Series(means).mul(100.0).unstack().reindex(index=rates, columns=decays).to_numpy()
 

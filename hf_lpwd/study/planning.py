@@ -69,18 +69,12 @@ def write_study(path: str, flags: Mapping[str, Any]) -> None:
     """
     if Path(path).exists():
         raise BadInputError(f"{path} is there already: name another file")
-    lines = []
-    for line in resources.files("hf_lpwd.study").joinpath("example.yaml").read_text("utf-8").splitlines():
-        name = line.strip(" #").partition(":")[0]
-        in_train = re.match(r"  # (dataset_name|model_name_or_path|test_split):", line)
-        lines.append(f"  {name}: {json.dumps(flags[name])}" if in_train and name in flags else line)
-    extra = [f"  {name}: {json.dumps(value)}" for name, value in flags.items() if not _has(lines, name)]
+    example = resources.files("hf_lpwd.study").joinpath("example.yaml").read_text("utf-8").splitlines()
+    # A flag that is given takes the place of the comment about it.
+    lines = [line for line in example if line.partition(":")[0].removeprefix("  # ") not in flags]
     start = lines.index("train:") + 1
-    write_bytes(path, "\n".join([*lines[:start], *extra, *lines[start:], ""]).encode())
-
-
-def _has(lines: Sequence[str], name: str) -> bool:
-    return any(line.startswith(f"  {name}: ") for line in lines)
+    given = [f"  {name}: {json.dumps(value)}" for name, value in flags.items()]
+    write_bytes(path, "\n".join([*lines[:start], *given, *lines[start:], ""]).encode())
 
 
 def one_run_a_task(runs: Sequence[RunSpec]) -> list[RunSpec]:

@@ -122,10 +122,6 @@ class Settings(BaseModel):
         """The value of any setting, None where the study left it out."""
         return getattr(self, name, None)
 
-    def names(self) -> set[str]:
-        """The settings that the record holds."""
-        return self.model_fields_set
-
 
 class Record(_Part):
     """One run: what it was, how it ended, what was measured; see `hf_lpwd.study.run.compute_record`."""

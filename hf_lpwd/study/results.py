@@ -68,7 +68,7 @@ def results_of(task: Task, baseline: str) -> list[MethodResult]:
 
 
 def _result(task: Task, method: Method) -> MethodResult | None:
-    usable = method.usable()
+    usable = method.usable
     if not usable:
         return None
     seeds = method.common_seeds()
@@ -118,7 +118,7 @@ def decay_curve(method: Method, learning_rate: float | None) -> dict[float, dict
     """Returns decay rate -> seed -> record at one learning rate, for the rates above 0."""
     return {
         setting.decay: runs
-        for setting, runs in method.usable().items()
+        for setting, runs in method.usable.items()
         if setting.learning_rate == learning_rate and setting.decay
     }
 

@@ -53,6 +53,7 @@ class Method:
         """All of them."""
         return [run for runs in self.grid.values() for run in runs.values()]
 
+    @cached_property
     def usable(self) -> dict[Setting, dict[int, Record]]:
         """The settings of which at least half of the seeds have a score, with these runs.
 
@@ -72,13 +73,15 @@ class Method:
 
     def common_seeds(self) -> list[int]:
         """The seeds that all usable settings have."""
-        sets = [set(runs) for runs in self.usable().values()]
+        sets = [set(runs) for runs in self.usable.values()]
         return sorted(set.intersection(*sets)) if sets else []
 
     def best(self, seeds: Sequence[int]) -> Setting:
         """The usable setting with the highest mean validation accuracy over seeds; the first of several."""
-        usable = self.usable()
-        return max(usable, key=lambda s: sum(usable[s][seed].score("validation") or 0.0 for seed in seeds))
+        return max(
+            self.usable,
+            key=lambda one: sum(self.usable[one][seed].score("validation") or 0.0 for seed in seeds),
+        )
 
     @property
     def is_control(self) -> bool:
