@@ -27,7 +27,7 @@ def check_timing(timing: str, coupling: str = "lr") -> None:
     """Raises a ValueError unless `timing` and `coupling` exist and go together."""
     for what, value, known in (("decay_timing", timing, TIMINGS), ("decay_coupling", coupling, COUPLINGS)):
         if value not in known:
-            raise ValueError(f"{unknown(what, value, known)}; choose one of {', '.join(known)}")
+            raise ValueError(f"{unknown(what, value, known)} (choose one of {', '.join(known)})")
     if timing == "l2" and coupling == "independent":
         raise ValueError(
             "decay_timing 'l2' adds the decay to the gradient, so decay_coupling 'independent' has no meaning"

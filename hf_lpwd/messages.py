@@ -39,6 +39,12 @@ def error_words(error: Exception) -> str:
     return f"{text if len(text) < 240 else text[:237] + '...'} (--traceback shows where)"
 
 
+def first_line(error: BaseException, most: int = 150) -> str:
+    """Returns the first line of an error's text, cut between words; its type if it has no text."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= most else line[:most].rpartition(" ")[0] + "..."
+
+
 def hide_tokens(text: str) -> str:
     """Returns `text` with every token for the Hub in it as ``hf_...``."""
     return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_...", text)

@@ -91,8 +91,8 @@ def _shape(name: str) -> Callable[[float], float]:
         return lambda depth: depth**exponent
     if colon or base not in _SHAPES:
         raise ValueError(
-            f"{unknown('layer_schedule', name, SCHEDULES)}; choose one of {', '.join(SCHEDULES)}, "
-            "'power:<exponent>', a list of rates for layers 0..n, or a function (index, n) -> rate"
+            f"{unknown('layer_schedule', name, SCHEDULES)} (choose one of {', '.join(SCHEDULES)}, "
+            "'power:<exponent>', a list of rates for layers 0..n, or a function (index, n) -> rate)"
         )
     return _SHAPES[base]
 

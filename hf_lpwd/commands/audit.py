@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
+from hf_lpwd.commands.flags import add_config, skeleton
 from hf_lpwd.messages import OneLineParser, refuse
 
 #: Of no consequence for who decays, but large enough to be measured.
@@ -24,22 +25,11 @@ def make_parser() -> argparse.ArgumentParser:
         "create_optimizer_v2, and in this package. Each library builds its own optimizer; what a step of it "
         "decays is measured. Needs the model's configuration, not its weights.",
     )
-    parser.add_argument(
-        "model",
-        help="a folder or configuration file, a transformers model type (vit), a timm architecture "
-        "(vit_small_patch16_224, timm/resnet18.a1_in1k), or a name on the Hub",
-    )
+    add_config(parser)
     parser.add_argument(
         "--optim", nargs="+", default=["adamw_torch"], help="the Trainer's --optim (default: adamw_torch)"
     )
     parser.add_argument("--weight_decay", type=float, default=0.05, help="default: %(default)s")
-    parser.add_argument("--config_overrides", help="changes to the configuration: 'num_hidden_layers=4'")
-    parser.add_argument("--model_revision", default="main", help="branch, tag or commit on the Hub")
-    parser.add_argument("--token", help="token for the Hub; default: the one of `hf auth login`")
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="run model code from the Hub on this machine"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, with every parameter's name")
     return parser
 
 
@@ -185,16 +175,7 @@ def main(argv: Sequence[str]) -> int:
     if not args.weight_decay > 0:
         parser.error(f"weight_decay is {args.weight_decay}, but must be above 0 to be measured")
     try:
-        from hf_lpwd.vision.models import model_skeleton
-
-        model = model_skeleton(
-            args.model,
-            args.config_overrides,
-            revision=args.model_revision,
-            token=args.token,
-            trust_remote_code=args.trust_remote_code,
-        )
-        found = audit(model, args.weight_decay, args.optim)
+        found = audit(skeleton(args), args.weight_decay, args.optim)
     except (ValueError, RuntimeError, ImportError) as error:
         return refuse(parser.prog, error)
     print(json.dumps(found, indent=2) if args.json else as_text(found))

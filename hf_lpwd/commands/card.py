@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_lpwd.messages import BadInputError, OneLineParser
+from hf_lpwd.commands.flags import command_parser
+from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.over_seeds import over_seeds, read_run
 from hf_lpwd.vision.hub.card import CARD, model_card, write_card
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `hf-lpwd card`."""
-    parser = OneLineParser(
-        prog="hf-lpwd card",
-        description="Write the card of a run anew, with the mean and its 95% interval over the same command "
-        "run with several seeds. The weights, and the figures in the metadata, stay those of the run.",
-        allow_abbrev=False,
+def main(argv: Sequence[str]) -> int:
+    """Runs `hf-lpwd card`; returns its exit code."""
+    parser = command_parser(
+        "card",
+        "Write the card of a run anew, with the mean and its 95% interval over the same command run with "
+        "several seeds. The weights, and the figures in the metadata, stay those of the run.",
     )
     parser.add_argument("output_dir", help="output folder of a run of hf-lpwd train, whose card is written")
     parser.add_argument(
@@ -28,19 +27,6 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="output folders of the runs with other seeds; output_dir may be among them",
     )
-    return parser
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd card`.
-
-    Args:
-        argv: Command line without the program's name.
-
-    Returns:
-        The exit code: 0; 2 where the input is at fault. One line on standard error then says why.
-    """
-    parser = make_parser()
     args = parser.parse_args(argv)
     folder = Path(args.output_dir)
     run = read_run(folder)

@@ -9,24 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_lpwd.commands.flags import TOKEN, add_trained_model, command_parser, require_positive
 from hf_lpwd.files import write_bytes, write_json
-from hf_lpwd.messages import BadInputError, OneLineParser, say
+from hf_lpwd.messages import BadInputError, say
 
 if TYPE_CHECKING:
     from hf_lpwd.vision.data.labelled import LabelledImages
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `hf-lpwd evaluate`."""
-    parser = OneLineParser(
-        prog="hf-lpwd evaluate",
-        description="Measure a trained run on all images of a labelled dataset. Classes are matched by name. "
-        "Prints a table of the classes and writes results.json, classes.csv, "
-        "confusion.csv and confusion.svg. Exit code 1: some images could not be read; each is named on "
-        "standard error and counted in results.json.",
-        allow_abbrev=False,
+def main(argv: Sequence[str]) -> int:
+    """Runs `hf-lpwd evaluate`; returns its exit code, 1 if some images could not be read."""
+    parser = command_parser(
+        "evaluate",
+        "Measure a trained run on all images of a labelled dataset. Classes are matched by name. "
+        "Prints a table of the classes and writes results.json, classes.csv, confusion.csv and "
+        "confusion.svg. Exit code 1: some images could not be read; each is named on standard error and "
+        "counted in results.json.",
     )
-    parser.add_argument("run", help="output folder of a run of hf-lpwd train, or a model's name on the Hub")
+    add_trained_model(parser)
     parser.add_argument(
         "dataset", help="a folder of class folders, files (parquet, csv, json), or a dataset on the Hub"
     )
@@ -40,25 +40,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--skip_unlabelled", action="store_true", help="leave out images without a label")
     parser.add_argument("--out", help="folder to write (default: RUN/evaluation-DATASET-SPLIT)")
-    parser.add_argument("--batch_size", type=int, default=32, help="images at once (default: %(default)s)")
-    parser.add_argument("--token", help="token for the Hub; default: the one of `hf auth login`")
-    return parser
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd evaluate`.
-
-    Args:
-        argv: Command line without the program's name.
-
-    Returns:
-        The exit code: 0; 1 where some images could not be read; 2 where the input is at fault. Standard error
-        then says which, and why.
-    """
-    parser = make_parser()
+    parser.add_argument("--token", help=TOKEN)
     args = parser.parse_args(argv)
-    if args.batch_size < 1:
-        raise BadInputError(f"batch_size must be at least 1, not {args.batch_size}")
+    require_positive(args, "batch_size")
     results, out = evaluate(args)
     accuracies = ", ".join(f"{name} {value:.4f}" for name, value in results["metrics"].items())
     print(f"\n{results['images']} images: {accuracies}; in {out}")
@@ -69,7 +53,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     """Measures a model, prints the table of its classes, and writes the files.
 
     Args:
-        args: From `make_parser`.
+        args: The flags of the command.
 
     Returns:
         What results.json holds, and the folder.

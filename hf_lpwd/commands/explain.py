@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from hf_lpwd.commands.flags import add_config, skeleton
 from hf_lpwd.config import SETTINGS, LPWDConfig
 from hf_lpwd.files import RECORD
 from hf_lpwd.lpwd_arguments import LPWDArguments, setting
@@ -35,19 +36,7 @@ def make_parser() -> HfArgumentParser:
         "Needs the model's configuration, not its weights.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "model",
-        help="the folder of a run, whose own decay is shown; a folder or configuration file, a transformers "
-        "model type (vit), a timm architecture (vit_small_patch16_224, timm/resnet18.a1_in1k), or a name "
-        "on the Hub",
-    )
-    parser.add_argument("--config_overrides", help="changes to the configuration: 'num_hidden_layers=4'")
-    parser.add_argument("--model_revision", default="main", help="branch, tag or commit on the Hub")
-    parser.add_argument("--token", help="token for the Hub; default: the one of `hf auth login`")
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="run model code from the Hub on this machine"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, with every parameter's name")
+    add_config(parser, also="the folder of a run, whose own decay is shown; ")
     return parser
 
 
@@ -76,16 +65,8 @@ def main(argv: Sequence[str]) -> int:
         settings, args = parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
         config = LPWDConfig.from_args(settings)
         from hf_lpwd.plan import plan_layers
-        from hf_lpwd.vision.models import model_skeleton
 
-        model = model_skeleton(
-            args.model,
-            args.config_overrides,
-            revision=args.model_revision,
-            token=args.token,
-            trust_remote_code=args.trust_remote_code,
-        )
-        plan = plan_layers(model, config)
+        plan = plan_layers(skeleton(args), config)
     except (TypeError, ValueError) as error:
         return refuse(parser.prog, error)
     print(json.dumps(plan.to_dict(), indent=2) if args.json else plan)

@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from hf_lpwd.commands.flags import add_trained_model, command_parser, require_positive
 from hf_lpwd.files import write_bytes
-from hf_lpwd.messages import BadInputError, OneLineParser, say
+from hf_lpwd.messages import BadInputError, say
 
 COLUMNS = ("image", "rank", "class", "score")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `hf-lpwd predict`."""
-    parser = OneLineParser(
-        prog="hf-lpwd predict",
-        description="Classify images with a trained run and its image processor. Writes CSV: image, rank, "
-        "class, score. Exit code 1: some images could not be read; each is named on standard error.",
-        allow_abbrev=False,
+def main(argv: Sequence[str]) -> int:
+    """Runs `hf-lpwd predict`; returns its exit code, 1 if some images could not be read."""
+    parser = command_parser(
+        "predict",
+        "Classify images with a trained run and its image processor. Writes CSV: image, rank, class, score. "
+        "Exit code 1: some images could not be read; each is named on standard error.",
     )
-    parser.add_argument("run", help="output folder of a run of hf-lpwd train, or a model's name on the Hub")
+    add_trained_model(parser)
     parser.add_argument("images", nargs="+", help="image files, and folders, which are searched for images")
     parser.add_argument("--out", help="CSV file to write (default: standard output)")
     parser.add_argument("--top_k", type=int, default=1, help="classes for each image (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=32, help="images at once (default: %(default)s)")
-    return parser
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd predict`.
-
-    Args:
-        argv: Command line without the program's name.
-
-    Returns:
-        The exit code: 0; 1 where some images could not be read; 2 where the input is at fault. Standard error
-        then says which, and why.
-    """
-    parser = make_parser()
     args = parser.parse_args(argv)
-    for name in ("top_k", "batch_size"):
-        if getattr(args, name) < 1:
-            raise BadInputError(f"{name} must be at least 1, not {getattr(args, name)}")
+    require_positive(args, "top_k", "batch_size")
     paths = find_images(args.images)
     text, unreadable = predict(args.run, paths, args.top_k, args.batch_size)
     if args.out:

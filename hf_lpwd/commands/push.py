@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_lpwd.messages import BadInputError, OneLineParser, refuse
+from hf_lpwd.commands.flags import TOKEN, command_parser
+from hf_lpwd.messages import BadInputError, refuse
 from hf_lpwd.vision.hub.push import PushError, files_to_push, listing, upload
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `hf-lpwd push`."""
-    parser = OneLineParser(
-        prog="hf-lpwd push",
-        description="Upload a run to the Hub: model, processor, card, curves, layer rates and metrics. Files "
-        "that are there already are not sent again. Exit code 1: it did not succeed and can be repeated.",
-        allow_abbrev=False,
+def main(argv: Sequence[str]) -> int:
+    """Runs `hf-lpwd push`; returns its exit code, 1 if the Hub did not take the files."""
+    parser = command_parser(
+        "push",
+        "Upload a run to the Hub: model, processor, card, curves, layer rates and metrics. Files that are "
+        "there already are not sent again. Exit code 1: it did not succeed and can be repeated.",
     )
     parser.add_argument("output_dir", help="output folder of a run of hf-lpwd train")
     parser.add_argument("repo_id", help="user/name on the Hub, or a name alone under your own user")
@@ -29,21 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--include_checkpoints", action="store_true", help="upload optimizer states too")
     parser.add_argument("--dry_run", action="store_true", help="list what would be uploaded, without network")
     parser.add_argument("--commit_message", default="Upload with hf-lpwd", help="default: %(default)s")
-    parser.add_argument("--token", help="token for the Hub; default: the one of `hf auth login`")
-    return parser
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd push`.
-
-    Args:
-        argv: Command line without the program's name.
-
-    Returns:
-        The exit code: 0; 1 where the Hub did not take it; 2 where the input is at fault. One line on standard
-        error then says why.
-    """
-    parser = make_parser()
+    parser.add_argument("--token", help=TOKEN)
     args = parser.parse_args(argv)
     from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 

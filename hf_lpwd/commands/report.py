@@ -27,7 +27,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", default="report", help="folder to write to; default: %(default)s")
     parser.add_argument("--baseline", help="method to compare with; default: 'wd uniform', which is AdamW")
     parser.add_argument("--margin", type=float, help="points of accuracy that would matter")
-    parser.add_argument("--questions", metavar="FILE", help="study file whose questions are answered")
+    parser.add_argument(
+        "--questions", metavar="FILE", help="study file whose questions are answered, instead of the plan's"
+    )
+    parser.add_argument(
+        "--complete_seeds", action="store_true", help="count only the seeds that all methods of a task have"
+    )
     args = parser.parse_args(argv)
     if args.margin is not None and not 0.0 < args.margin <= 100.0:
         parser.error(f"margin is {args.margin}, but must be above 0 and at most 100 points")
@@ -35,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         questions = None
         if args.questions is not None:
             questions = read_questions(read_settings(args.questions).get("questions"), args.questions)
-        page = write_report(args.runs, args.out, args.baseline, args.margin, questions)
+        page = write_report(args.runs, args.out, args.baseline, args.margin, questions, args.complete_seeds)
     except (BadInputError, OSError) as error:
         return refuse(parser.prog, error)
     print(f"report in {page}")

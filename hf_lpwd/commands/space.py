@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_lpwd.messages import BadInputError, OneLineParser, refuse
+from hf_lpwd.commands.flags import TOKEN, command_parser
+from hf_lpwd.messages import BadInputError, refuse
 from hf_lpwd.vision.hub.push import PushError, upload
 from hf_lpwd.vision.hub.space import write_space
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `hf-lpwd space`."""
-    parser = OneLineParser(
-        prog="hf-lpwd space",
-        description="Write a Gradio app of a run: drop an image, see its class and the layer rates.",
-        allow_abbrev=False,
+def main(argv: Sequence[str]) -> int:
+    """Runs `hf-lpwd space`; returns its exit code, 1 if the app is written but the Hub did not take it."""
+    parser = command_parser(
+        "space", "Write a Gradio app of a run: drop an image, see its class and the layer rates."
     )
     parser.add_argument("output_dir", help="output folder of a run of hf-lpwd train")
     parser.add_argument("--out", help="folder of the app (default: OUTPUT_DIR/space)")
     parser.add_argument("--push", metavar="REPO_ID", help="upload it as this Space")
     parser.add_argument("--private", action="store_true", help="make a new Space private")
-    parser.add_argument("--token", help="token for the Hub; default: the one of `hf auth login`")
-    return parser
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd space`.
-
-    Args:
-        argv: Command line without the program's name.
-
-    Returns:
-        The exit code: 0; 1 where the app is written but the Hub did not take it; 2 where the input is at
-        fault. One line on standard error then says why.
-    """
-    parser = make_parser()
+    parser.add_argument("--token", help=TOKEN)
     args = parser.parse_args(argv)
     from huggingface_hub.utils import validate_repo_id
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.study.compare import compare, family, has_runs
-from hf_lpwd.study.comparison import Comparison, corrected
+from hf_lpwd.study.comparison import Comparison, corrected, side_name
 from hf_lpwd.study.notes import deviations, notes
 from hf_lpwd.study.plan import DEFAULT_BASELINE, Plan, Question, Side
 from hf_lpwd.study.record import Record
 from hf_lpwd.study.results import MethodResult, results_of
 from hf_lpwd.study.stats import Estimate, interquartile_mean
-from hf_lpwd.study.tasks import Task, make_tasks
+from hf_lpwd.study.tasks import Method, Task, make_tasks
 
 NO_DECAY = "no decay"
 NOISE_FLOOR = "noise floor"
@@ -31,6 +31,7 @@ class Study:
         tasks: What was compared.
         results: Task -> its methods, the baseline first, then by test accuracy.
         primary: Each primary question with its family of comparisons.
+        secondary: The comparisons of questions without a verdict.
         contrasts: Factors, each over all pairs of runs that differ in nothing else; secondary.
         baselines: Baselines from elsewhere against the baseline; secondary.
         controls: By task the positive control and the noise floor.
@@ -45,6 +46,7 @@ class Study:
     tasks: list[Task]
     results: dict[str, list[MethodResult]]
     primary: list[tuple[Question, list[Comparison]]]
+    secondary: list[Comparison]
     contrasts: list[Comparison]
     baselines: list[Comparison]
     controls: dict[str, tuple[Comparison, Comparison]]
@@ -72,15 +74,18 @@ def analyse(
     baseline: str | None = None,
     margin: float | None = None,
     questions: Sequence[Question] | None = None,
+    complete_seeds: bool = False,
 ) -> Study:
     """Answers the questions of a study.
 
     Args:
         records: From `load_records`.
         plan: From `read_plan`; None if none was stored.
-        baseline: A method, instead of the plan's; default without a plan: AdamW (``"wd uniform"``).
+        baseline: A method, instead of the plan's, but not instead of what `questions` name; default without
+            a plan: AdamW (``"wd uniform"``).
         margin: Points of accuracy that would matter, instead of the plan's.
         questions: Instead of the plan's.
+        complete_seeds: Count only the seeds that all methods of a task have.
 
     Raises:
         BadInputError: No run has completed, or a task lacks the baseline that was asked for.
@@ -89,46 +94,89 @@ def analyse(
     if not any(task.count("completed") + task.count("diverged") for task in tasks):
         raise BadInputError(f"none of the {len(records)} runs has completed")
     explicit = baseline is not None or plan is not None or questions is not None
-    questions = _questions(questions or (plan.questions if plan else [Question()]), baseline, margin)
-    _check_sides(tasks, questions, explicit)
-    chosen = next((q.to for q in questions if isinstance(q.to, str)), DEFAULT_BASELINE)
+    asked = _questions(questions or (plan.questions if plan else [Question()]), questions, baseline, margin)
+    _check_sides(tasks, asked, explicit)
+    chosen = baseline or next((q.to for q in asked if isinstance(q.to, str)), DEFAULT_BASELINE)
     counts = _count(tasks, records, plan)
-    primary = _primary(questions, tasks)
+    said: list[str] = []
+    if complete_seeds:
+        tasks = [_complete(task, said) for task in tasks]
+    made = _answered(asked, tasks)
+    primary = [(question, found) for question, found in made if question.verdict]
+    said += _not_asked(asked, tasks)
     if plan is not None and counts["missing"]:
         reason = f"{counts['missing']} of the {counts['planned']} planned runs are missing"
         primary = [(q, [replace(c, withheld=c.withheld or reason) for c in cs]) for q, cs in primary]
-    first = questions[0]
-    asked = {c.name for _, comparisons in primary for c in comparisons}
+    first = asked[0]
+    names = {c.name for _, comparisons in made for c in comparisons}
     baselines = [
         compare(task, name, Question(to=chosen, margin=first.margin))
         for task in tasks
         for name in task.methods
-        if name not in (chosen, NO_DECAY, NOISE_FLOOR) and name not in asked
+        if name not in (chosen, NO_DECAY, NOISE_FLOOR) and name not in names
     ]
     results = {task.name: results_of(task, chosen) for task in tasks}
     return Study(
         tasks=tasks,
         results=results,
         primary=primary,
+        secondary=[c for question, found in made if not question.verdict for c in found],
         contrasts=corrected(list(_contrasts(tasks, first.margin))),
         baselines=corrected(baselines),
         controls={task.name: _controls(task, chosen, first.margin) for task in tasks},
         pooled=_pooled(results),
         counts=counts,
-        notes=list(notes(tasks, results)),
+        notes=[*said, *notes(tasks, results)],
         deviations=list(deviations(records, plan, counts, baseline, margin)),
         plan=plan,
         baseline=chosen,
     )
 
 
-def _questions(questions: Sequence[Question], baseline: str | None, margin: float | None) -> list[Question]:
-    changes: dict[str, Any] = {} if baseline is None else {"to": baseline}
-    changes |= {} if margin is None else {"margin": margin}
-    return [question.model_copy(update=changes) for question in questions]
+def _questions(
+    asked: Sequence[Question], given: Sequence[Question] | None, baseline: str | None, margin: float | None
+) -> list[Question]:
+    made = []
+    for question in asked:
+        changes: dict[str, Any] = {} if margin is None else {"margin": margin}
+        if baseline is not None and not (given and "to" in question.model_fields_set):
+            changes["to"] = baseline
+        made.append(question.model_copy(update=changes))
+    return made
 
 
-def _primary(questions: Sequence[Question], tasks: Sequence[Task]) -> list[tuple[Question, list[Comparison]]]:
+def _complete(task: Task, said: list[str]) -> Task:
+    """The task with the seeds that all its methods have."""
+    found = [set(method.common_seeds()) for method in task.methods.values() if method.usable()]
+    seeds = set.intersection(*found) if found else set()
+    alone = sorted({record.seed for record in task.records} - seeds)
+    if alone:
+        said.append(
+            f"Seeds {', '.join(map(str, alone))} are left out on {task.name}: not all its methods have them."
+        )
+    methods = {
+        name: Method(
+            name, {s: {k: r for k, r in runs.items() if k in seeds} for s, runs in method.grid.items()}
+        )
+        for name, method in task.methods.items()
+    }
+    return Task(task.name, methods, [record for record in task.records if record.seed in seeds])
+
+
+def _not_asked(questions: Sequence[Question], tasks: Sequence[Task]) -> list[str]:
+    """Says which sides of questions have no runs."""
+    lacking = [
+        f"{side_name(side)} on {task.name}"
+        for task in tasks
+        for side in {side_name(side): side for question in questions for side in question.compare}.values()
+        if not has_runs(task, side)
+    ]
+    return [f"Asked for, but without runs: {'; '.join(lacking)}."] if lacking else []
+
+
+def _answered(
+    questions: Sequence[Question], tasks: Sequence[Task]
+) -> list[tuple[Question, list[Comparison]]]:
     """Each question with its comparisons; those of questions of one name are corrected together."""
     made = [(question, family(question, tasks, _grid_methods)) for question in questions]
     for name in {question.name for question, _ in made if question.name}:

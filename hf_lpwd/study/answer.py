@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_lpwd.study.analysis import Study
+from hf_lpwd.study.compare import OVER_TASKS
 from hf_lpwd.study.comparison import Comparison, side_name
 from hf_lpwd.study.plan import Question
 from hf_lpwd.study.results import MethodResult
@@ -37,8 +38,11 @@ class Answer:
 
 
 def answers(study: Study) -> list[Answer]:
-    """One answer for each task, from the primary questions alone."""
-    return [_answer(study, task) for task in study.tasks]
+    """One answer for each task, and for the mean over them, from the primary questions alone."""
+    found = [_answer(study, task) for task in study.tasks]
+    if any(c.task == OVER_TASKS for c in study.primary_comparisons):
+        found.append(_answer(study, Task(OVER_TASKS, {}, [])))
+    return found
 
 
 def _answer(study: Study, task: Task) -> Answer:
@@ -47,12 +51,12 @@ def _answer(study: Study, task: Task) -> Answer:
         verdict: [c for c in mine if c.verdict == verdict]
         for verdict in ("better", "worse", "equivalent", "undecided")
     }
-    results = {result.name: result for result in study.results[task.name]}
+    results = {result.name: result for result in study.results.get(task.name, [])}
     better = sorted(by_verdict["better"], key=lambda c: -c.difference.value)
     return Answer(
         task=task.name,
-        compared=compared(task),
-        headline=_headline(study, better, mine, results),
+        compared=compared(task) if task.records else "",
+        headline=_headline(study, better, mine, results) if task.records else "",
         why=[sentence(c) for c in better],
         ruled_out=[sentence(c) for c in by_verdict["worse"]],
         equivalent=[sentence(c) for c in by_verdict["equivalent"]],
@@ -72,7 +76,10 @@ def _headline(
         return f"No answer yet: {done} of {counts['planned']} planned runs are done."
     if all(c.withheld for c in mine):
         return f"No answer: {mine[0].withheld}."
-    named = next((c for c in better if c.name in results and c.to == baseline), None)
+    named = next(
+        (c for c in better if c.name in results and c.to == baseline and c.question.measure == "accuracy"),
+        None,
+    )
     if named is not None:
         return f"Use {named.name} ({results[named.name].setting}): it is better than {baseline}."
     chosen = f" ({results[baseline].setting})" if baseline in results else ""
@@ -106,19 +113,25 @@ def compared(task: Task) -> str:
 def sentence(c: Comparison) -> str:
     """Says in words how one side compares with the other."""
     margin = f"{100.0 * c.margin:g} points"
+    what = "" if c.question.measure == "accuracy" else " in the range over the decay rates"
     if c.paired is None:
         return f"{c.name} against {c.to}: no verdict, {c.withheld}."
     numbers = f"{points(c.difference)} points, {c.paired.num_seeds} seeds"
     if c.withheld:
         return f"{c.name} against {c.to}: no verdict, {c.withheld} ({numbers})."
     if c.verdict == "equivalent":
-        return f"{c.name} is equivalent to {c.to} within {margin}: {numbers}, {p_value(c.p_equivalence)}."
+        text = (
+            f"{c.name} is equivalent to {c.to}{what} within {margin}: {numbers}, {p_value(c.p_equivalence)}."
+        )
+        if c.p_difference <= 1.0 - CONFIDENCE:
+            text += f" There is a difference, {p_value(c.p_difference)}, but one smaller than the margin."
+        return text
     if c.verdict == "undecided":
         return (
-            f"{c.name} against {c.to}: undecided, {numbers}. These runs could have shown a difference of "
-            f"{100.0 * c.detectable:.2g} points (at 80% power)."
+            f"{c.name} against {c.to}{what}: undecided, {numbers}. These runs could have shown a difference "
+            f"of {100.0 * c.detectable:.2g} points (at 80% power)."
         )
-    text = f"{c.name} is {c.verdict} than {c.to}: {numbers}, {p_value(c.p_difference)}."
+    text = f"{c.name} is {c.verdict} than {c.to}{what}: {numbers}, {p_value(c.p_difference)}."
     images = c.over_images
     if images is not None and images.low <= 0.0 <= images.high:
         text += f" Over other test images of this kind it may be none: {points(images)}."
@@ -134,7 +147,8 @@ def question_text(question: Question) -> str:
         "test accuracy" if question.measure == "accuracy" else "range of test accuracy over the decay rates"
     )
     to = side_name(question.to)
-    return f"{name}Is {sides} better than {to} in {what}, {how}? Margin: {question.margin:g} points."
+    mean = " Also by the mean over the tasks." if question.over_tasks else ""
+    return f"{name}Is {sides} better than {to} in {what}, {how}?{mean} Margin: {question.margin:g} points."
 
 
 def points(estimate: Estimate) -> str:

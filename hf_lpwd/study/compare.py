@@ -17,9 +17,11 @@ from hf_lpwd.study.methods import METHOD_FLAGS
 from hf_lpwd.study.plan import Question, Side
 from hf_lpwd.study.record import Record
 from hf_lpwd.study.stats import MIN_SEEDS, granularity_floor, paired
-from hf_lpwd.study.tasks import Method, Setting, Task, measured
+from hf_lpwd.study.tasks import Method, Setting, Task, measured, setting_of, task_key
 
 Runs = Mapping[int, Record]
+#: What the mean over tasks is called where a task stands.
+OVER_TASKS = "mean over tasks"
 
 
 def family(
@@ -32,19 +34,66 @@ def family(
         tasks: All tasks.
         methods: The sides to compare on a task, where the question names none.
     """
+    tasks = _joined(tasks, question)
     made = [
         compare(task, side, question)
         for task in tasks
         for side in (question.compare or methods(task))
         if side != question.to and has_runs(task, side)
     ]
+    if question.over_tasks:
+        made += [
+            _over_tasks([c for c in made if c.name == name])
+            for name in dict.fromkeys(c.name for c in made)
+            if sum(c.name == name for c in made) > 1
+        ]
     return corrected(made)
+
+
+def _joined(tasks: Sequence[Task], question: Question) -> Sequence[Task]:
+    """Puts tasks together that differ in nothing but settings that the sides name (half of the images)."""
+    named = {name for side in (*question.compare, question.to) if isinstance(side, dict) for name in side}
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        settings = task.records[0].settings.model_dump(exclude_unset=True) if task.records else {}
+        key = task_key({name: value for name, value in settings.items() if name not in named})
+        groups.setdefault(key if task.records else task.name, []).append(task)
+    return [
+        found[0] if len(found) == 1 else Task(found[0].name, {}, [r for task in found for r in task.records])
+        for found in groups.values()
+    ]
+
+
+def _over_tasks(made: Sequence[Comparison]) -> Comparison:
+    """The mean over the tasks that have a verdict, by each seed that all of them have."""
+    used = [c for c in made if c.withheld is None and c.paired is not None]
+    base = Comparison(OVER_TASKS, made[0].name, made[0].to, made[0].question)
+    left_out = [f"{c.task} is left out: {c.withheld}" for c in made if c not in used]
+    if len(used) < 2:
+        return replace(base, withheld="fewer than two tasks have a verdict", left_out=left_out)
+    seeds = sorted(set.intersection(*(set(c.by_seed) for c in used)))
+    alone = sorted(set().union(*(c.by_seed for c in used)) - set(seeds))
+    if alone:
+        left_out.append(f"seeds {', '.join(map(str, alone))} are left out: not all tasks have them")
+    parts = [c.paired for c in used if c.paired is not None]
+    by_seed = {seed: float(np.mean([c.by_seed[seed] for c in used])) for seed in seeds}
+    floor = math.sqrt(sum(part.floor**2 for part in parts)) / len(parts)
+    too_few = f"{len(seeds)} seeds, fewer than {MIN_SEEDS}" if len(seeds) < MIN_SEEDS else None
+    return replace(
+        base,
+        paired=paired(list(by_seed.values()), floor, max(part.chances for part in parts)) if seeds else None,
+        by_seed=by_seed,
+        tried=(sum(c.tried[0] for c in used), sum(c.tried[1] for c in used)),
+        diverged=(sum(c.diverged[0] for c in used), sum(c.diverged[1] for c in used)),
+        left_out=[f"mean over {', '.join(c.task for c in used)}", *left_out],
+        withheld=too_few,
+    )
 
 
 def compare(task: Task, side: Side, question: Question) -> Comparison:
     """Compares two sides on a task; what stands against a verdict is named."""
     names = side_name(side), side_name(question.to)
-    base = Comparison(task.name, *names, question.margin / 100.0, None)
+    base = Comparison(task.name, *names, question)
     lacking = [name for one, name in zip((side, question.to), names, strict=True) if not has_runs(task, one)]
     if lacking:
         return replace(base, withheld=f"there is no run of {' or of '.join(lacking)} on {task.name}")
@@ -155,7 +204,12 @@ def _ranges(base: Comparison, cells: list[str], pairs: list[Any], seeds: list[in
             ranges[side] += np.ptp(scores, axis=1) / len(groups)
     # Less is better, so that a positive difference speaks for the side that is compared.
     floor = granularity_floor(num_images([run for pair in pairs for runs in pair for run in runs.values()]))
-    return replace(base, paired=paired(ranges[1] - ranges[0], floor))
+    differences = ranges[1] - ranges[0]
+    return replace(
+        base,
+        paired=paired(differences, floor),
+        by_seed=dict(zip(seeds, differences.tolist(), strict=True)),
+    )
 
 
 def _of_cells(
@@ -168,6 +222,7 @@ def _of_cells(
     return replace(
         base,
         paired=paired(differences, floor, chances),
+        by_seed=dict(zip(seeds, differences.tolist(), strict=True)),
         diverged=(_diverged(runs[0]), _diverged(runs[1])),
         image_variance=image_variance(*runs),
         withheld=_differing_data(everyone),
@@ -211,7 +266,7 @@ def _as_method(task: Task, side: Side) -> Method:
 def has_runs(task: Task, side: Side) -> bool:
     """Whether a task has runs of a side."""
     if isinstance(side, str):
-        return side in task.methods
+        return side in task.methods or any(run.method == side for run in task.records)
     return any(_fits(run, side) for run in task.records)
 
 
@@ -225,14 +280,12 @@ def _fits(run: Record, side: Mapping[str, Any]) -> bool:
 def _by_cell(task: Task, side: Side, named: set[str]) -> dict[str, dict[int, Record]]:
     """What else a run is -> seed -> run, for the runs of a side."""
     cells: dict[str, dict[int, Record]] = {}
-    methods = [task.methods[side]] if isinstance(side, str) else task.methods.values()
-    for method in methods:
-        for setting, runs in method.grid.items():
-            for seed, run in runs.items():
-                if run is None or not measured(run) or not (isinstance(side, str) or _fits(run, side)):
-                    continue
-                about = {name: run.settings.get(name) for name in METHOD_FLAGS - named}
-                about |= {} if named & {"weight_decay", "total_decay"} else {"decay": setting.decay}
-                about |= {} if "learning_rate" in named else {"learning_rate": setting.learning_rate}
-                cells.setdefault(json.dumps(about, sort_keys=True), {})[seed] = run
+    for run in task.records:
+        if not measured(run) or not (run.method == side if isinstance(side, str) else _fits(run, side)):
+            continue
+        setting = setting_of(run.settings)
+        about = {name: run.settings.get(name) for name in METHOD_FLAGS - named}
+        about |= {} if named & {"weight_decay", "total_decay"} else {"decay": setting.decay}
+        about |= {} if "learning_rate" in named else {"learning_rate": setting.learning_rate}
+        cells.setdefault(json.dumps(about, sort_keys=True), {})[run.seed] = run
     return cells

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from hf_lpwd.study.plan import Side
+from hf_lpwd.study.plan import Question, Side
 from hf_lpwd.study.stats import Estimate, Paired, Verdict, holm, verdict
 from hf_lpwd.study.tasks import Setting
 
@@ -19,8 +19,9 @@ class Comparison:
         task: Its name.
         name: Of the side that is compared.
         to: Of the side that it is compared to.
-        margin: In 0..1.
+        question: What was asked.
         paired: The differences, in 0..1; None if no seed has both sides.
+        by_seed: The difference of each seed that counts.
         settings: Of both sides, chosen on validation; empty if all were averaged.
         tried: How many settings each side chose from.
         diverged: How many runs of each side diverged, at the settings that are compared.
@@ -35,8 +36,9 @@ class Comparison:
     task: str
     name: str
     to: str
-    margin: float
-    paired: Paired | None
+    question: Question
+    paired: Paired | None = None
+    by_seed: Mapping[int, float] = field(default_factory=dict)
     settings: tuple[Setting, ...] = ()
     tried: tuple[int, int] = (1, 1)
     diverged: tuple[int, int] = (0, 0)
@@ -48,9 +50,14 @@ class Comparison:
     num_tests: int = 1
 
     @property
+    def margin(self) -> float:
+        """The difference that would matter, in 0..1."""
+        return self.question.margin / 100.0
+
+    @property
     def verdict(self) -> Verdict:
         """What can be said, corrected over the family."""
-        if self.withheld or self.paired is None:
+        if self.withheld or self.paired is None or not self.question.verdict:
             return "undecided"
         return verdict(self.paired.mean, self.p_difference, self.p_equivalence)
 
@@ -74,7 +81,7 @@ class Comparison:
 
 def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Holm's correction over a family, of the tests for a difference and of those for equivalence."""
-    raw = [(c, c.paired if c.withheld is None else None) for c in comparisons]
+    raw = [(c, c.paired if c.withheld is None and c.question.verdict else None) for c in comparisons]
     differences = holm([p.p_difference() if p else math.nan for _, p in raw])
     equivalences = holm([p.p_equivalence(c.margin) if p else math.nan for c, p in raw])
     return [

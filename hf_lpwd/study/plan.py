@@ -40,6 +40,8 @@ class Question(_Part):
         measure: ``"accuracy"`` on test, or ``"range"``: the highest minus the lowest test accuracy over
             the decay rates, where less is better.
         margin: Difference in points of accuracy that would matter.
+        over_tasks: Also answer by the mean over the tasks, in the same family.
+        verdict: False for a secondary question, which is answered by a difference and its interval alone.
     """
 
     name: str = ""
@@ -48,6 +50,8 @@ class Question(_Part):
     at: Literal["best", "equal"] = "best"
     measure: Literal["accuracy", "range"] = "accuracy"
     margin: Annotated[float, Field(gt=0.0, le=100.0)] = 100.0 * DEFAULT_MARGIN
+    over_tasks: bool = False
+    verdict: bool = True
 
 
 class PlannedRun(_Part):
@@ -77,8 +81,14 @@ class Plan(_Part):
     @property
     def hash(self) -> str:
         """SHA-256 of the questions and of the runs that were not added later, and of nothing else."""
+        questions = [question.model_dump() for question in self.questions]
+        for question in questions:
+            # They came later, and plans were registered before.
+            for name, default in (("over_tasks", False), ("verdict", True)):
+                if question[name] == default:
+                    del question[name]
         frozen = {
-            "questions": [question.model_dump() for question in self.questions],
+            "questions": questions,
             "runs": sorted(run.id for run in self.runs if not run.added),
         }
         return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()

@@ -30,6 +30,8 @@ _SHOWN = 3
 def load_records(*paths: str) -> list[Record]:
     """Reads and checks the records in folders, or in files of lines (`.jsonl`, `.jsonl.gz`).
 
+    Of several paths, each record keeps the name of its file, which names its task in the report.
+
     Raises:
         BadInputError: There is no record, one cannot be read or does not fit the schema, or two are of the
             same run; one line that names file and key.
@@ -37,9 +39,11 @@ def load_records(*paths: str) -> list[Record]:
     first: dict[str, str] = {}
     records: list[Record] = []
     faults: list[str] = []
-    for name, text in (found for path in paths for found in _texts(Path(path))):
+    for source, name, text in ((path, *found) for path in paths for found in _texts(Path(path))):
         try:
             record = Record.model_validate(json.loads(text, parse_constant=_no_number))
+            if len(paths) > 1:
+                record.task["file"] = Path(source).name.partition(".")[0]
         except ValidationError as error:
             faults += [f"{name}: {_misfit(fault)}" for fault in error.errors()]
             continue
@@ -125,8 +129,10 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _order(record: Record) -> tuple[Any, ...]:
-    rates = (record.settings.weight_decay, record.settings.total_decay, record.settings.learning_rate)
-    return (record.method, *(-1.0 if rate is None else rate for rate in rates), record.seed, record.id)
+    settings = record.settings
+    given = (settings.weight_decay, settings.total_decay, settings.learning_rate)
+    rates = [-1.0 if rate is None else rate for rate in given]
+    return (record.task.get("file", ""), record.method, *rates, record.seed, record.id)
 
 
 def _misfit(fault: Any) -> str:

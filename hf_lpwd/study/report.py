@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hf_lpwd.files import write_bytes
 from hf_lpwd.study.analysis import Study, analyse
 from hf_lpwd.study.answer import answers, question_text, sentence
+from hf_lpwd.study.comparison import Comparison
 from hf_lpwd.study.figures import draw_figures, draw_forest
 from hf_lpwd.study.plan import Question, read_plan
 from hf_lpwd.study.plotting import Figure
@@ -32,11 +33,13 @@ def write_report(
     baseline: str | None = None,
     margin: float | None = None,
     questions: Sequence[Question] | None = None,
+    complete_seeds: bool = False,
 ) -> str:
     """Writes the report of records.
 
-    Leaves in `out`: ``index.html``, which holds everything and asks nothing of any other host; ``tables/``,
-    each table as CSV and Markdown; ``figures/``, each figure as PNG and SVG.
+    Leaves in `out`: ``index.html``, which holds everything and asks nothing of any other host;
+    ``report.md``, answers and tables without those of single runs; ``tables/``, each table as CSV and
+    Markdown; ``figures/``, each figure as PNG and SVG. The same records give the same bytes.
 
     Args:
         paths: Folders of records, or files that `pack_records` wrote; of one also its plan is read.
@@ -44,6 +47,7 @@ def write_report(
         baseline: Method to compare with; see `analyse`.
         margin: Points of accuracy that would matter; see `analyse`.
         questions: Instead of those of the plan; see `analyse`.
+        complete_seeds: See `analyse`.
 
     Returns:
         Path of the page.
@@ -54,7 +58,7 @@ def write_report(
     paths = [paths] if isinstance(paths, str) else paths
     records = load_records(*paths)
     plan = read_plan(paths[0]) if len(paths) == 1 else None
-    study = analyse(records, plan, baseline, margin, questions)
+    study = analyse(records, plan, baseline, margin, questions, complete_seeds)
     root = Path(out)
     several = len(study.tasks) > 1
     primary = study.primary_comparisons
@@ -76,33 +80,51 @@ def write_report(
     runs = runs_table(records)
     _written(root, "", [runs])
     environment = Environment(
-        loader=PackageLoader("hf_lpwd.study", "."), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("hf_lpwd.study", "."),
+        autoescape=lambda name: name == "index.html.j2",
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(
-        study=study,
-        answers=answers(study),
-        questions=[question_text(question) for question, _ in study.primary],
-        forest=forest,
-        primary=_written(
-            root, "", [comparison_table("differences", "Primary comparisons on test", primary, several)]
-        ),
-        secondary=_written(root, "", _secondary(study, several)),
-        contrasts=_saved(
+    content = {
+        "study": study,
+        "answers": answers(study),
+        "questions": [question_text(question) for question, _ in study.primary],
+        "forest": forest,
+        "primary": _written(root, "", _primary(study, several)),
+        "secondary": _written(root, "", _secondary(study, several)),
+        "contrasts": _saved(
             root, "", [draw_forest(study.contrasts, "contrasts", "Contrasts of single factors", several)]
         ),
-        sections=sections,
-        runs=runs,
-        num_runs=len(records),
-        hours=sum(record.times.seconds for record in records) / 3600.0,
-        versions=records[0].versions,
-    )
-    write_bytes(root / "index.html", page.encode())
+        "sections": sections,
+        "runs": runs,
+        "num_runs": len(records),
+        "hours": sum(record.times.seconds for record in records) / 3600.0,
+        "versions": records[0].versions,
+    }
+    for name in ("index.html", "report.md"):
+        text = environment.get_template(f"{name}.j2").render(content)
+        write_bytes(root / name, text.encode())
     return str(root / "index.html")
+
+
+def _primary(study: Study, several: bool) -> list[Table]:
+    """One table for each family of primary questions."""
+    families: dict[str, list[Comparison]] = {}
+    for number, (question, comparisons) in enumerate(study.primary):
+        families.setdefault(question.name or str(number), []).extend(comparisons)
+    if len(families) == 1:
+        (found,) = families.values()
+        return [comparison_table("differences", "Primary comparisons on test", found, several)]
+    return [
+        comparison_table(f"differences-{i}", f"Primary comparisons on test: {name}", found, several)
+        for i, (name, found) in enumerate(families.items(), 1)
+    ]
 
 
 def _secondary(study: Study, several: bool) -> list[Table]:
     controls = [control for task in study.tasks for control in study.controls[task.name]]
     families = [
+        ("secondary", "Secondary questions, without a verdict", study.secondary),
         ("contrasts", "Contrasts, over all pairs of equal settings", study.contrasts),
         ("baselines", f"Baselines from elsewhere against {study.baseline}", study.baselines),
         ("controls", "Controls", controls),

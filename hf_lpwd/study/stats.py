@@ -47,12 +47,14 @@ class Paired:
         mean: Of the differences.
         error: Its standard error, not below the floor.
         chances: How many equal chances the side with more settings had; multiplies each p-value.
+        floor: What the standard deviation of the differences is not taken below.
     """
 
     num_seeds: int
     mean: float
     error: float
     chances: int = 1
+    floor: float = 0.0
 
     @property
     def df(self) -> int:
@@ -104,7 +106,7 @@ def paired(differences: ArrayLike, floor: float = 0.0, chances: int = 1) -> Pair
     values = np.asarray(differences, dtype=np.float64)
     std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     error = max(std, floor, 1e-300) / math.sqrt(max(len(values), 1))
-    return Paired(len(values), float(values.mean()), error, chances)
+    return Paired(len(values), float(values.mean()), error, chances, floor)
 
 
 def granularity_floor(num_images: int) -> float:

@@ -125,23 +125,26 @@ def summary_table(study: Study, task: str) -> Table:
 
 
 def comparison_table(name: str, title: str, comparisons: Sequence[Comparison], with_task: bool) -> Table:
-    """Comparisons with their verdicts."""
-    columns = [
-        ("compared", "text"), *([("task", "text")] if with_task else []), ("with", "text"),
-        ("verdict", "text"),
-        ("difference over seeds, points", "points"), ("over seeds and test images, points", "points"),
-        ("p", "p"), ("p of equivalence", "p"), ("seeds", "number"), ("could have shown, points", "percent"),
-        ("settings tried", "text"), ("remarks", "text"),
-    ]  # fmt: skip
-    rows = [
-        [
-            c.name, *([c.task] if with_task else []), c.to, c.verdict, c.difference, c.over_images,
-            c.p_difference, c.p_equivalence, c.paired.num_seeds if c.paired else 0, c.detectable,
-            f"{c.tried[0]} : {c.tried[1]}", "; ".join(remarks(c)) or "-",
-        ]
-        for c in comparisons
-    ]  # fmt: skip
-    return Table(name, title, columns, rows)
+    """Comparisons with their verdicts, where one was asked for."""
+    columns = {
+        ("compared", "text"): [c.name for c in comparisons],
+        ("task", "text"): [c.task for c in comparisons],
+        ("with", "text"): [c.to for c in comparisons],
+        ("verdict", "text"): [c.verdict for c in comparisons],
+        ("difference over seeds, points", "points"): [c.difference for c in comparisons],
+        ("over seeds and test images, points", "points"): [c.over_images for c in comparisons],
+        ("p", "p"): [c.p_difference for c in comparisons],
+        ("p of equivalence", "p"): [c.p_equivalence for c in comparisons],
+        ("seeds", "number"): [c.paired.num_seeds if c.paired else 0 for c in comparisons],
+        ("could have shown, points", "percent"): [c.detectable for c in comparisons],
+        ("settings tried", "text"): [f"{c.tried[0]} : {c.tried[1]}" for c in comparisons],
+        ("remarks", "text"): ["; ".join(remarks(c)) or "-" for c in comparisons],
+    }
+    left_out = set() if with_task else {"task"}
+    if not any(c.question.verdict for c in comparisons):
+        left_out |= {"verdict", "p", "p of equivalence", "could have shown, points"}
+    kept = {column: values for column, values in columns.items() if column[0] not in left_out}
+    return Table(name, title, list(kept), list(zip(*kept.values(), strict=True)))
 
 
 def remarks(c: Comparison) -> list[str]:

@@ -187,7 +187,9 @@ def _names(tasks: list[dict[str, Any]], groups: list[list[Record]]) -> list[str]
         model = given.get("model") or next(
             (_last_part(task[n]) for n in _MODEL if task.get(n)), "default model"
         )
-        names.append(f"{data}, {model}")
+        files = {record.task.get("file") for record in records}
+        file = files.pop() if len(files) == 1 else None
+        names.append(f"{file}: {data}, {model}" if file else f"{data}, {model}")
     for name in {name for name in names if names.count(name) > 1}:
         places = [i for i, other in enumerate(names) if other == name]
         alike = [tasks[i] for i in places]

@@ -8,7 +8,7 @@ from hf_lpwd.checkpoints.run_folder import check_output_dir
 from hf_lpwd.checkpoints.run_record import write_record
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.vision.arguments import ImageTrainingArguments
-from hf_lpwd.vision.classifier import load_trained, saved_scale
+from hf_lpwd.vision.classifier import saved_scale
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import ImageDataset, collate, finishes_later
 from hf_lpwd.vision.data.labelled import LabelledImages, load_labelled, may_be_training_images
@@ -17,7 +17,7 @@ from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.launch import set_up_launch
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.model_args import ModelArguments
-from hf_lpwd.vision.models import hub_options
+from hf_lpwd.vision.models import hub_options, load_trained
 from hf_lpwd.vision.run_settings import run_settings
 
 
@@ -43,8 +43,7 @@ def evaluate_splits(
     output_dir = str(training_args.output_dir)
     settings = run_settings(model_args, data_args, training_args)
     check_output_dir(output_dir, settings)
-    model, processor = load_trained(name, **hub_options(model_args))
-    class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    model, processor, class_names = load_trained(name, **hub_options(model_args))
     wanted = [("eval", "validation")] * training_args.do_eval + [("test", "test")] * training_args.do_predict
     found: dict[str, LabelledImages] = {}
     for prefix, role in wanted:

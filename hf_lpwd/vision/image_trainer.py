@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from hf_lpwd.checkpoints.mixin import CompleteCheckpointsMixin
 from hf_lpwd.trainer import LPWDTrainer
 from hf_lpwd.training_args import LPWDTrainingArguments
-from hf_lpwd.vision.data.batch_augmentation import Mixer, mixed_loss
+from hf_lpwd.vision.data.augmentation import Mixer, mixed_loss
 from hf_lpwd.vision.data.transforms import ImageTransform
 
 
@@ -52,6 +53,40 @@ class ImageTrainer(CompleteCheckpointsMixin, LPWDTrainer):
         # Once more for DeepSpeed, which wants its own floating point type.
         batch["pixel_values"] = self._prepare_input(batch["pixel_values"])
         return batch
+
+    def try_batch(self, most: int = 16) -> tuple[float, float, list[str]]:
+        """Computes the gradients of some training images, to learn what a step takes; changes nothing.
+
+        The model is in evaluation mode and keeps no gradient: weights, statistics and random numbers stay.
+
+        Args:
+            most: Images to use, if a batch has more.
+
+        Returns:
+            Seconds to load an image, seconds for its forward and backward pass, and the names of the
+            parameters without a gradient.
+        """
+        device, training = self.args.device, self.model.training
+        rows = range(min(self.args.train_batch_size, most, len(self.train_dataset)))
+        names, parameters = zip(
+            *((name, part) for name, part in self.model.named_parameters() if part.requires_grad),
+            strict=True,
+        )
+        self.model.eval()
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+            for _ in range(2):  # the first one warms up
+                start = time.perf_counter()
+                batch = self.data_collator(self.train_dataset.__getitems__(list(rows)))
+                loaded = time.perf_counter()
+                with self.accelerator.autocast():
+                    loss = self.compute_loss(self.model, self._prepare_inputs(batch))
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                if device.type != "cpu":
+                    torch.accelerator.synchronize()
+                end = time.perf_counter()
+        self.model.train(training)
+        unused = [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+        return (loaded - start) / len(rows), (end - loaded) / len(rows), unused
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Returns a loader of every image of `eval_dataset`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from hf_lpwd.messages import unknown
+from hf_lpwd.messages import BadInputError, first_line, unknown
 from hf_lpwd.vision.model_args import ModelArguments, parse_overrides
 
 #: Side in pixels of the images of a model whose configuration does not say.
@@ -25,13 +26,6 @@ _TIMM_CLASSES = ("num_classes", "label_names", "label_descriptions")
 
 def load_model_and_processor(args: ModelArguments, class_names: list[str]) -> tuple[nn.Module, Any]:
     """Loads or makes the model that `args` names, with a head for `class_names`, and its image processor.
-
-    Args:
-        args: What the user asked for.
-        class_names: Names of the classes 0, 1, ...
-
-    Returns:
-        A transformers model for image classification and an image processor.
 
     Raises:
         ValueError: There is no such model or model type, the configuration has no such key, or the weights do
@@ -53,12 +47,56 @@ def load_model_and_processor(args: ModelArguments, class_names: list[str]) -> tu
             name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **source
         )
         _check_mismatches(name, report["mismatched_keys"], len(class_names), args.ignore_mismatched_sizes)
-        processor = transformers.AutoImageProcessor.from_pretrained(
-            args.image_processor_name or name, **source
-        )
+        processor = load_processor(args.image_processor_name or name, **source)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(_why_not_loaded(name, error)) from error
     return model, processor
+
+
+def load_trained(name: str, **hub_options: Any) -> tuple[transformers.PreTrainedModel, Any, list[str]]:
+    """Loads a classifier whose every weight was trained, its image processor, and the names of its classes.
+
+    Args:
+        name: Output folder of a run, one of its checkpoints, or a model's name on the Hub.
+        **hub_options: For `from_pretrained`: `cache_dir`, `revision`, `token`, `trust_remote_code`.
+
+    Raises:
+        BadInputError: There is no such model, its head is not in the checkpoint, or it is a model for several
+            labels an image or for regression.
+    """
+    folder = Path(name).expanduser()
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise BadInputError(f"{name} holds no trained model: name the output_dir of a run of hf-lpwd train")
+    source = str(folder) if folder.exists() else name
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, report = transformers.AutoModelForImageClassification.from_pretrained(
+            source, output_loading_info=True, **hub_options
+        )
+        processor = load_processor(source, **hub_options)
+    except (OSError, RuntimeError, ValueError) as error:
+        here = "" if folder.exists() else "there is no such folder here, and of the Hub: "
+        raise BadInputError(f"the model {name} cannot be loaded: {here}{first_line(error, 200)}") from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise BadInputError(
+            f"{name} has no trained weights for {missing}: fine-tune it first with hf-lpwd train"
+        )
+    if model.config.problem_type not in (None, "single_label_classification"):
+        raise BadInputError(f"{name} is a model for {model.config.problem_type}, not for one class an image")
+    return model, processor, [model.config.id2label[index] for index in range(model.config.num_labels)]
+
+
+def load_processor(name: str, **hub_options: Any) -> Any:
+    """Loads an image processor."""
+    # timm's has one backend, of which transformers warns.
+    logger = transformers.utils.logging.get_logger("transformers.models.auto.image_processing_auto")
+    logger.addFilter(_not_of_the_backend)
+    return transformers.AutoImageProcessor.from_pretrained(name, **hub_options)
+
+
+def _not_of_the_backend(record: Any) -> bool:
+    return "backend is not available. Falling back" not in record.getMessage()
 
 
 def _set_classes(config: transformers.PreTrainedConfig, class_names: list[str]) -> None:
@@ -82,11 +120,7 @@ def _check_mismatches(
 ) -> None:
     """Raises a ValueError where weights of a checkpoint do not fit, unless they are a head to be replaced.
 
-    Args:
-        name: The checkpoint.
-        mismatched: Parameter, its shape there, and its shape in the model.
-        num_classes: Number of classes of the dataset.
-        new_head: Whether a head of another size may be replaced.
+    `mismatched` has each parameter with its shape in the checkpoint and its shape in the model.
     """
     for parameter, there, here in mismatched:
         is_head = len(there) == len(here) and here[0] == num_classes and tuple(there[1:]) == tuple(here[1:])
@@ -107,7 +141,7 @@ def model_skeleton(name: str, overrides: str | None = None, **hub_options: Any) 
     Args:
         name: A folder or configuration file, a transformers model type (``"vit"``), a timm architecture
             (``"vit_small_patch16_224"``, ``"timm/resnet18.a1_in1k"``), or a name on the Hub.
-        overrides: Changes to a transformers configuration, as in `ModelArguments.config_overrides`.
+        overrides: As `ModelArguments.config_overrides`.
         **hub_options: For `AutoConfig.from_pretrained`: `revision`, `token`, `trust_remote_code`.
 
     Raises:
@@ -234,7 +268,6 @@ def hub_options(args: ModelArguments) -> dict[str, Any]:
 
 
 def _why_not_loaded(name: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
     if isinstance(error, OSError):
-        return f"no model {name!r} in a folder here, in the cache or on the Hub ({text[:200]})"
-    return f"{name} cannot be loaded: {text[:300]}"
+        return f"no model {name!r} in a folder here, in the cache or on the Hub ({first_line(error, 200)})"
+    return f"{name} cannot be loaded: {first_line(error, 300)}"

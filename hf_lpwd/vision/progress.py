@@ -77,18 +77,19 @@ class EpochLines(TrainerCallback):
             self._line(args, state)
 
     def _line(self, args: Any, state: TrainerState) -> None:
-        parts = [f"epoch {state.epoch or 0:.4g}/{state.num_train_epochs:g}"]
+        unit, now, last = _position(state, args)
+        parts = [f"{unit} {now:.6g}/{last:g}"]
         if self._losses:
             parts.append(f"loss {sum(self._losses) / len(self._losses):.4g}")
             self._losses = []
         evaluations = evaluated(state, args)
         if evaluations and args.eval_strategy != "no":
             metric = str(args.metric_for_best_model).removeprefix("eval_")
-            best_epoch, best = best_of(evaluations, args)
+            best_at, best = best_of(evaluations, args)
             named = "" if metric == "accuracy" else f"{metric} "
             parts += [
                 f"validation {named}{evaluations[-1][1]:.4g}",
-                f"best {best:.4g} (epoch {best_epoch:.4g})",
+                f"best {best:.4g} ({unit} {best_at:.6g})",
             ]
         parts.append(f"left {clock(self._left(state))}")
         self._print(state, "  ".join(parts))
@@ -104,15 +105,23 @@ class EpochLines(TrainerCallback):
             say(line, sys.stdout)
 
 
+def _position(state: TrainerState, args: Any) -> tuple[str, float, float]:
+    """Returns what a run is counted in, how far it is and how far it will go: in steps with `max_steps`."""
+    if args.max_steps > 0:
+        return "step", state.global_step, state.max_steps
+    return "epoch", round(state.epoch or 0, 3), state.num_train_epochs
+
+
 def evaluated(state: TrainerState, args: Any) -> list[tuple[float, float]]:
-    """Epoch and value of the metric that selects the checkpoint, for each evaluation during training."""
+    """Epoch or step, and value of the metric that selects the checkpoint, of each evaluation in training."""
+    unit = _position(state, args)[0]
     metric = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
     values = []
     for entry in state.log_history:
         if "train_runtime" in entry:
             break
         if metric in entry:
-            values.append((entry["epoch"], entry[metric]))
+            values.append((round(entry[unit], 3), entry[metric]))
     return values
 
 
@@ -129,12 +138,10 @@ def how_it_went(state: TrainerState, args: Any) -> str | None:
     evaluations = evaluated(state, args)
     if not evaluations or not args.load_best_model_at_end:
         return f"trained in {clock(seconds)}"
-    epoch, value = best_of(evaluations, args)
+    at, value = best_of(evaluations, args)
+    unit, _, last = _position(state, args)
     metric = str(args.metric_for_best_model).removeprefix("eval_")
-    return (
-        f"trained in {clock(seconds)}, best epoch {epoch:.4g} of {state.num_train_epochs:g} "
-        f"({metric} {value:.4g})"
-    )
+    return f"trained in {clock(seconds)}, best {unit} {at:.6g} of {last:g} ({metric} {value:.4g})"
 
 
 def clock(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ import torch
 from hf_lpwd.plan import LayerPlan
 from hf_lpwd.vision.data.facts import DataFacts
 from hf_lpwd.vision.data.transforms import ImageTransform
+from hf_lpwd.vision.image_trainer import ImageTrainer
+from hf_lpwd.vision.progress import clock
 from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 
@@ -26,6 +28,7 @@ class RunFacts:
         epochs: Passes over the training images.
         steps: Steps of the optimizer.
         images_per_step: Training images in a step, over all processes.
+        seconds: Estimated time of the training; None before a batch has been timed.
     """
 
     data: DataFacts
@@ -35,12 +38,15 @@ class RunFacts:
     epochs: float
     steps: int
     images_per_step: int
+    seconds: float | None = None
 
     def describe(self) -> str:
         """Returns the facts as one paragraph."""
         return (
             f"{self.data.describe()} {self.decay}; augmentation: {self.augmentation}. On {self.device}: "
-            f"{self.steps:,} steps of {self.images_per_step} images, {self.epochs:g} epochs."
+            f"{self.steps:,} steps of {self.images_per_step} images, {self.epochs:.3g} "
+            f"epoch{'' if self.epochs == 1 else 's'}."
+            + ("" if self.seconds is None else f" Estimated time: {clock(self.seconds)}.")
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,15 +57,7 @@ class RunFacts:
 def run_facts(
     data: DataFacts, transform: ImageTransform, mixing: str, plan: LayerPlan, args: ImageTrainingArguments
 ) -> RunFacts:
-    """Collects the facts of a run before its first step.
-
-    Args:
-        data: From `load_splits`.
-        transform: Of the training images.
-        mixing: MixUp and CutMix in words; empty without them.
-        plan: What will happen to each parameter.
-        args: How to train.
-    """
+    """Collects the facts of a run before its first step; `mixing` is MixUp and CutMix in words."""
     accumulated = args.gradient_accumulation_steps
     batch = args.train_batch_size * args.world_size
     batches = math.ceil(data.splits["train"].images / batch)
@@ -75,10 +73,41 @@ def run_facts(
         decay=_decay_in_words(plan, args),
         augmentation=", ".join([*done, *([mixing] if mixing else [])]),
         device=_device_name(args),
-        epochs=round(steps / steps_per_epoch, 2),
+        epochs=float(f"{steps / steps_per_epoch:.4g}"),
         steps=steps,
         images_per_step=batch * accumulated,
     )
+
+
+def with_time(facts: RunFacts, trainer: ImageTrainer) -> RunFacts:
+    """Adds the time that the training will take, from the time of one batch.
+
+    With several processes, the same batch also tells whether they have to look for parameters without a
+    gradient, where the user does not say so.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # which have not set the model up yet
+        return facts
+    args = trainer.args
+    load, compute, unused = trainer.try_batch()
+    if args.ddp_find_unused_parameters is None and trainer.accelerator.ddp_handler is not None:
+        trainer.accelerator.ddp_handler.find_unused_parameters = bool(unused)
+    load /= max(1, args.dataloader_num_workers)
+    compute /= max(1, args.n_gpu)
+
+    def seconds(images: float, compute: float) -> float:
+        return images * (max(load, compute) if args.dataloader_num_workers else load + compute)
+
+    # A backward pass takes about twice the time of a forward pass.
+    total = seconds(facts.steps * facts.images_per_step / args.world_size, compute)
+    if trainer.eval_dataset is not None and args.eval_strategy != "no":
+        by_steps = (
+            args.eval_steps
+            if args.eval_steps and args.eval_steps >= 1
+            else facts.steps * (args.eval_steps or 1)
+        )
+        times = facts.epochs if args.eval_strategy == "epoch" else facts.steps / by_steps
+        total += seconds(times * len(trainer.eval_dataset) / args.world_size, compute / 3)
+    return replace(facts, seconds=round(total, 1))
 
 
 def _decay_in_words(plan: LayerPlan, args: ImageTrainingArguments) -> str:

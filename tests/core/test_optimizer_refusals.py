@@ -14,8 +14,8 @@ from hf_lpwd.optimizer import LayerwiseDecay
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"decay_timing": "lpwd"}, r"unknown decay_timing 'lpwd': did you mean 'pwd'\?; choose one of l2"),
-        ({"decay_coupling": "none"}, "unknown decay_coupling 'none'; choose one of lr, independent"),
+        ({"decay_timing": "lpwd"}, r"unknown decay_timing 'lpwd': did you mean 'pwd'\? \(choose one of l2"),
+        ({"decay_coupling": "none"}, r"unknown decay_coupling 'none' \(choose one of lr, independent\)"),
         ({"decay_timing": "l2", "decay_coupling": "independent"}, "has no meaning"),
         ({"weight_decay": -0.1}, r"weight_decay is -0\.1"),
         ({"weight_decay": math.nan}, "weight_decay is nan"),

@@ -51,7 +51,8 @@ def test_files(report):
         for e in ("csv", "md")
     }
     drawn = ("differences", "contrasts", "decay", "grid", "layers", "opposing", "training")
-    assert names == {"index.html"} | tables | {f"figures/{n}.{e}" for n in drawn for e in ("png", "svg")}
+    figures = {f"figures/{n}.{e}" for n in drawn for e in ("png", "svg")}
+    assert names == {"index.html", "report.md"} | tables | figures
     for name in drawn:
         with Image.open(report / "figures" / f"{name}.png") as image:
             assert image.width == 780

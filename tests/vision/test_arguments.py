@@ -12,9 +12,9 @@ from transformers.integrations.deepspeed import (
 
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.arguments import DIGITS_RUN, arguments_from, make_parser, parse_args
+from hf_lpwd.vision.flag_parser import OLD_FLAGS
 from hf_lpwd.vision.launch import check_packages, set_up_launch
 from hf_lpwd.vision.model_args import parse_overrides
-from hf_lpwd.vision.old_flags import OLD_FLAGS
 
 
 def error_of(argv, capsys):
@@ -122,7 +122,7 @@ def test_flags_win_over_the_config_file(tmp_path, suffix):
         (["--decay_timing", "later"], "invalid choice: 'later' (choose from 'l2', 'wd', 'rwd', 'pwd')"),
         (
             ["--layer_schedule", "liner"],
-            "layer_schedule 'liner': did you mean 'linear'?; choose one of uniform,",
+            "layer_schedule 'liner': did you mean 'linear'? (choose one of uniform,",
         ),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--model_name_or_path", "x", "--config_overrides", "a=1"], "config_overrides changes a model"),

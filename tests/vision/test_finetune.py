@@ -18,6 +18,7 @@ from hf_lpwd.checkpoints.folders import UNFINISHED
 from hf_lpwd.cli import main
 from hf_lpwd.vision.data import images
 from hf_lpwd.vision.data.digits import load_digits
+from hf_lpwd.vision.progress import clock
 
 SHORT = ["--num_train_epochs", "3", "--max_train_samples", "600", "--disable_tqdm", "True"]
 
@@ -64,7 +65,8 @@ def test_it_says_what_it_will_do_how_each_epoch_goes_and_how_it_went(digits_run)
     opening, *epochs, went, _, after = lines
     state = read(folder, "trainer_state.json")
     values = [entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry][:3]
-    assert opening == (
+    told, _, estimate = opening.rpartition(" Estimated time: ")
+    assert told == (
         "digits: train 600 of 1,222 images (85% of train), test 359 images (test), validation 216 images "
         "(15% of train); 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9). Images of 8 x 8 pixels, 8 bits, values "
         "0 to 255 of 255. Weight decay 0.1 (mean 0.05), pwd x linear; adamw_torch_fused, learning rate 0.001 "
@@ -87,6 +89,8 @@ def test_it_says_what_it_will_do_how_each_epoch_goes_and_how_it_went(digits_run)
     facts = read(folder, "run_facts.json")
     assert facts["data"]["splits"]["train"] == {"images": 600, "source": "85% of train", "available": 1222}
     assert (facts["steps"], facts["epochs"], facts["images_per_step"]) == (114, 3, 16)
+    assert 0 < facts["seconds"] < 600
+    assert estimate == f"{clock(facts['seconds'])}."
     assert state["max_steps"] == 114
 
 

@@ -1,5 +1,6 @@
 """Which images an evaluation reads: those of its own split, all of them, each once."""
 
+import copy
 import json
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from small_runs import train
 from small_trainers import COMMON, make_model
 from torch.utils.data import Dataset
-from transformers import ViTImageProcessor
+from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from hf_lpwd.training_args import LPWDTrainingArguments
 from hf_lpwd.vision.data.images import collate
@@ -76,3 +77,32 @@ def test_the_loaders_of_a_run_change_none_of_its_figures(tmp_path):
         figures.append({key: read[key] for key in read if "accuracy" in key or "loss" in key})
     assert figures[0]["eval_loss"] != figures[0]["test_loss"]
     assert figures[0] == figures[1]
+
+
+class Images(Rows):
+    def __getitems__(self, indices):
+        return [{**self[index], "labels": torch.tensor(index % 2)} for index in indices]
+
+
+@pytest.mark.parametrize("unused", [[], ["extra"]])
+def test_a_batch_is_tried_without_effect(tmp_path, unused):
+    """Statistics of BatchNorm, random numbers, gradients and mode are as before; what is unused is named."""
+    config = ResNetConfig(
+        embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic", num_labels=2, num_channels=3
+    )
+    model = ResNetForImageClassification(config).train()
+    for name in unused:
+        model.register_parameter(name, torch.nn.Parameter(torch.ones(2)))
+    args = LPWDTrainingArguments(output_dir=str(tmp_path), remove_unused_columns=False, **COMMON)
+    transform = ImageTransform(ViTImageProcessor(size={"height": 16, "width": 16}))
+    trainer = ImageTrainer(
+        model=model, args=args, transform=transform, train_dataset=Images(*range(9)), data_collator=collate
+    )
+    state, random_numbers = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    load, compute, found = trainer.try_batch()
+    assert found == unused
+    assert 0 < load < compute < 10
+    assert torch.equal(torch.get_rng_state(), random_numbers)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(module.training for module in model.modules())

@@ -9,7 +9,10 @@ from hf_lpwd.vision.progress import EpochLines, clock, how_it_went
 
 
 def state_of(*evaluations, metric="eval_accuracy", trained=None):
-    history = [{"epoch": float(epoch), metric: value} for epoch, value in enumerate(evaluations, start=1)]
+    history = [
+        {"epoch": float(epoch), "step": 10 * epoch, metric: value}
+        for epoch, value in enumerate(evaluations, start=1)
+    ]
     if trained is not None:
         # The best checkpoint is evaluated once more after training.
         history += [{"train_runtime": trained}, {"epoch": float(len(evaluations)), metric: max(evaluations)}]
@@ -24,7 +27,7 @@ def args_for(metric="accuracy", greater_is_better=True, **changes):
         metric_for_best_model=metric,
         greater_is_better=greater_is_better,
         eval_strategy="epoch",
-        **{"load_best_model_at_end": True, **changes},
+        **{"load_best_model_at_end": True, "max_steps": -1, **changes},
     )
 
 
@@ -38,9 +41,18 @@ def test_clock(seconds, text):
 @pytest.mark.parametrize(
     ("values", "args", "line"),
     [
-        ((0.5, 0.75, 0.75), args_for(), "validation 0.75  best 0.75 (epoch 2)"),
-        ((0.5, 0.25), args_for("loss", False), "validation loss 0.25  best 0.25 (epoch 2)"),
-        ((0.5, 0.75), args_for("eval_loss", False), "validation loss 0.75  best 0.5 (epoch 1)"),
+        ((0.5, 0.75, 0.75), args_for(), "epoch 3/4  loss 1.5  validation 0.75  best 0.75 (epoch 2)"),
+        (
+            (0.5, 0.25),
+            args_for("loss", False),
+            "epoch 2/4  loss 1.5  validation loss 0.25  best 0.25 (epoch 2)",
+        ),
+        (
+            (0.5, 0.75),
+            args_for("eval_loss", False),
+            "epoch 2/4  loss 1.5  validation loss 0.75  best 0.5 (epoch 1)",
+        ),
+        ((0.5, 0.25), args_for(max_steps=40), "step 20/40  loss 1.5  validation 0.25  best 0.5 (step 10)"),
     ],
 )
 def test_the_line_of_an_epoch(capsys, monkeypatch, values, args, line):
@@ -56,8 +68,7 @@ def test_the_line_of_an_epoch(capsys, monkeypatch, values, args, line):
         lines.on_log(args, state, None, logs={"loss": loss})
     lines.on_evaluate(args, state, None)
     left = {20: "0:12", 30: "0:06"}[step]
-    epoch = f"epoch {len(values)}/4  loss 1.5"
-    assert capsys.readouterr().out == f"what it will do\n{epoch}  {line}  left {left}\n"
+    assert capsys.readouterr().out == f"what it will do\n{line}  left {left}\n"
 
 
 def test_how_it_went():
@@ -66,5 +77,8 @@ def test_how_it_went():
     )
     assert how_it_went(state_of(0.5, 0.75, trained=3.0), args_for(load_best_model_at_end=False)) == (
         "trained in 0:03"
+    )
+    assert how_it_went(state_of(0.5, 0.25, trained=3.0), args_for(max_steps=40)) == (
+        "trained in 0:03, best step 10 of 40 (accuracy 0.5)"
     )
     assert how_it_went(state_of(0.5), args_for()) is None

@@ -77,10 +77,9 @@ def find_layout(
     outermost ones, as in torchvision, with a warning. A metadata file with a column of labels goes first.
 
     Args:
-        listing: From `list_folder`.
+        listing: The files.
         label_column: Column of the labels in metadata files; default: one of `LABEL_COLUMNS`.
-        class_names: The classes of a model, by which the class folders are found; default: those of the
-            training images.
+        class_names: The classes of a model, by which class folders are found; default: the training images'.
 
     Raises:
         BadInputError: If no metadata file has `label_column`, or a validation or test image has a label that

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_lpwd.files import RECORD
-from hf_lpwd.messages import BadInputError
-from hf_lpwd.vision.data.decoding import image_suffixes
+from hf_lpwd.messages import BadInputError, first_line
+from hf_lpwd.vision.data.decoding import HEIF, NEEDS_HEIF, image_suffixes
 from hf_lpwd.vision.data.tables import BUILDERS
 
 _ARCHIVES = tuple(suffix for _, suffixes, _ in shutil.get_unpack_formats() for suffix in suffixes)
-_HEIF = (".heic", ".heif", ".hif")
 _DOCUMENTS = re.compile(
     r"\.(txt|md|rst|pdf|html?|xml|ya?ml|toml|ini|log|py|ipynb|sh|mat|npy|npz|pkl|names|data|gitattributes)"
 )
@@ -66,9 +65,7 @@ class Listing:
 def list_folder(folder: str | os.PathLike[str], cache_dir: str | None = None) -> Listing:
     """Lists the images and tables in a folder, in the folders below it, and behind symbolic links.
 
-    Args:
-        folder: The folder.
-        cache_dir: Where archives are unpacked; default: where `datasets` keeps what it converts.
+    Archives are unpacked into `cache_dir`; default: where `datasets` keeps what it converts.
 
     Raises:
         BadInputError: If a symbolic link leads back to a folder that it is in, or if a folder cannot be read.
@@ -115,8 +112,7 @@ def unpack(path: str | os.PathLike[str], cache_dir: str | None = None) -> Path:
             form = "zip" if is_zip else _tar_format(path.name.lower())
             shutil.unpack_archive(path, f"{temporary}/all", form, **options)  # type: ignore[arg-type]
         except Exception as error:  # zipfile, tarfile, zlib and lzma have errors of their own
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise BadInputError(f"{path.name} cannot be unpacked: {reason[:150]}") from error
+            raise BadInputError(f"{path.name} cannot be unpacked: {first_line(error)}") from error
         try:
             os.rename(f"{temporary}/all", target)
         except OSError:
@@ -182,8 +178,8 @@ def _add(file: File, listing: Listing) -> None:
         listing.tables.append(file)
     elif suffix in _ARCHIVES:
         listing.archives.append(file)
-    elif suffix in _HEIF:
-        listing.left_out[f"file {suffix}, which needs `pip install pillow-heif`"] += 1
+    elif suffix in HEIF:
+        listing.left_out[f"file {suffix}, {NEEDS_HEIF}"] += 1
     elif _DOCUMENTS.fullmatch(suffix):
         listing.left_out[f"document {suffix}"] += 1
     else:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lpwd.files import RECORD
-from hf_lpwd.messages import BadInputError
+from hf_lpwd.messages import BadInputError, first_line
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.digits import DIGITS, load_digits
 from hf_lpwd.vision.data.facts import list_names
@@ -287,11 +287,9 @@ def _one_line_errors(name: str, token: str | bool | None = None) -> Iterator[Non
         raise
     except Exception as error:
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
-        lines = str(cause or error).strip().splitlines() or [type(error).__name__]
-        message = re.sub(r"\bhf_\w+", "hf_***", lines[0])
+        message = re.sub(r"\bhf_\w+", "hf_***", first_line(cause or error, 200))
         if isinstance(token, str) and token:
             message = message.replace(token, "***")
-        message = message if len(message) <= 200 else message[:197] + "..."
         here = "" if Path(name).exists() else "there is no such dataset here, and of the Hub: "
         raise BadInputError(f"dataset {name!r} cannot be loaded: {here}{message}") from error
 

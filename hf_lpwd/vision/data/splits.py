@@ -14,10 +14,10 @@ from datasets import ClassLabel, Dataset, Image, Value
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
-from hf_lpwd.vision.data.image_sizes import look_at_images
+from hf_lpwd.vision.data.image_files import count_shared_images
 from hf_lpwd.vision.data.labels import encode_labels, stratified_cut, stratified_subset
 from hf_lpwd.vision.data.layout import LABEL_COLUMNS, ROLES, role_of
-from hf_lpwd.vision.data.shared_images import count_shared_images
+from hf_lpwd.vision.data.sample import look_at_images
 from hf_lpwd.vision.data.sources import Source, load_source
 from hf_lpwd.vision.data.tables import IMAGE_COLUMNS
 
@@ -60,7 +60,12 @@ class Splits:
 
 
 def load_splits(
-    args: DataTrainingArguments, *, seed: int, cache_dir: str | None = None, token: str | bool | None = None
+    args: DataTrainingArguments,
+    *,
+    seed: int,
+    cache_dir: str | None = None,
+    token: str | bool | None = None,
+    test_split: float | None = None,
 ) -> Splits:
     """Loads the dataset and gives it a training, a validation and, where it has one, a test split.
 
@@ -69,12 +74,10 @@ def load_splits(
 
     Args:
         args: Which data, which columns, how many rows.
-        seed: Seed of the validation cut and of `max_train_samples` and `max_eval_samples`.
+        seed: Of the validation cut and of `max_train_samples` and `max_eval_samples`.
         cache_dir: Where `datasets` keeps what it downloads and converts.
         token: Hub token for private datasets.
-
-    Returns:
-        The splits, with columns and classes found and checked.
+        test_split: As `args.test_split` where that is None, but a dataset's own test split is used.
 
     Raises:
         BadInputError: If there is no such dataset or column, fewer than two classes to train on, or a label
@@ -93,7 +96,7 @@ def load_splits(
     _require_two_classes(labels["train"][rows["train"]], class_names, source.name)
 
     for role, fraction, cut_seed in (
-        ("test", args.test_split, _TEST_SEED),
+        ("test", test_split if args.test_split is None else args.test_split, _TEST_SEED),
         ("validation", args.train_val_split, seed),
     ):
         if fraction is not None and role not in rows:
@@ -146,19 +149,7 @@ def load_splits(
 
 
 def cut_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts a fraction of the training rows off for another split: stratified, one of every class is left.
-
-    Args:
-        labels: Label of each training row.
-        fraction: Between 0 and 1.
-        seed: Seed of the draw.
-
-    Returns:
-        The row numbers that remain for training and those cut off, both sorted.
-
-    Raises:
-        BadInputError: If there is only one row of each class.
-    """
+    """Cuts a fraction of the training rows off for another split; see `stratified_cut`."""
     total = len(labels)
     return stratified_cut(labels, min(max(1, round(fraction * total)), total - 1), seed)
 
@@ -192,12 +183,7 @@ def with_columns(
 ) -> tuple[dict[str, Dataset], tuple[str, str]]:
     """Finds the columns of images and labels, and makes the images a `datasets.Image` column in every split.
 
-    Args:
-        parts: The splits by role.
-        args: Which columns; default: those with usual names, or the only one of the feature's type.
-
-    Returns:
-        The splits, and the names of the two columns.
+    Without names in `args`, they are those with usual names, or the only one of the feature's type.
 
     Raises:
         BadInputError: If there is no such column.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
 from PIL import Image
 
-from hf_lpwd.messages import BadInputError
+from hf_lpwd.messages import BadInputError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,7 +52,7 @@ def read_tables(
 
     Args:
         paths: The files.
-        image_column: Column of the images; default: one of `IMAGE_COLUMNS`.
+        image_column: Default: one of `IMAGE_COLUMNS`.
         may_lack_images: Keep rows whose image file is not there.
         cache_dir: Where `datasets` keeps what it converts.
 
@@ -142,8 +142,7 @@ def read_rows(path: str) -> dict[str, list[Any]]:
         rows = [rows] if isinstance(rows, dict) else rows
         return {column: [row.get(column) for row in rows] for column in dict.fromkeys(chain(*rows))}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise BadInputError(f"{os.path.basename(path)} cannot be read: {reason[:150]}") from error
+        raise BadInputError(f"{os.path.basename(path)} cannot be read: {first_line(error)}") from error
 
 
 def _kind(path: str) -> tuple[str, str]:

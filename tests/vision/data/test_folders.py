@@ -16,7 +16,15 @@ from PIL import Image
 
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.decoding import HEIF, image_suffixes
 from hf_lpwd.vision.data.splits import Splits, load_splits
+
+
+@pytest.fixture(autouse=True)
+def _without_heif(monkeypatch):
+    """As where pillow-heif is not installed."""
+    suffixes = image_suffixes() - set(HEIF)
+    monkeypatch.setattr("hf_lpwd.vision.data.listing.image_suffixes", lambda: suffixes)
 
 
 def make(root: Path, *names: str) -> Path:

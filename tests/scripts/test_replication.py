@@ -1,0 +1,85 @@
+"""The files of the replication: its study at full size parses, plans and starts; records make its page."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import yaml
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+from hf_lpwd.cli import main
+from hf_lpwd.study.config import read_study
+from hf_lpwd.study.records import load_records
+
+REPLICATION = Path(__file__).parents[2] / "scripts/replication"
+
+
+@pytest.fixture
+def full_size():
+    return yaml.safe_load((REPLICATION / "full_size.yaml").read_text())
+
+
+def written(study, folder):
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    return path
+
+
+def test_the_full_size_has_the_models_and_the_runs_that_it_says(full_size, tmp_path):
+    grid = full_size["grid"]
+    assert [model["model_name_or_path"] for model in grid["model"]] == [
+        "timm/convnext_tiny.fb_in22k",
+        "timm/swin_tiny_patch4_window7_224.ms_in22k",
+    ]
+    assert [len(values) for values in grid.values()] == [2, 2, 3, 2, 5, 7, 5]
+    # Its comment names 5,700 runs: 20 times (models, datasets, seeds) those of one model, task and seed.
+    for axis in ("model", "data", "seed"):
+        grid[axis] = grid[axis][:1]
+    assert len(read_study(str(written(full_size, tmp_path))).runs) * 20 == 5700
+
+
+def test_the_full_size_plans_and_starts(full_size, tmp_path, capsys):
+    config = TimmWrapperConfig(
+        architecture="test_convnext",
+        pretrained_cfg=timm.get_pretrained_cfg("test_convnext").to_dict(),
+        initializer_range=0.02,
+        num_labels=5,
+    )
+    TimmWrapperForImageClassification(config).save_pretrained(tmp_path / "timm_model")
+    grid = full_size["grid"] | {
+        "model": [{"name": "ConvNeXt", "model_name_or_path": str(tmp_path / "timm_model")}],
+        "data": [{"name": "digits", "dataset_name": "digits", "test_split": 0.2}],
+        "decay_timing": ["wd", "pwd"],
+        "learning_rate": [1e-3],
+        "weight_decay": [0.5],
+        "seed": [0],
+    }
+    few = {"max_train_samples": 40, "max_eval_samples": 20, "per_device_train_batch_size": 20, "max_steps": 1}
+    train = full_size["train"] | few | {"logging_steps": 1}
+    del train["num_train_epochs"]
+    study = written(full_size | {"train": train, "grid": grid, "baselines": []}, tmp_path)
+    assert main(["study", "plan", str(study)]) == 0
+    assert "4 runs" in capsys.readouterr().out
+    assert main(["study", "run", str(study), "--runs", str(tmp_path / "runs"), "--n_jobs", "1"]) == 0
+    assert sorted(record.method for record in load_records(str(tmp_path / "runs"))) == [
+        "pwd linear",
+        "pwd uniform",
+        "wd linear",
+        "wd uniform",
+    ]
+
+
+def test_the_records_make_every_table_and_figure_of_the_page(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(REPLICATION)
+    import write_page
+
+    text = write_page.PAGE.read_text()
+    records = write_page.PAGE.parent / "replication"
+    assert write_page.fill(text, records, tmp_path / "figures") == text
+    made = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
+    assert made == {path.name: path.read_bytes() for path in (records / "figures").iterdir()}
+    assert "differences.svg" in made
+    # What is not from the records is seen: a figure of a table that somebody edited.
+    edited = text.replace("| C1 | 330 |", "| C1 | 331 |")
+    assert edited != text
+    assert write_page.fill(edited, records, tmp_path / "figures") == text
