@@ -40,8 +40,9 @@ def zero_step(
     The step starts from a fresh optimizer state, so that momentum does not hide the decay, and runs no hooks.
     It has the learning rate of each group; its `initial_lr` where that is 0, as at the start of a warmup.
     Parameters whose weights are all 0 are set to 1. Of a schedule-free optimizer, the sequence z counts, of
-    which the weights are an average. Afterwards weights, gradients, optimizer state, settings of the groups, hooks and random numbers are bit
-    for bit what they were. No more than `CHUNK_ELEMENTS` elements, or one parameter, are held twice.
+    which the weights are an average. Afterwards weights, gradients, optimizer state, settings of the groups,
+    hooks and random numbers are bit for bit what they were. No more than `CHUNK_ELEMENTS` elements, or one
+    parameter, are held twice.
 
     Args:
         optimizer: See `hf_lpwd.measure.measure_parameters`, also for what is raised.
