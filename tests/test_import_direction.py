@@ -28,7 +28,6 @@ CORE_CHAIN = [
         "plan",
         "plan_table",
         "plan_groups",
-        "diagnostics",
         "decay_groups",
         "base_optimizer",
         "low_precision",
@@ -37,7 +36,7 @@ CORE_CHAIN = [
     },
     {"optimizer"},
     {"factory", "stock_state", "zero_step", "measure", "decay_measurement"},
-    {"layer_log", "trainer", "trainer_optimizer", "training_args", "lpwd_arguments", "decay_report"},
+    {"training_args", "trainer_log", "trainer"},
 ]
 # The same for the modules of the study: config -> runs -> records -> analysis -> report.
 STUDY_CHAIN = [

@@ -19,7 +19,6 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
-from hf_lpwd.layer_log import QuietPrinter
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import layer_name
@@ -29,6 +28,7 @@ from hf_lpwd.study.config import TOTAL_DECAY, RunSpec
 from hf_lpwd.study.environment import environment, versions
 from hf_lpwd.study.record import FORMAT
 from hf_lpwd.study.steps import decay_steps
+from hf_lpwd.trainer_log import QuietPrinter
 from hf_lpwd.vision.arguments import Arguments, arguments_from
 from hf_lpwd.vision.data.image_files import fingerprints
 from hf_lpwd.vision.data.splits import load_splits
