@@ -82,6 +82,10 @@ def find_layout(
         raise BadInputError(
             f"no metadata file has the label column {label_column!r}, and folders name the classes"
         )
+    with_images = {name for file in listing.images for name in file.folders}
+    empty = {folders[-1] for folders in listing.folders if folders} - with_images
+    if any(map(role_of, empty)):
+        _say(layout, f"Folders of splits without an image: {list_names(sorted(filter(role_of, empty)))}")
     # The training images come first: they define the classes.
     order = sorted(splits, key=lambda split: role_of(split) != "train")
     known = None if class_names is None else list(class_names)

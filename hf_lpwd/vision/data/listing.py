@@ -162,7 +162,7 @@ def _list(folder: Path, folders: tuple[str, ...], above: tuple[str, ...], listin
 
 def _link_as_text(entry: os.DirEntry[str]) -> str | None:
     """Returns the folder that a file names if it is a symbolic link as git stores it where it has none."""
-    if "." in entry.name or not entry.is_file() or entry.stat().st_size > 1024:
+    if "." in entry.name or not os.path.isfile(entry.path) or entry.stat().st_size > 1024:
         return None
     with open(entry.path, "rb") as file:
         text = os.fsdecode(file.read())

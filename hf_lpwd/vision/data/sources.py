@@ -143,7 +143,8 @@ def _load_folder(
 
     if (folder / RECORD).is_file():
         raise BadInputError(f"{name} is the folder of a run of hf-lpwd, not a dataset")
-    if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+    saved_files = {"dataset_dict.json", "state.json", "dataset_info.json"} & set(os.listdir(folder))
+    if "dataset_dict.json" in saved_files or len(saved_files) == 2:
         saved = datasets.load_from_disk(str(folder))
         return Source(name, saved if isinstance(saved, datasets.DatasetDict) else _as_train(saved))
     if _has_configuration(folder):

@@ -309,6 +309,19 @@ def test_a_class_folder_without_an_image_is_named(tmp_path, extra):
     assert splits.facts.notes == ["Class folders without an image that can be read: fox, wolf"]
 
 
+def test_a_split_folder_without_images_is_told(tmp_path):
+    (tmp_path / "set" / "val" / "cat").mkdir(parents=True)
+    splits = load(make(tmp_path / "set", *(f"train/{name}" for name in TWO_EACH), "test/cat/x.txt"))
+    assert set(splits.sources.values()) == {"train"}
+    assert splits.facts.notes == ["Folders of splits without an image: test, val"]
+
+
+def test_a_file_of_another_program_makes_no_saved_dataset(tmp_path):
+    root = make(tmp_path / "set", *TWO_EACH)
+    (root / "state.json").write_text("{}")
+    assert names(load(root)) == {"train": ALL}
+
+
 def test_classes_that_differ_in_case_or_spaces_alone_are_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         splits = load(make(tmp_path / "set", *TWO_EACH, "Cat/4.png", "c at/5.png", "cats/6.png"))
@@ -346,9 +359,10 @@ def test_symbolic_links_are_followed(tmp_path):
     (tmp_path / "set" / "fox").symlink_to("../elsewhere/fox")
     (tmp_path / "set" / "cat" / "5.png").symlink_to(tmp_path / "elsewhere" / "single.png")
     (tmp_path / "set" / "cat" / "6.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "set" / "cat" / "itself").symlink_to("itself")
     splits = load(tmp_path / "set")
     assert names(splits) == {"train": ["cat/0", "cat/2", "dog/1", "dog/2", "fox/0", "fox/1"]}
-    assert splits.facts.left_out == {"broken symbolic link": 1}
+    assert splits.facts.left_out == {"broken symbolic link": 2}
 
 
 def test_a_link_that_git_stores_as_text_is_followed(tmp_path):
