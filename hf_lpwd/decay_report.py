@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_lpwd.measure import DecayMeasurement, measure_decay
+from hf_lpwd.decay_measurement import DecayMeasurement, measure_decay
 from hf_lpwd.plan import LayerPlan
 
 
@@ -38,7 +38,7 @@ class DecayReport(TrainerCallback):
         """Measures; prints and logs, unless it is quiet."""
         try:
             self.measurement = measure_decay(kwargs["optimizer"], kwargs["model"], plan=self.plan)
-        except (TypeError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             if state.is_world_process_zero and not self.quiet:
                 print(f"The decay was not measured: {error}")
             return

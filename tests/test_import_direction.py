@@ -36,7 +36,7 @@ CORE_CHAIN = [
         "timings",
     },
     {"optimizer"},
-    {"factory", "stock_state", "zero_step", "measure"},
+    {"factory", "stock_state", "zero_step", "measure", "decay_measurement"},
     {"layer_log", "trainer", "trainer_optimizer", "training_args", "lpwd_arguments", "decay_report"},
 ]
 # The same for the modules of the study: config -> runs -> records -> analysis -> report.
