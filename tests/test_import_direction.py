@@ -28,7 +28,6 @@ CORE_CHAIN = [
         "plan",
         "plan_table",
         "plan_groups",
-        "diagnostics",
         "decay_groups",
         "base_optimizer",
         "low_precision",
@@ -36,8 +35,8 @@ CORE_CHAIN = [
         "timings",
     },
     {"optimizer"},
-    {"factory", "stock_state", "zero_step", "measure"},
-    {"layer_log", "trainer", "trainer_optimizer", "training_args", "lpwd_arguments", "decay_report"},
+    {"factory", "stock_state", "zero_step", "measure", "decay_measurement"},
+    {"training_args", "trainer_log", "trainer"},
 ]
 # The same for the modules of the study: config -> runs -> records -> analysis -> report.
 STUDY_CHAIN = [

@@ -15,10 +15,10 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, get_scheduler
 from transformers.utils import logging
 
-from hf_lpwd.layer_log import QuietPrinter
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import layer_name
 from hf_lpwd.study.config import TOTAL_DECAY, RunSpec
+from hf_lpwd.trainer_log import QuietPrinter
 from hf_lpwd.vision.arguments import Arguments, arguments_from
 from hf_lpwd.vision.data.splits import load_splits
 from hf_lpwd.vision.finetune import make_trainer

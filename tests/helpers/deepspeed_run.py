@@ -25,6 +25,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from deepspeed_scripts import check_scripts
 
+from hf_lpwd.decay_measurement import measure_decay
 from hf_lpwd.factory import create_lpwd_optimizer
 from hf_lpwd.plan_groups import plan_differences
 
@@ -107,6 +108,8 @@ def check_that_pwd_raises(stage):
         optimizer.train()
     with pytest.raises(RuntimeError, match="use timing 'rwd', which needs no call"):
         train(engine, range(1))
+    with pytest.raises(TypeError, match="steps flat copies of the weights, which cannot be told apart"):
+        measure_decay(engine.optimizer, model)
 
 
 def main():

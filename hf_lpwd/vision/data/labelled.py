@@ -17,9 +17,9 @@ from hf_lpwd.vision.data.decoding import Scale
 from hf_lpwd.vision.data.digits import DIGITS
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts
 from hf_lpwd.vision.data.labels import labels_by_name, stratified_subset
-from hf_lpwd.vision.data.layout import role_of
 from hf_lpwd.vision.data.sample import look_at_images, undecoded
 from hf_lpwd.vision.data.sources import load_source
+from hf_lpwd.vision.data.split_names import role_of
 from hf_lpwd.vision.data.splits import with_columns
 
 if TYPE_CHECKING:

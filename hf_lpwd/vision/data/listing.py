@@ -20,6 +20,15 @@ _ARCHIVES = tuple(suffix for _, suffixes, _ in shutil.get_unpack_formats() for s
 _DOCUMENTS = re.compile(
     r"\.(txt|md|rst|pdf|html?|xml|ya?ml|toml|ini|log|py|ipynb|sh|mat|npy|npz|pkl|names|data|gitattributes)"
 )
+# Of macOS, network drives and file systems: thumbnails, copies and what was deleted.
+_SYSTEM_FOLDERS = {
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "$recycle.bin",
+    "lost+found",
+    "system volume information",
+}
 _SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini"}
 _METADATA = re.compile(r"metadata\.(csv|jsonl|parquet)", re.IGNORECASE)
 
@@ -138,7 +147,7 @@ def _list(folder: Path, folders: tuple[str, ...], above: tuple[str, ...], listin
     for entry in entries:
         path = _link_as_text(entry) or entry.path
         if os.path.isdir(path):
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FOLDERS:
                 _count_hidden(entry, listing)
                 continue
             real = os.path.realpath(path)
@@ -153,7 +162,7 @@ def _list(folder: Path, folders: tuple[str, ...], above: tuple[str, ...], listin
 
 def _link_as_text(entry: os.DirEntry[str]) -> str | None:
     """Returns the folder that a file names if it is a symbolic link as git stores it where it has none."""
-    if "." in entry.name or not entry.is_file() or entry.stat().st_size > 1024:
+    if "." in entry.name or not os.path.isfile(entry.path) or entry.stat().st_size > 1024:
         return None
     with open(entry.path, "rb") as file:
         text = os.fsdecode(file.read())

@@ -16,9 +16,10 @@ from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
 from hf_lpwd.vision.data.image_files import count_shared_images
 from hf_lpwd.vision.data.labels import encode_labels, stratified_cut, stratified_subset
-from hf_lpwd.vision.data.layout import LABEL_COLUMNS, ROLES, role_of
+from hf_lpwd.vision.data.layout import LABEL_COLUMNS
 from hf_lpwd.vision.data.sample import look_at_images
 from hf_lpwd.vision.data.sources import Source, load_source
+from hf_lpwd.vision.data.split_names import ROLES, role_of
 from hf_lpwd.vision.data.tables import IMAGE_COLUMNS
 
 # The same for every seed of a run, so that no run trains on the test images of another one.
@@ -113,6 +114,10 @@ def load_splits(
         if role in rows and limit is not None and limit < len(rows[role]):
             rows[role] = rows[role][stratified_subset(labels[role][rows[role]], limit, seed)]
 
+    alike = _alike(class_names)
+    if alike:
+        source.notes.append(f"Classes whose names differ in case or spaces alone: {list_names(alike)}")
+        logger.warning("%s", source.notes[-1])
     used = {role: labels[role][rows[role]] for role in rows}
     _require_two_classes(used["train"], class_names, source.name)
     chosen = {role: parts[role].select(index) for role, index in rows.items()}
@@ -234,6 +239,12 @@ def _require_two_classes(labels: np.ndarray, class_names: list[str], name: str) 
         raise BadInputError(
             f"{name}: the training data has one class only ({shown}); a classifier needs at least two"
         )
+
+
+def _alike(class_names: list[str]) -> list[str]:
+    """Returns the names that another one equals apart from case and spaces."""
+    plain = ["".join(name.split()).casefold() for name in class_names]
+    return [name for name, text in zip(class_names, plain, strict=True) if plain.count(text) > 1]
 
 
 def _unlabelled(
