@@ -94,7 +94,7 @@ def _over_tasks(made: Sequence[Comparison]) -> Comparison:
         by_seed=by_seed,
         tried=(sum(c.tried[0] for c in used), sum(c.tried[1] for c in used)),
         diverged=(sum(c.diverged[0] for c in used), sum(c.diverged[1] for c in used)),
-        left_out=[f"mean over {', '.join(c.task for c in used)}", *left_out],
+        left_out=[f"mean over {len(used)} of {len(made)} tasks", *left_out],
         withheld=too_few,
     )
 
