@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from datasets import DatasetDict
+from datasets import DatasetDict
 
 #: Role of a split -> the names that it usually has, in lower case, the most usual one first.
 ROLES = {
