@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.measure import MeasuredDecay, measure_parameters
+from hf_lpwd.messages import value_range
 from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.plan_table import aligned
 
@@ -45,7 +46,7 @@ class DecayMeasurement:
             yield f"{_counted(self.missing)} trainable, but not in the optimizer"
         lost = [name for name, decay in of.items() if decay.weight_decay and not decay.decays]
         if lost:
-            rates = _range(of[name].weight_decay for name in lost)
+            rates = value_range((of[name].weight_decay for name in lost), 4)
             yield f"{_counted(lost)} set to decay at {rates}, but one step leaves the weights as they are"
         mixed = [name for name, decay in of.items() if not decay.multiplies]
         if mixed:
@@ -55,10 +56,10 @@ class DecayMeasurement:
             )
         twice = [n for n, d in of.items() if n not in {*lost, *mixed} and not d.agrees and _is_twice(d)]
         if twice:
-            yield f"{_counted(twice)} decayed twice: by {_factor(of, twice)}, not {_promise(of, twice)}"
+            yield f"{_counted(twice)} decayed twice: by {self._factors(twice)}"
         other = [n for n, d in of.items() if not d.agrees and n not in {*lost, *mixed, *twice}]
         if other:
-            yield f"{_counted(other)} decayed by {_factor(of, other)}, not {_promise(of, other)}"
+            yield f"{_counted(other)} decayed by {self._factors(other)}"
         reasons: dict[str, list[str]] = {}
         for name, decay in of.items():
             if decay.decays and (reason := self.plan[name].exempt):
@@ -74,6 +75,10 @@ class DecayMeasurement:
             yield f"nothing decays: {_counted(idle)} without a rate"
         elif idle:
             yield f"{_counted(idle)} not decayed: no rate is set for them"
+
+    def _factors(self, names: list[str]) -> str:
+        measured = value_range((self.parameters[name].measured for name in names), 4)
+        return f"{measured}, not {value_range((self.parameters[name].promised for name in names), 4)}"
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns a row for each layer: `stack`, `layer`, `elements`, and lists of rates set and measured.
@@ -121,8 +126,8 @@ class DecayMeasurement:
                 f"{row['stack']}/{row['layer']}" if row["stack"] else str(row["layer"]),
                 f"{row['elements']:,}",
                 f"{row['not_decayed']:,}",
-                _range(row["set"]),
-                _range(row["measured"]),
+                value_range(row["set"], 4) or "-",
+                value_range(row["measured"], 4) or "-",
                 ", ".join(row["modules"]),
             ]
             for row in self.rows()
@@ -180,18 +185,3 @@ def _counted(names: list[str]) -> str:
     shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
     plural = "parameters" if len(names) > 1 else "parameter"
     return f"{len(names)} {plural} ({shown}) {'are' if len(names) > 1 else 'is'}"
-
-
-def _range(values: Iterable[float]) -> str:
-    values = sorted(set(values))
-    if not values:
-        return "-"
-    return f"{values[0]:.4g}" if len(values) == 1 else f"{values[0]:.4g} to {values[-1]:.4g}"
-
-
-def _factor(of: dict[str, MeasuredDecay], names: list[str]) -> str:
-    return _range(float(f"{of[name].measured:.6g}") for name in names)
-
-
-def _promise(of: dict[str, MeasuredDecay], names: list[str]) -> str:
-    return _range(float(f"{of[name].promised:.6g}") for name in names)

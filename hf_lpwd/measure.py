@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_lpwd.config import LPWDConfig
+from hf_lpwd.parameters import whole
 from hf_lpwd.plan import LayerPlan, plan_layers
-from hf_lpwd.zero_step import whole, zero_step
+from hf_lpwd.zero_step import zero_step
 
 #: What a user expects: a plan, the settings of one, or a function from name and parameter to the rate.
 Expected: TypeAlias = LayerPlan | LPWDConfig | Callable[[str, Tensor], float]

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from hf_lpwd.optimizer import LayerwiseDecay
+from hf_lpwd.parameters import whole
 from hf_lpwd.stale_gradients import StaleGradients
 
 Result = TypeVar("Result")
@@ -194,11 +195,6 @@ def _before_the_first_step(state: dict[Any, Any], parameters: Sequence[Tensor]) 
 def _identity(key: Any) -> int:
     """Which parameter a key of a state stands for: itself, or the parameter whose id it is."""
     return key if isinstance(key, int) else id(key)
-
-
-def whole(tensor: Any) -> Tensor:
-    """Returns all of a tensor, also if FSDP2 has sharded it."""
-    return tensor.detach().full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
 
 
 def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -16,9 +16,9 @@ from transformers import Trainer, TrainingArguments
 from hf_lpwd import LayerwiseDecay, create_lpwd_optimizer
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.decay_measurement import measure_decay
-from hf_lpwd.decay_report import DecayReport
 from hf_lpwd.measure import assert_decays
 from hf_lpwd.plan import plan_layers
+from hf_lpwd.trainer_log import DecayReport
 
 LR, RATE = 1e-2, 0.05
 
