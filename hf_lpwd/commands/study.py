@@ -102,7 +102,8 @@ def _init(args: Namespace) -> int:
     from hf_lpwd.study.planning import write_study
 
     write_study(args.file, {name: value for name in _INIT if (value := getattr(args, name)) is not None})
-    print(f"written: {args.file}; next: hf-lpwd study plan {args.file}")
+    print(f"written: {args.file}")
+    print(_next("plan", args.file))
     return 0
 
 
@@ -143,7 +144,12 @@ def _plan(args: Namespace) -> int:
             grid |= {axis: choice.decays, "seed": list(range(choice.num_seeds))}
             write_bytes(args.out, yaml.safe_dump(content, sort_keys=False).encode())
             print(f"written: {args.out}")
+    print(_next("register", args.out or args.file, args.runs))
     return 0
+
+
+def _next(action: str, file: str, runs: str | None = None) -> str:
+    return f"next: hf-lpwd study {action} {file}{'' if runs is None else f' --runs {runs}'}"
 
 
 def _rate(settings: dict) -> float:
@@ -158,6 +164,7 @@ def _register(args: Namespace) -> int:
     folder = runs_folder(args)
     plan = store_plan(folder, study.questions, [run.planned() for run in study.runs], register=True)
     print(f"registered in {folder}/plan.json: {len(plan.runs)} runs, SHA-256 {plan.registered}")
+    print(_next("run", args.file, args.runs))
     return 0
 
 
@@ -181,7 +188,9 @@ def run_study(args: Namespace, prog: str) -> int:
     missing = [run for run in study.runs if not (Path(folder) / f"{run.id}.json").exists()]
     # What is wrong with a dataset or a model is said once, not by each run.
     for run in one_run_a_task(missing):
-        check_run(run)
+        said = check_run(run)
+        if said is not None:
+            print(said, file=sys.stderr)
     store_plan(folder, study.questions, [run.planned() for run in study.runs])
     try:
         ends = sweep(
@@ -202,6 +211,7 @@ def run_study(args: Namespace, prog: str) -> int:
         f"{ends['here']} runs done; {ends['completed']} completed, {ends['diverged']} diverged and "
         f"{ends['failed']} failed in {folder}"
     )
+    print(_next("report", args.file, args.runs))
     return 1 if ends["failed"] else 0
 
 

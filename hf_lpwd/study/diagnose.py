@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from hf_lpwd.study.callbacks import OpposingPenalty, accuracy
 from hf_lpwd.study.run import layer_of_parameter, quiet_run, quiet_trainer
+from hf_lpwd.vision.arguments import parse_args
 from hf_lpwd.vision.prepare import Run
 
 #: What shrinking multiplies weights by.
@@ -35,7 +36,7 @@ def opposing_penalty(argv: Sequence[str], prog: str) -> tuple[list[float], Lines
     Raises:
         ValueError: Nothing decays.
     """
-    with quiet_run([*argv, "--decay_timing", "wd"], prog) as (run, args):
+    with quiet_run(parse_args([*argv, "--decay_timing", "wd"], prog)) as (run, args):
         measured = OpposingPenalty(layer_of_parameter(run))
         quiet_trainer(run, args, [measured]).train()
     if not measured.steps:
@@ -55,7 +56,7 @@ def shrink(argv: Sequence[str], prog: str) -> tuple[list[float], Lines]:
     Returns:
         `SCALES`, and the validation accuracy at them: of ``"all"`` layers scaled, and of each one alone.
     """
-    with quiet_run(argv, prog) as (run, args):
+    with quiet_run(parse_args(argv, prog)) as (run, args):
         if run.settings["model_name_or_path"] is None:
             quiet_trainer(run, args).train()
         run.model.to(args.device)
@@ -140,7 +141,7 @@ def _trained(
 ) -> _Trajectory:
     # The model that training ends with is the last one, not the best, so that the walks have no jump.
     flags = ["--decay_timing", timing, "--load_best_model_at_end", "False", "--save_strategy", "no"]
-    with quiet_run([*argv, *flags], prog) as (run, args):
+    with quiet_run(parse_args([*argv, *flags], prog)) as (run, args):
         if other:
             args.data_seed = args.seed + 1
         quiet_trainer(run, args, [walk]).train()

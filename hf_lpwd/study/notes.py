@@ -17,6 +17,13 @@ def notes(tasks: Sequence[Task], results: Mapping[str, Sequence[MethodResult]]) 
         where = f" on {task.name}" if len(tasks) > 1 else ""
         if not task.has_test:
             yield f"No test split was read{where}: there are no verdicts."
+        cut = {r.data.sizes["test"] for r in task.records if r.data and r.data.test_cut_from_train}
+        if cut:
+            number = " or ".join(f"{size:,}" for size in sorted(cut))
+            yield (
+                f"The dataset has no test split{where}: {number} of its training images were held out as one "
+                "before anything was chosen."
+            )
         grid = [method for method in task.methods.values() if not method.is_control]
         if len({len(method.grid) for method in grid}) > 1:
             tried = ", ".join(f"{method.name} {len(method.grid)}" for method in grid)

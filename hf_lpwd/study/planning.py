@@ -39,11 +39,13 @@ class Trial:
         seconds: Estimate for a whole run.
         test_images: Number of test images.
         steps: Steps of a whole run.
+        data: Name of the dataset, if its test images are cut from the training images.
     """
 
     seconds: float
     test_images: int
     steps: int
+    data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,23 +87,20 @@ def one_run_a_task(runs: Sequence[RunSpec]) -> list[RunSpec]:
     return list(found.values())
 
 
-def check_run(run: RunSpec) -> None:
-    """Loads data and model of a run, and checks its rates and that there is a test split; trains nothing.
+def check_run(run: RunSpec) -> str | None:
+    """Loads data and model of a run, and checks its rates; trains nothing.
 
     Raises:
         BadInputError: What is wrong with them.
     """
-    from hf_lpwd.study.run import quiet_run
+    from hf_lpwd.study.run import prepared
 
     try:
-        with quiet_run(run.flags, "hf-lpwd study", total_decay=run.settings.get("total_decay")) as (made, _):
-            if "test" not in made.images:
-                raise BadInputError(
-                    f"{made.splits.name} has no test split, without which there is no verdict: set "
-                    "test_split under train, e.g. to 0.15, to cut one from the training images"
-                )
+        with prepared(run) as (made, _):
+            cut = _cut_from_train(made)
     except (ValueError, OSError) as error:
-        raise BadInputError(f"checking a run of {run.method!r}: {error}") from None
+        raise BadInputError(str(error)) from None
+    return None if cut is None else test_split_text(cut, len(made.images["test"]))
 
 
 def timed_trial(run: RunSpec) -> Trial:
@@ -113,33 +112,45 @@ def timed_trial(run: RunSpec) -> Trial:
     import torch
 
     from hf_lpwd.study.callbacks import StepTimes
-    from hf_lpwd.study.run import quiet_run, quiet_trainer
+    from hf_lpwd.study.run import prepared, quiet_trainer
     from hf_lpwd.study.steps import num_steps
 
     torch.set_num_threads(1)
     started = time.monotonic()
-    total = run.settings.get("total_decay")
-    short = {"max_steps": _TRIAL_STEPS, "save_strategy": "no", "eval_strategy": "no", "warmup_steps": 0}
-    short |= {"load_best_model_at_end": False}
+    short: dict[str, Any] = {"max_steps": _TRIAL_STEPS, "save_strategy": "no", "eval_strategy": "no"}
+    short |= {"warmup_steps": 0, "load_best_model_at_end": False}
     try:
-        with quiet_run(run.flags, "hf-lpwd study", total_decay=total) as (whole, args):
+        with prepared(run) as (whole, args):
             steps = num_steps(args, len(whole.images["train"]))
             evaluations = _evaluations(args, steps)
         loaded = time.monotonic() - started
-        with quiet_run(run.flags | short, "hf-lpwd study", total_decay=total) as (prepared, args):
+        with prepared(run, **short) as (made, args):
             times = StepTimes()
-            trainer = quiet_trainer(prepared, args, [times])
+            trainer = quiet_trainer(made, args, [times])
             trainer.train()
             started = time.monotonic()
-            trainer.evaluate(prepared.images["validation"])
+            trainer.evaluate(made.images["validation"])
             evaluation = time.monotonic() - started
-            sizes = {role: len(images) for role, images in prepared.images.items()}
+            sizes = {role: len(images) for role, images in made.images.items()}
     except (ValueError, OSError) as error:
-        raise BadInputError(f"{run.method}: {error}") from None
+        raise BadInputError(str(error)) from None
     step = statistics.median(times.seconds[_WARM_UP:] or times.seconds)
-    test = evaluation * sizes.get("test", 0) / max(1, sizes["validation"])
+    test = evaluation * sizes["test"] / max(1, sizes["validation"])
     seconds = loaded + steps * step + (evaluations + 1) * evaluation + test
-    return Trial(seconds, sizes.get("test", 0), steps)
+    return Trial(seconds, sizes["test"], steps, _cut_from_train(made))
+
+
+def _cut_from_train(run: Any) -> str | None:
+    sources = run.splits.sources
+    return run.splits.name if sources["test"] == sources["train"] else None
+
+
+def test_split_text(data: str, images: int) -> str:
+    """Says that the test split was cut from the training images."""
+    return (
+        f"{data} has no test split: {images:,} of its training images, of all classes, are held out as one, "
+        "the same for every run (test_split under train sets how many)"
+    )
 
 
 def _evaluations(args: Any, steps: int) -> int:
@@ -176,8 +187,8 @@ def describe(
         total += number * trial.seconds
         about = f"{trial.steps:,} steps, {trial.test_images:,} test images"
         yield f"a run takes about {duration(trial.seconds)} ({about})"
-        if not trial.test_images:
-            yield "  there is no test split, so there will be no verdict: set test_split under train"
+        if trial.data is not None:
+            yield test_split_text(trial.data, trial.test_images)
     yield f"in all about {duration(total / side_by_side)} with {side_by_side} side by side"
     if len(seeds) < MIN_SEEDS:
         yield f"{len(seeds)} seeds: with fewer than {MIN_SEEDS} there is no verdict"
@@ -185,8 +196,8 @@ def describe(
     for number, question in enumerate(study.questions, 1):
         sides = len(question.compare) or sum(m.split()[0] in TIMINGS and m != question.to for m in methods)
         tests = max(1, sides * len(tasks))
-        images = min((trial.test_images for trial in trials if trial.test_images), default=0)
-        spread = std if std is not None else 100.0 * math.sqrt(DISAGREEMENT / images) if images else math.nan
+        images = min(trial.test_images for trial in trials)
+        spread = 100.0 * math.sqrt(DISAGREEMENT / images) if std is None else std
         points = detectable_points(len(seeds), tests, spread)
         source = f"runs that disagree on {DISAGREEMENT:.0%} of the test images" if std is None else "as given"
         yield (

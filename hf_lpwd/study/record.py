@@ -92,11 +92,12 @@ class Environment(_Part):
 
 
 class Data(_Part):
-    """The data of a run: by split the number of images, and a hash of images and labels."""
+    """The data of a run; by split the number of images, and a hash of images and labels."""
 
     num_classes: Annotated[int, Field(ge=2)]
     sizes: dict[str, Count]
     fingerprints: dict[str, str]
+    test_cut_from_train: bool = False
 
 
 class Times(_Part):

@@ -29,7 +29,7 @@ from hf_lpwd.study.config import TOTAL_DECAY, RunSpec
 from hf_lpwd.study.environment import environment, versions
 from hf_lpwd.study.record import FORMAT
 from hf_lpwd.study.steps import decay_steps
-from hf_lpwd.vision.arguments import arguments_from, parse_args
+from hf_lpwd.vision.arguments import Arguments, arguments_from
 from hf_lpwd.vision.data.fingerprint import fingerprints
 from hf_lpwd.vision.data.splits import load_splits
 from hf_lpwd.vision.failures import StopWhereNotFinite
@@ -37,6 +37,10 @@ from hf_lpwd.vision.finetune import PREFIXES, make_trainer
 from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.prepare import Run, prepare
 from hf_lpwd.vision.training_args import ImageTrainingArguments
+
+#: Of the training images, the test split where a dataset has none and `test_split` does not say otherwise. It
+#: does not depend on the run's seed.
+TEST_SPLIT = 0.15
 
 _TIMES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
@@ -66,7 +70,8 @@ def compute_record(spec: RunSpec, folder: str) -> dict[str, Any]:
         - `weight_norms`: steps, and each layer's weight norm at them;
         - `opposing_penalty`: steps, and R_op of each layer at them; without steps where it is not defined;
         - `pairing`: hashes of the initial weights and of the validation rows, equal for equal seeds;
-        - `data`: number of classes, and of each split its size and a hash of its images and labels;
+        - `data`: number of classes, of each split its size and a hash of its images and labels, and whether
+          the test split was cut from the training images;
         - `correct`: which test images were classified right, as bits in base64;
         - `weight_decay`: the rate, which the study may have given as total decay.
     """
@@ -109,8 +114,7 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
 
 def _train(spec: RunSpec, folder: str, results: dict[str, Any]) -> None:
     """Trains and evaluates; puts parts of the record into `results` as they are known."""
-    total = spec.settings.get(TOTAL_DECAY)
-    with quiet_run(spec.flags, "hf-lpwd study", folder, total_decay=total) as (run, args):
+    with prepared(spec, folder) as (run, args):
         baseline = spec.settings.get("peer")
         pairing = {
             "initial_weights": _hash(_bytes(tensor) for tensor in run.model.state_dict().values()),
@@ -125,6 +129,7 @@ def _train(spec: RunSpec, folder: str, results: dict[str, Any]) -> None:
                 "num_classes": len(run.splits.class_names),
                 "sizes": {role: len(images) for role, images in run.images.items()},
                 "fingerprints": fingerprints(run.splits),
+                "test_cut_from_train": run.splits.sources.get("test") == run.splits.sources["train"],
             },
         }
         opposing = OpposingPenalty(layer_of_parameter(run))
@@ -150,21 +155,31 @@ def _train(spec: RunSpec, folder: str, results: dict[str, Any]) -> None:
 
 
 @contextmanager
+def prepared(
+    spec: RunSpec, folder: str | None = None, **changes: Any
+) -> Iterator[tuple[Run, ImageTrainingArguments]]:
+    """Prepares a run of a study, with other flags where `changes` says so; see `quiet_run`."""
+    arguments = arguments_from(spec.flags | changes)
+    total = spec.settings.get(TOTAL_DECAY)
+    with quiet_run(arguments, folder, total_decay=total, test_split=TEST_SPLIT) as made:
+        yield made
+
+
+@contextmanager
 def quiet_run(
-    flags: Mapping[str, Any] | Sequence[str],
-    prog: str,
+    arguments: Arguments,
     folder: str | None = None,
     *,
     total_decay: float | None = None,
+    test_split: float | None = None,
 ) -> Iterator[tuple[Run, ImageTrainingArguments]]:
     """Prepares a run of `hf-lpwd train` that prints nothing, uploads nothing, and whose folder does not stay.
 
     Args:
-        flags: Of `hf-lpwd train`, by name or as a command line; those about its folder, its output and the
-            Hub are overruled.
-        prog: The program's name in errors.
+        arguments: Of `hf-lpwd train`; what they say of its folder, its output and the Hub is overruled.
         folder: Where the run may write, removed before and after; default: a temporary folder.
         total_decay: Sum of learning rate times weight decay over the run, in place of `weight_decay`.
+        test_split: Fraction of the training images that is the test split of a dataset without one.
 
     Yields:
         The run and its training arguments.
@@ -174,21 +189,17 @@ def quiet_run(
     datasets.disable_progress_bars()
     place = Path(folder or tempfile.mkdtemp(prefix="hf-lpwd-"))
     shutil.rmtree(place, ignore_errors=True)
-    quiet = {"output_dir": f"{place}/run", "disable_tqdm": True, "report_to": "none"}
-    quiet |= {"do_train": True, "do_eval": True, "do_predict": True}
+    model_args, data_args, args = arguments
+    args.output_dir, args.disable_tqdm, args.report_to = f"{place}/run", True, []
+    args.do_train = args.do_eval = args.do_predict = True
+    args.push_to_hub = False
     try:
         with redirect_stdout(StringIO()):
-            if isinstance(flags, Mapping):
-                model_args, data_args, args = arguments_from({**flags, **quiet})
-            else:
-                line = [text for name, value in quiet.items() for text in (f"--{name}", str(value))]
-                model_args, data_args, args = parse_args([*flags, *line], prog)
-            # Also where a configuration file asks for it: nothing but `push` and `train` uploads.
-            args.push_to_hub = False
             if total_decay is not None:
-                rows = len(load_splits(data_args, seed=args.seed, cache_dir=model_args.cache_dir).train)
-                args.weight_decay = total_decay / decay_steps(args, rows)
-            yield prepare(model_args, data_args, args), args
+                cache = model_args.cache_dir
+                splits = load_splits(data_args, seed=args.seed, cache_dir=cache, test_split=test_split)
+                args.weight_decay = total_decay / decay_steps(args, len(splits.train))
+            yield prepare(model_args, data_args, args, test_split=test_split), args
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

@@ -44,9 +44,19 @@ class Run:
 
 
 def prepare(
-    model_args: ModelArguments, data_args: DataTrainingArguments, training_args: ImageTrainingArguments
+    model_args: ModelArguments,
+    data_args: DataTrainingArguments,
+    training_args: ImageTrainingArguments,
+    *,
+    test_split: float | None = None,
 ) -> Run:
     """Loads data and model, and checks all that can be checked before the first step.
+
+    Args:
+        model_args: Which model.
+        data_args: Which data.
+        training_args: How to train.
+        test_split: See `load_splits`.
 
     Raises:
         ValueError: Something in the input is wrong; the message says what, in one line.
@@ -56,7 +66,11 @@ def prepare(
     settings = run_settings(model_args, data_args, training_args)
     _check_run(training_args, settings)
     splits = load_splits(
-        data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token
+        data_args,
+        seed=training_args.seed,
+        cache_dir=model_args.cache_dir,
+        token=model_args.token,
+        test_split=test_split,
     )
     settings |= data_settings(splits)
     settings[CHANGES] = _check_run(training_args, settings)

@@ -10,6 +10,7 @@ from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.study.baselines import apply_baseline
 from hf_lpwd.study.decay_callbacks import CautiousDecay, DecayTowardsStart
 from hf_lpwd.study.run import quiet_run
+from hf_lpwd.vision.arguments import parse_args
 
 
 def one_step(callback, gradient):
@@ -46,9 +47,8 @@ DIGITS = ["--weight_decay", "0.1", "--learning_rate", "1e-2", "--decay_timing", 
 
 @pytest.fixture(scope="module")
 def digits():
-    with quiet_run(
-        [*DIGITS, "--layer_schedule", "uniform", "--max_train_samples", "100"], "test"
-    ) as prepared:
+    flags = [*DIGITS, "--layer_schedule", "uniform", "--max_train_samples", "100"]
+    with quiet_run(parse_args(flags)) as prepared:
         yield prepared
 
 

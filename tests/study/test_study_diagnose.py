@@ -13,6 +13,7 @@ from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.study.callbacks import OpposingPenalty, accuracy
 from hf_lpwd.study.diagnose import SCALES, shrunk_accuracies
 from hf_lpwd.study.run import quiet_run, quiet_trainer
+from hf_lpwd.vision.arguments import parse_args
 
 SHORT = [
     "--max_steps",
@@ -93,7 +94,7 @@ def test_equivalence_command(tmp_path):
 
 
 def test_shrinking():
-    with quiet_run(SHORT, "test") as (run, args):
+    with quiet_run(parse_args(SHORT)) as (run, args):
         quiet_trainer(run, args).train()
         before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
         lines = shrunk_accuracies(run, 64)

@@ -1,9 +1,11 @@
 """The plan: stored before the first run, frozen by its hash, compared with the records; what it takes."""
 
 import json
+import re
 
 import pytest
 import yaml
+from PIL import Image
 from study_records import run_of
 
 from hf_lpwd.cli import main
@@ -13,7 +15,9 @@ from hf_lpwd.study.analysis import analyse
 from hf_lpwd.study.config import read_study
 from hf_lpwd.study.plan import PlannedRun, Question, read_plan, store_plan
 from hf_lpwd.study.planning import Trial, describe, fit_budget, parse_duration
+from hf_lpwd.study.record import Record
 from hf_lpwd.study.records import pack_records
+from hf_lpwd.study.run import compute_record
 from hf_lpwd.study.stats import t_power
 
 GRID = """
@@ -156,6 +160,7 @@ def test_the_example_is_a_study(tmp_path, capsys):
         "0.2",
     ]
     assert main(argv) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: hf-lpwd study plan {path}"
     content = yaml.safe_load(path.read_text())
     assert {name: content["train"][name] for name in ("dataset_name", "model_type", "test_split")} == {
         "dataset_name": "beans", "model_type": "vit", "test_split": 0.2,
@@ -168,9 +173,96 @@ def test_the_example_is_a_study(tmp_path, capsys):
     assert "is there already" in capsys.readouterr().err
 
 
+TINY = (
+    "model_type: vit, config_overrides: 'hidden_size=16,num_hidden_layers=1,num_attention_heads=2,"
+    "intermediate_size=32,image_size=8,patch_size=4'"
+)
+
+
+@pytest.fixture
+def folder_study(tmp_path):
+    """A study on 2 classes of 40 and 60 images, without a validation or a test split."""
+    for name, number in (("cat", 40), ("dog", 60)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(number):
+            color = (i, 100 + i, 255 * (name == "dog"))
+            Image.new("RGB", (8, 8), color).save(tmp_path / "data" / name / f"{i}.png")
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        f"train: {{train_dir: {tmp_path}/data, augmentation: none, max_steps: 2, eval_strategy: 'no', "
+        f"save_strategy: 'no', per_device_train_batch_size: 10, {TINY}}}\n"
+        "grid: {decay_timing: [wd, pwd], layer_schedule: [uniform], seed: [0, 1]}\nbaselines: [no_decay]"
+    )
+    return path
+
+
+def test_a_dataset_without_a_test_split_gets_one(folder_study):
+    """The same 15% of each class for every seed, cut before validation is; the settings do not change."""
+    runs = read_study(str(folder_study)).runs
+    assert "test_split" not in runs[0].settings
+    records = [Record.model_validate(compute_record(run, str(folder_study.parent / "w"))) for run in runs]
+    assert {record.status for record in records} == {"completed"}
+    assert [record.seed for record in records] == [0, 0, 0, 1, 1, 1]
+    for record in records:
+        assert record.data.sizes == {"train": 72, "validation": 13, "test": 15}
+        assert record.data.test_cut_from_train
+    by_seed = {record.seed: record.data.fingerprints for record in records}
+    assert len({record.data.fingerprints["test"] for record in records}) == 1
+    assert by_seed[0]["validation"] != by_seed[1]["validation"]
+    assert (
+        "The dataset has no test split: 15 of its training images were held out as one before anything was "
+        "chosen."
+    ) in analyse(records).notes
+
+
+def test_plan_at_the_command_line_says_the_test_split_and_the_next_command(folder_study, capsys):
+    assert main(["study", "plan", str(folder_study), "--n_jobs", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "6 runs on 1 task, 2 seeds:"
+    assert re.fullmatch(r"a run takes about .* \(2 steps, 15 test images\)", lines[4])
+    assert lines[5].endswith(
+        "data has no test split: 15 of its training images, of all classes, are held out as one, the same "
+        "for every run (test_split under train sets how many)"
+    )
+    assert lines[-2:] == [
+        "2 seeds: with fewer than 5 there is no verdict",
+        f"next: hf-lpwd study register {folder_study}",
+    ]
+
+
+def test_plan_on_digits_with_a_budget(tmp_path, capsys):
+    """All of it: trial run, checks, choice of the grid, and a study's file that can be read."""
+    path, chosen = tmp_path / "study.yaml", tmp_path / "chosen.yaml"
+    path.write_text(GRID.replace("max_steps: 100", "max_steps: 20, max_train_samples: 200"))
+    argv = ["study", "plan", str(path), "--n_jobs", "1", "--budget", "10h", "--out", str(chosen)]
+    assert main([*argv, "--std", "0.5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "45 runs on 1 task, 5 seeds:"
+    assert "(20 steps, 359 test images)" in lines[4]
+    assert lines[6] == (
+        "question 1: 1 comparisons with wd uniform, margin 0.3 points; a true difference of 0.84 points is "
+        "found with a probability of 80%, if paired differences vary by 0.5 points (as given)"
+    )
+    assert lines[7] == "10h are enough for 180 runs: 20 seeds, decay rates 0.01, 0.1, 1, 10"
+    assert lines[8:] == [f"written: {chosen}", f"next: hf-lpwd study register {chosen}"]
+    assert len(read_study(str(chosen)).runs) == 180
+
+
+def test_a_rate_that_takes_whole_weights_away_is_refused_before_the_first_run(tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    path.write_text(GRID.replace("learning_rate: 1e-2", "learning_rate: 1"))
+    assert main(["study", "plan", str(path), "--n_jobs", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("hf-lpwd study plan: error: ")
+    assert "weight_decay" in error
+
+
 def test_registering_at_the_command_line(tmp_path, capsys):
     path = tmp_path / "study.yaml"
     path.write_text("grid: {decay_timing: [wd], layer_schedule: [uniform], seed: [0, 1]}")
     assert main(["study", "register", str(path), "--runs", str(tmp_path / "runs")]) == 0
     plan = read_plan(str(tmp_path / "runs"))
-    assert capsys.readouterr().out.strip().endswith(f"2 runs, SHA-256 {plan.registered}")
+    assert capsys.readouterr().out.splitlines() == [
+        f"registered in {tmp_path}/runs/plan.json: 2 runs, SHA-256 {plan.registered}",
+        f"next: hf-lpwd study run {path} --runs {tmp_path}/runs",
+    ]

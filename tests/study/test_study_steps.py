@@ -4,6 +4,7 @@ import pytest
 
 from hf_lpwd.study.run import quiet_run, quiet_trainer
 from hf_lpwd.study.steps import decay_steps, num_steps
+from hf_lpwd.vision.arguments import arguments_from
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ from hf_lpwd.study.steps import decay_steps, num_steps
 )
 def test_total_decay_is_the_sum_over_the_steps(flags):
     short = {"max_train_samples": 300, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
-    with quiet_run(short | flags, "test", total_decay=0.02) as (run, args):
+    with quiet_run(arguments_from(short | flags), total_decay=0.02) as (run, args):
         assert decay_steps(args, 300) * args.weight_decay == pytest.approx(0.02)
         trainer = quiet_trainer(run, args)
         trainer.train()

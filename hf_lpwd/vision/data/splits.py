@@ -60,7 +60,12 @@ class Splits:
 
 
 def load_splits(
-    args: DataTrainingArguments, *, seed: int, cache_dir: str | None = None, token: str | bool | None = None
+    args: DataTrainingArguments,
+    *,
+    seed: int,
+    cache_dir: str | None = None,
+    token: str | bool | None = None,
+    test_split: float | None = None,
 ) -> Splits:
     """Loads the dataset and gives it a training, a validation and, where it has one, a test split.
 
@@ -72,6 +77,7 @@ def load_splits(
         seed: Seed of the validation cut and of `max_train_samples` and `max_eval_samples`.
         cache_dir: Where `datasets` keeps what it downloads and converts.
         token: Hub token for private datasets.
+        test_split: As `args.test_split` where that is None, but a dataset's own test split is used.
 
     Returns:
         The splits, with columns and classes found and checked.
@@ -93,7 +99,7 @@ def load_splits(
     _require_two_classes(labels["train"][rows["train"]], class_names, source.name)
 
     for role, fraction, cut_seed in (
-        ("test", args.test_split, _TEST_SEED),
+        ("test", test_split if args.test_split is None else args.test_split, _TEST_SEED),
         ("validation", args.train_val_split, seed),
     ):
         if fraction is not None and role not in rows:
