@@ -40,17 +40,19 @@ CORE_CHAIN = [
 ]
 # The same for the modules of the study: config -> runs -> records -> analysis -> report.
 STUDY_CHAIN = [
-    {"record", "methods", "stats", "environment", "steps", "progress", "callbacks"},
-    {"records", "selection", "decay_callbacks", "baselines"},
+    {"record", "methods", "stats", "callbacks"},
+    {"records", "baselines"},
     {"plan"},
     {"config", "tasks"},
+    {"quiet_run"},
     {"run"},
-    {"sweep", "planning", "diagnose"},
-    {"comparison", "image_scores"},
+    {"sweep", "diagnose"},
+    {"planning"},
+    {"comparison"},
     {"compare", "results"},
     {"notes"},
     {"analysis"},
-    {"answer", "plotting", "training_figures"},
+    {"answer", "plotting"},
     {"figures", "tables"},
     {"report"},
 ]

@@ -173,6 +173,17 @@ def test_changed_data_are_not_compared():
     assert only(other).verdict == "undecided"
 
 
+def test_a_range_over_the_rates_is_held_to_the_same_rules():
+    """Changed data leave no verdict, and diverged runs are named, as in a comparison of accuracies."""
+    question = Question(compare=["pwd linear"], measure="range", at="equal")
+    changed = {"pairing": {"initial_weights": "w", "validation_rows": "others"}}
+    records = grid("wd uniform") + grid("pwd linear", key=1, record=changed)
+    found = only(analyse(records, questions=[question]))
+    assert found.withheld == "the validation images or labels of seed 0 differ between the runs"
+    records = [*grid("wd uniform"), *grid("pwd linear", key=1)[:-1], diverged("pwd linear", 4)]
+    assert only(analyse(records, questions=[question])).diverged == (1, 0)
+
+
 def test_seeds_may_have_test_images_of_their_own():
     """As with max_eval_samples, which draws by the seed; the runs of a seed share them."""
 
