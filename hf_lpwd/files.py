@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-#: In each checkpoint: the size in bytes of every file that was saved, by name.
-FILE_SIZES = "checkpoint_files.json"
+#: In each checkpoint: size and checksum of every file that was saved, by name.
+SAVED_FILES = "checkpoint_files.json"
 #: In the folder of a run and in each of its checkpoints: the settings that decide what the run computes.
 RECORD = "run_settings.json"
 #: In the folder of a run: the facts of its first paragraph.

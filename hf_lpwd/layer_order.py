@@ -6,6 +6,7 @@ model's own weights, buffers, mode and random numbers stay as they are.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -69,44 +70,56 @@ class Order:
 def running_order(model: nn.Module) -> dict[int, int]:
     """Ranks a model's parameters by their first use.
 
-    The inputs are made up from what transformers' and timm's models say of themselves (`config`,
-    `main_input_name`, `pretrained_cfg`); a model around one of these has to give its own inputs the same
-    names, or to take only one.
+    Returns:
+        As `first_uses`; empty if the inputs are not known, the forward pass looks at values, or the
+        parameters are distributed.
+    """
+    if any(is_partitioned(p) or hasattr(p, "full_tensor") for p in model.parameters()):
+        return {}
+    for inputs in made_up_inputs(model):
+        with contextlib.suppress(Exception):  # what made-up inputs lead to
+            return first_uses(model, inputs)
+    return {}
+
+
+def first_uses(model: nn.Module, inputs: dict[str, Any]) -> dict[int, int]:
+    """Ranks a model's parameters by their first use in a forward pass on the meta device.
+
+    Args:
+        model: Any module; it stays as it is.
+        inputs: Arguments of its `forward`, on the meta device.
 
     Returns:
-        ``id(parameter)`` -> rank of its first use; empty if the inputs are not known, the forward pass looks
-        at values, or the parameters are distributed.
+        ``id(parameter)`` -> rank of its first use.
     """
-    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
-        model = inner
+    model = _without_wrappers(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    if any(is_partitioned(p) or hasattr(p, "full_tensor") for p in parameters.values()):
-        return {}
     copies = {id(p): torch.empty_like(p, device="meta", requires_grad=False) for p in parameters.values()}
     state = {name: copies[id(p)] for name, p in parameters.items()}
     state |= {name: buffer.to("meta") for name, buffer in model.named_buffers(remove_duplicate=False)}
     modes = {module: module.training for module in model.modules()}
+    seen = _FirstUse()
     try:
         model.eval()
-        for inputs in _made_up_inputs(model):
-            mode = _FirstUse()
-            try:
-                with (
-                    warnings.catch_warnings(action="ignore"),
-                    torch.compiler.set_stance("force_eager"),
-                    torch.random.fork_rng(devices=[]),
-                    torch.device("meta"),
-                    torch.no_grad(),
-                    mode,
-                ):
-                    functional_call(model, state, (), inputs, strict=False)
-            except Exception:  # what made-up inputs lead to
-                continue
-            return {key: mode.rank[id(copy)] for key, copy in copies.items() if id(copy) in mode.rank}
-        return {}
+        with (
+            warnings.catch_warnings(action="ignore"),
+            torch.compiler.set_stance("force_eager"),
+            torch.random.fork_rng(devices=[]),
+            torch.device("meta"),
+            torch.no_grad(),
+            seen,
+        ):
+            functional_call(model, state, (), inputs, strict=False)
     finally:
         for module, training in modes.items():
             module.training = training
+    return {key: seen.rank[id(copy)] for key, copy in copies.items() if id(copy) in seen.rank}
+
+
+def _without_wrappers(model: nn.Module) -> nn.Module:
+    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
+        model = inner
+    return model
 
 
 class _FirstUse(TorchDispatchMode):
@@ -123,17 +136,27 @@ class _FirstUse(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             # Whoever asks for a value, often in an assertion, is told 1.
             return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+        if func is torch.ops.aten._grouped_mm.default:
+            # Of a mixture's experts: on the meta device it takes half precision alone.
+            return args[0].new_empty(*args[0].shape[:-1], args[1].shape[-1])
         return func(*args, **(kwargs or {}))
 
 
-def _made_up_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Arguments of `forward`, on the meta device: the fewest first."""
+def made_up_inputs(model: nn.Module) -> Iterator[dict[str, Tensor | bool]]:
+    """Arguments of `forward`, on the meta device: the fewest first.
+
+    Made up from what transformers' and timm's models say of themselves (`config`, `main_input_name`,
+    `pretrained_cfg`); a model around one of these has to give its own inputs the same names, or to take only
+    one.
+    """
+    model = _without_wrappers(model)
     signature = inspect.signature(model.forward).parameters.values()
     known = _inputs_by_name(model)
     required = [p.name for p in signature if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     described = next((m for m in model.modules() if hasattr(m, "main_input_name")), None)
     main = getattr(described, "main_input_name", "pixel_values")
     named = [p.name for p in signature if p.name in known]
+    without_cache = {"use_cache": False} if any(p.name == "use_cache" for p in signature) else {}
     if len(required) == 1 and required[0] not in known:
         yield {required[0]: known[main]} if main in known else {}
         return
@@ -141,7 +164,7 @@ def _made_up_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         return
     for names in ([main], [main, "decoder_input_ids"], named):
         if set(names) <= set(named):
-            yield {name: known[name] for name in dict.fromkeys([*required, *names])}
+            yield {name: known[name] for name in dict.fromkeys([*required, *names])} | without_cache
 
 
 def _inputs_by_name(model: nn.Module) -> dict[str, Tensor]:

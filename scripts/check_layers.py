@@ -1,13 +1,14 @@
 """Compares the layers of all of timm's and transformers' models with the order in which their modules run.
 
     python scripts/check_layers.py timm
-    python scripts/check_layers.py transformers --only 'vit|swin'
+    python scripts/check_layers.py transformers --only 'vit|swin' --results vit.jsonl
 
 Models are built, and run, on the meta device: timm's at their size, transformers' from the default
 configuration of each class, cut to three layers a stack where the class allows it. Forward hooks see when
 each module with weight matrices begins first. A model agrees if in each stack the blocks begin in the order
 of their indices, its stem begins before them, its head behind them, and what feeds a block right before it.
-One that looks at values may not run; its layers are found all the same.
+One that looks at values may not run; its layers are found all the same. Each result is a line of the file
+`--results`; what is in it already is not done again.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import json
 import pkgutil
 import re
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import date
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import timm
 import torch
 import transformers
 from torch import nn
 
-from hf_lpwd.layer_order import running_order
+from hf_lpwd.layer_order import first_uses, made_up_inputs
 from hf_lpwd.layers import LayerMap, layer_index_map
 
 _DEPTH = re.compile(r"(?:num_)?(?:hidden_|encoder_|decoder_)?layers?|n_layers?|depth")
@@ -54,7 +59,11 @@ def transformers_models(only: str = "") -> Iterator[Case]:
         for file in pkgutil.iter_modules([f"{transformers.models.__path__[0]}/{family.name}"]):
             if not file.name.startswith("modeling_"):
                 continue
-            module = importlib.import_module(f"transformers.models.{family.name}.{file.name}")
+            try:
+                module = importlib.import_module(f"transformers.models.{family.name}.{file.name}")
+            except ImportError as error:  # needs a package that is not installed
+                yield file.name, family.name, partial(_fail, error)
+                continue
             for name in getattr(module, "__all__", []):
                 cls = getattr(module, name)
                 if (
@@ -65,6 +74,10 @@ def transformers_models(only: str = "") -> Iterator[Case]:
                     and cls.config_class is not None
                 ):
                     yield name, family.name, lambda cls=cls: _build(cls)
+
+
+def _fail(error: Exception) -> nn.Module:
+    raise error
 
 
 def _build(cls: type[nn.Module]) -> nn.Module:
@@ -93,21 +106,28 @@ def _cut(config: transformers.PretrainedConfig) -> transformers.PretrainedConfig
 
 
 def first_calls(model: nn.Module) -> dict[str, int]:
-    """Path of each module that runs -> rank of its first call; empty if the model does not run."""
+    """Path of each module that runs -> rank of its first call.
+
+    Raises:
+        Exception: What the last of the inputs led to.
+    """
     rank: dict[str, int] = {}
 
     def note(path: str) -> None:
         # Whatever a hook returns would take the place of the input.
         rank.setdefault(path, len(rank))
 
-    handles = [
+    for path, module in model.named_modules():
         module.register_forward_pre_hook(lambda *_, path=path: note(path))
-        for path, module in model.named_modules()
-    ]
-    ran = running_order(model)
-    for handle in handles:
-        handle.remove()
-    return rank if ran else {}
+    error: Exception = ValueError("its inputs are not known")
+    for inputs in made_up_inputs(model):
+        rank.clear()
+        try:
+            first_uses(model, inputs)
+            return rank
+        except Exception as why:
+            error = why
+    raise error
 
 
 def disagreements(model: nn.Module, layer_map: LayerMap, rank: dict[str, int]) -> list[str]:
@@ -138,13 +158,17 @@ def disagreements(model: nn.Module, layer_map: LayerMap, rank: dict[str, int]) -
     return found
 
 
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
 def check(build: Callable[[], nn.Module]) -> tuple[str, list[str]]:
     """Builds a model and tells how it fares, with what disagrees."""
     try:
         with torch.device("meta"):
             model = build()
     except Exception as error:
-        return "not built", [f"{type(error).__name__}: {error}".splitlines()[0]]
+        return "not built", [_in_a_line(error)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -152,11 +176,33 @@ def check(build: Callable[[], nn.Module]) -> tuple[str, list[str]]:
         except ValueError as error:
             return "no layers found", [str(error)]
     told = [str(w.message) for w in caught if "structure does not tell" in str(w.message)]
-    rank = first_calls(model)
-    if not rank:
-        return ("not run, with a warning" if told else "not run"), told
+    try:
+        rank = first_calls(model)
+    except Exception as error:
+        return ("not run, with a warning" if told else "not run"), [*told, _in_a_line(error)]
     faults = disagreements(model, layer_map, rank)
     return ("disagrees" if faults else "agrees"), faults
+
+
+class TookTooLong(BaseException):
+    """A model's time is over; no `except Exception` of a library catches it."""
+
+
+def check_in_time(build: Callable[[], nn.Module], seconds: int) -> tuple[str, list[str]]:
+    """As `check`, but for at most some seconds."""
+
+    def stop(*_: object) -> None:
+        raise TookTooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        return check(build)
+    except TookTooLong:
+        return "took too long", [f"more than {seconds} seconds"]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def main() -> None:
@@ -164,23 +210,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("library", choices=["timm", "transformers"])
     parser.add_argument("--only", default="", help="regular expression of families")
+    parser.add_argument("--results", type=Path, help="file of JSON lines; models in it are not run again")
+    parser.add_argument("--seconds", type=int, default=120, help="time limit for each model")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    counts: Counter[str] = Counter()
-    families = set()
+    results = args.results or Path(f"check_layers_{args.library}.jsonl")
+    lines = results.read_text().splitlines() if results.exists() else []
+    done = {(line["family"], line["model"]): line for line in map(json.loads, lines)}
     models = timm_models if args.library == "timm" else transformers_models
-    try:
+    with results.open("a") as file:
         for name, family, build in models(args.only):
-            status, about = check(build)
-            counts[status] += 1
-            families.add(family)
+            if (family, name) in done:
+                continue
+            status, about = check_in_time(build, args.seconds)
+            line = {"family": family, "model": name, "status": status, "about": about}
+            done[family, name] = line
+            print(json.dumps(line), file=file, flush=True)
             if status not in ("agrees", "not run"):
                 print(f"{family} {name}: {status}: {', '.join(about[:4])}"[:300], flush=True)
-    except KeyboardInterrupt:
-        print("interrupted; until here:")
+    counts = Counter(line["status"] for line in done.values())
     version = {"timm": timm.__version__, "transformers": transformers.__version__}[args.library]
-    print(f"{args.library} {version}, torch {torch.__version__}, {date.today()}: {len(families)} families,")
-    print(f"{counts.total()} models: " + ", ".join(f"{n} {what}" for what, n in counts.most_common()))
+    print(f"{args.library} {version}, torch {torch.__version__}, {date.today()}:")
+    print(f"{counts.total()} models of {len({family for family, _ in done})} families: ", end="")
+    print(", ".join(f"{n} {what}" for what, n in counts.most_common()))
 
 
 if __name__ == "__main__":

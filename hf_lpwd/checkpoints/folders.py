@@ -13,9 +13,9 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from hf_lpwd.checkpoints.corruption import damage
+from hf_lpwd.checkpoints.corruption import as_saved, damage
 from hf_lpwd.checkpoints.run_record import CHANGES, DIVISION, LENGTH, differences, read_record, write_record
-from hf_lpwd.files import FILE_SIZES, remove_leftovers, set_mode, write_json
+from hf_lpwd.files import SAVED_FILES, remove_leftovers, set_mode, write_json
 
 #: Folder in which a checkpoint is written before it gets its name; a killed run can leave it behind.
 UNFINISHED = ".unfinished"
@@ -60,8 +60,8 @@ def finish(written: Path, checkpoint: Path, settings: Mapping[str, Any] | None =
         set_mode(path)
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-    sizes = {path.relative_to(written).as_posix(): path.stat().st_size for path in files}
-    write_json(written / FILE_SIZES, sizes)
+    saved = {path.relative_to(written).as_posix(): as_saved(path) for path in files}
+    write_json(written / SAVED_FILES, saved)
     if checkpoint.exists():
         replaced = written.parent / _REPLACED
         replaced.mkdir()
@@ -122,7 +122,7 @@ def _is_of_run(checkpoint: Path, settings: Mapping[str, Any] | None) -> bool:
         return False
     # A run may be made longer, and go on on other devices.
     changed = differences(then or {}, settings or {}).keys() - {*LENGTH, *DIVISION, CHANGES}
-    return (checkpoint / FILE_SIZES).exists() and not changed
+    return (checkpoint / SAVED_FILES).exists() and not changed
 
 
 def put_back_replaced(run_dir: str | os.PathLike[str]) -> None:

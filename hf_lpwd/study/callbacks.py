@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
-from hf_lpwd.diagnostics import opposing_penalty_rate
 from hf_lpwd.vision.data.images import ImageDataset
 from hf_lpwd.vision.metrics import logits_only
 
@@ -55,6 +54,35 @@ class OpposingPenalty(TrainerCallback):
         for layer, measured_of_layer in by_layer.items():
             rate = opposing_penalty_rate(*zip(*measured_of_layer, strict=True))
             self.rates.setdefault(layer, []).append(rate)
+
+
+def opposing_penalty_rate(
+    weights: Iterable[Tensor], updated: Iterable[Tensor], fractions: Iterable[float]
+) -> float:
+    """Returns the fraction of elements that decoupled weight decay pushes *away* from zero.
+
+    With theta the weights before a step and a = theta - eta * u after its update, the ``wd`` step
+    ``a - eta * lambda * theta`` is larger than a in magnitude if and only if
+    ``eta * lambda * theta^2 > 2 * theta * a``: the update crossed zero, or came close, and the decay still
+    points where the weight was. Decay that sees the update (``rwd``, ``pwd``) never does this.
+
+    Args:
+        weights: theta, tensors of any shape.
+        updated: a, the same shapes.
+        fractions: eta * lambda of each tensor.
+
+    Returns:
+        R_op, between 0 and 1, over the elements of tensors that decay; 0.0 if there are none.
+
+    Source: the delay defect of *Layer-wise Pre-weight Decay* (OpenReview 0GZ1Bq4Tfr).
+    """
+    opposed: Tensor | int = 0
+    total = 0
+    for theta, a, fraction in zip(weights, updated, fractions, strict=True):
+        if fraction > 0.0:
+            opposed = opposed + (fraction * theta.square() > 2.0 * theta * a).sum()
+            total += theta.numel()
+    return float(opposed) / total if total else 0.0
 
 
 def decayed(optimizer: Any) -> Iterator[tuple[str, Tensor, float]]:

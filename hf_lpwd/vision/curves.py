@@ -11,14 +11,9 @@ _SERIES = (("loss", "training"), ("eval_loss", "validation"), ("eval_accuracy", 
 
 
 def draw_curves(log_history: Iterable[Mapping[str, Any]], title: str) -> bytes:
-    """Draws training and validation loss, and validation accuracy, against the epoch.
+    """Draws training and validation loss, and validation accuracy, against the epoch; returns a PNG file.
 
-    Args:
-        log_history: `TrainerState.log_history`.
-        title: Written above.
-
-    Returns:
-        A PNG file.
+    `log_history` is that of `TrainerState`.
     """
     from matplotlib.figure import Figure
 

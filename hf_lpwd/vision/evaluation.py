@@ -41,32 +41,19 @@ class ClassRow:
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts images by class and predicted class.
-
-    Args:
-        labels: int64 [N], in 0..num_classes - 1.
-        predictions: int64 [N].
-        num_classes: How many classes there are.
-
-    Returns:
-        int64 [num_classes, num_classes]; rows are the classes, columns the predictions.
-    """
+    """Counts images by class (rows) and predicted class (columns); int64 [num_classes, num_classes]."""
     from sklearn import metrics
 
     return metrics.confusion_matrix(labels, predictions, labels=np.arange(num_classes))
 
 
 def class_rows(matrix: np.ndarray, class_names: Sequence[str]) -> list[ClassRow]:
-    """Returns what was measured of each class.
+    """Returns what a confusion matrix tells about each class.
 
     Example:
         >>> [row] = class_rows(np.array([[3, 1], [0, 0]]), ["cat", "dog"])[:1]
         >>> (row.images, row.predicted, row.recall, row.precision, row.confused_with)
         (4, 3, 0.75, 1.0, 'dog')
-
-    Args:
-        matrix: From `confusion_matrix`.
-        class_names: Name of each class.
     """
     images, predicted, right = matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
     wrong = matrix - np.diag(right)

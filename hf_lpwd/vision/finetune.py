@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
 from hf_lpwd.checkpoints.run_folder import sole_use
 from hf_lpwd.checkpoints.run_record import write_record
-from hf_lpwd.decay_report import DecayReport
 from hf_lpwd.files import RUN_FACTS, write_bytes, write_json
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.optimizer import LayerwiseDecay
+from hf_lpwd.trainer_log import DecayReport
 from hf_lpwd.vision.curves import draw_curves
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import EpochCallback, collate
@@ -37,7 +37,7 @@ from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.prepare import Run, named_checkpoint, prepare
 from hf_lpwd.vision.progress import EpochLines, how_it_went
 from hf_lpwd.vision.run_facts import with_time
-from hf_lpwd.vision.run_yaml import RUN_YAML, run_yaml
+from hf_lpwd.vision.run_settings import RUN_YAML, run_yaml
 from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 #: Split -> what `Trainer` puts before the names of its metrics.
@@ -51,12 +51,7 @@ def finetune(
     data_args: DataTrainingArguments,
     training_args: ImageTrainingArguments,
 ) -> None:
-    """Does one run, from the data to the saved model, its figures and its card.
-
-    Args:
-        model_args: What `hf_lpwd.vision.arguments.parse_args` returns, as the next two.
-        data_args: The data.
-        training_args: How to train.
+    """Does one run, from the arguments of `parse_args` to the saved model and its card.
 
     Raises:
         BadInputError: Something in the input is wrong, or the machine lacks memory, disk or a right; the
@@ -121,8 +116,8 @@ def _finetune(
         if training_args.do_train:
             if trainer.is_world_process_zero():
                 _say_what_is_replaced(training_args)
-                write_record(str(training_args.output_dir), run.settings)
-                _write_what_it_will_do(run, (model_args, data_args, training_args))
+                first = _WriteWhatItWillDo(run, (model_args, data_args, training_args))
+                trainer.callback_handler.callbacks.insert(0, first)
             train(trainer)
         metrics = evaluate(run, trainer)
         if trainer.is_world_process_zero():
@@ -130,6 +125,23 @@ def _finetune(
             _print_results(run, trainer, metrics)
             if push:
                 print(f"pushed: {push.finish()}")
+
+
+class _WriteWhatItWillDo(TrainerCallback):
+    """Writes whose folder it is, the settings for ``--config`` and the facts of the first paragraph.
+
+    When training begins: by then everything that refuses a run has had its say.
+    """
+
+    def __init__(self, run: Run, parts: tuple[Any, ...]) -> None:
+        self.run, self.parts = run, parts
+
+    def on_train_begin(self, args: TrainingArguments, *_: Any, **kwargs: Any) -> None:
+        folder = Path(str(args.output_dir))
+        write_record(folder, self.run.settings)
+        write_bytes(folder / RUN_YAML, run_yaml(self.parts).encode())
+        if self.run.facts is not None:
+            write_json(folder / RUN_FACTS, self.run.facts.to_dict())
 
 
 def _say_what_is_replaced(args: ImageTrainingArguments) -> None:
@@ -147,14 +159,7 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     optimizer: LayerwiseDecay | None = None,
 ) -> ImageTrainer:
-    """Makes the trainer of a run.
-
-    Args:
-        run: From `prepare`.
-        args: How to train.
-        callbacks: For the trainer.
-        optimizer: Instead of the one that the arguments name.
-    """
+    """Makes the trainer of a run; `optimizer` replaces the one that the arguments name."""
     trainer = ImageTrainer(
         model=run.model,
         args=args,
@@ -175,11 +180,7 @@ def make_trainer(
 
 
 def train(trainer: ImageTrainer) -> None:
-    """Trains, or goes on from a checkpoint, and saves the model that was best on validation.
-
-    Args:
-        trainer: From `make_trainer`.
-    """
+    """Trains, or goes on from a checkpoint, and saves the model that was best on validation."""
     args = trainer.args
     if args.weight_decay == 0.0 and not args.decay_by_pattern:
         logger.warning("weight_decay is 0, so that nothing decays: set --weight_decay, e.g. to 0.05")
@@ -191,10 +192,6 @@ def train(trainer: ImageTrainer) -> None:
 
 def evaluate(run: Run, trainer: ImageTrainer) -> dict[str, dict[str, float]]:
     """Measures the validation and the test split, each once.
-
-    Args:
-        run: From `prepare`.
-        trainer: From `make_trainer`, after training.
 
     Returns:
         Split -> metric -> value, without the Trainer's prefixes; `samples` is the number of images measured.
@@ -209,14 +206,6 @@ def evaluate(run: Run, trainer: ImageTrainer) -> dict[str, dict[str, float]]:
     return metrics
 
 
-def _write_what_it_will_do(run: Run, parts: tuple[Any, ...]) -> None:
-    """Writes the settings as a file for ``--config``, and the facts of the first paragraph."""
-    folder = Path(str(parts[-1].output_dir))
-    write_bytes(folder / RUN_YAML, run_yaml(parts).encode())
-    if run.facts is not None:
-        write_json(folder / RUN_FACTS, run.facts.to_dict())
-
-
 def write_results(
     run: Run,
     trainer: ImageTrainer,
@@ -224,15 +213,7 @@ def write_results(
     parts: tuple[Any, ...],
     decay: DecayReport,
 ) -> None:
-    """Writes the layer rates, the curves and the model card into the output folder.
-
-    Args:
-        run: From `prepare`.
-        trainer: After training.
-        metrics: From `evaluate`.
-        parts: The model's, the data's and the training's arguments.
-        decay: What was measured of the optimizer.
-    """
+    """Writes the layer rates, the curves and the model card into the output folder."""
     folder = Path(str(trainer.args.output_dir))
     # The plan that the optimizer was made from, if one was made.
     run = replace(run, plan=trainer.layer_plan or run.plan)

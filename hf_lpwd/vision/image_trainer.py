@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from hf_lpwd.checkpoints.mixin import CompleteCheckpointsMixin
 from hf_lpwd.trainer import LPWDTrainer
 from hf_lpwd.training_args import LPWDTrainingArguments
-from hf_lpwd.vision.data.batch_augmentation import Mixer, mixed_loss
+from hf_lpwd.vision.data.augmentation import Mixer, mixed_loss
 from hf_lpwd.vision.data.transforms import ImageTransform
 
 

@@ -15,7 +15,7 @@ from hf_lpwd.checkpoints.run_record import CHANGES, LENGTH, read_record
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.factory import optimizer_from_plan
 from hf_lpwd.plan import LayerPlan, plan_layers
-from hf_lpwd.vision.data.batch_augmentation import Mixer, make_mixer
+from hf_lpwd.vision.data.augmentation import Mixer, make_mixer
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import ImageDataset, finishes_later
 from hf_lpwd.vision.data.splits import Splits, load_splits

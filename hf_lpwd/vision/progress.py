@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 
-from hf_lpwd.layer_log import QuietPrinter, QuietProgress
 from hf_lpwd.messages import say
+from hf_lpwd.trainer_log import QuietPrinter, QuietProgress
 
 #: Steps after which the time that a run takes is estimated.
 FIRST_STEPS = 10

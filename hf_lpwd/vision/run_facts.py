@@ -57,15 +57,7 @@ class RunFacts:
 def run_facts(
     data: DataFacts, transform: ImageTransform, mixing: str, plan: LayerPlan, args: ImageTrainingArguments
 ) -> RunFacts:
-    """Collects the facts of a run before its first step.
-
-    Args:
-        data: From `load_splits`.
-        transform: Of the training images.
-        mixing: MixUp and CutMix in words; empty without them.
-        plan: What will happen to each parameter.
-        args: How to train.
-    """
+    """Collects the facts of a run before its first step; `mixing` is MixUp and CutMix in words."""
     accumulated = args.gradient_accumulation_steps
     batch = args.train_batch_size * args.world_size
     batches = math.ceil(data.splits["train"].images / batch)

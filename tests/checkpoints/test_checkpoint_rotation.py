@@ -10,14 +10,14 @@ from transformers.trainer_utils import rotate_checkpoints
 from hf_lpwd.checkpoints import folders
 from hf_lpwd.checkpoints.folders import checkpoints_in, remove_oldest
 from hf_lpwd.checkpoints.run_record import write_record
-from hf_lpwd.files import FILE_SIZES
+from hf_lpwd.files import SAVED_FILES
 
 
 def make_folders(folder, steps, settings=None):
     for step in steps:
         checkpoint = folder / f"checkpoint-{step}"
         checkpoint.mkdir(parents=True)
-        for name in ("model.safetensors", FILE_SIZES):
+        for name in ("model.safetensors", SAVED_FILES):
             (checkpoint / name).touch()
         if settings is not None:
             write_record(checkpoint, settings)

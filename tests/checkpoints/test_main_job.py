@@ -102,7 +102,7 @@ def test_the_last_checkpoint_of_a_longer_run_is_not_the_model_of_a_shorter_one(d
     assert the_line(capsys).endswith(
         "is step 4 of 4, and this run ends at step 2: there is nothing left to train"
     )
-    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_folders_that_only_look_like_checkpoints_stay(tmp_path):

@@ -1,13 +1,15 @@
 """No file of a checkpoint runs code when a run is resumed: what could is refused in one line."""
 
 import contextlib
+import pickle
 import shutil
 import sys
 import types
 
 import pytest
 import torch
-from planted import plant, with_size_recorded
+import torch.distributed.checkpoint as dcp
+from planted import Payload, as_if_saved, plant
 from small_trainers import CheckpointingTrainer, make_trainer
 
 from hf_lpwd.checkpoints.corruption import damage
@@ -47,7 +49,7 @@ def test_no_file_of_a_trainers_checkpoint_runs_code(finished, tmp_path, kind):
         shutil.copytree(finished, folder)
         checkpoint, trace = folder / "checkpoint-2", tmp_path / name / "ran"
         plant(checkpoint / name, trace, kind)
-        with_size_recorded(checkpoint, name)
+        as_if_saved(checkpoint, name)
         if name == "pytorch_model.bin":
             (checkpoint / "model.safetensors").unlink()
         trainer = make_trainer(tmp_path / name / "resumed", **FLAGS)
@@ -64,7 +66,7 @@ def test_no_file_of_a_trainers_checkpoint_runs_code(finished, tmp_path, kind):
 def test_what_is_said_of_it(finished, tmp_path):
     shutil.copytree(finished / "checkpoint-2", tmp_path / "checkpoint-2")
     plant(tmp_path / "checkpoint-2" / "optimizer.pt", tmp_path / "ran", "beside")
-    with_size_recorded(tmp_path / "checkpoint-2", "optimizer.pt")
+    as_if_saved(tmp_path / "checkpoint-2", "optimizer.pt")
     assert damage(str(tmp_path / "checkpoint-2")) == (
         "optimizer.pt cannot be read (it holds posix.mkdir, which may run code when it is loaded)"
     )
@@ -84,3 +86,39 @@ def test_deepspeeds_states_may_hold_its_own_classes_and_no_others(finished, tmp_
     assert damage(checkpoint) is None
     plant(checkpoint / "global_step2" / name, tmp_path / "ran", "beside")
     assert "it holds posix.mkdir, which may run code" in damage(checkpoint)
+
+
+def save_shards(folder, **more):
+    """As FSDP saves an optimizer: tensors, and values that torch pickles."""
+    state = {"exp_avg": torch.ones(3, dtype=torch.bfloat16), "lr": 0.1, "betas": (0.9, 0.99), "name": "x"}
+    dcp.save({**state, **more}, storage_writer=dcp.FileSystemWriter(folder), no_dist=True)
+
+
+def load_shards(folder):
+    state = {"exp_avg": torch.zeros(3), "lr": 0.0}
+    dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("where", [".metadata", "__0_0.distcp"])
+def test_no_sharded_checkpoint_of_fsdp_runs_code(finished, tmp_path, where):
+    """torch unpickles the list of the shards, and the values in them, without a guard."""
+    checkpoint = tmp_path / "checkpoint-2"
+    shutil.copytree(finished / "checkpoint-2", checkpoint)
+    shards = checkpoint / "optimizer_0"
+    save_shards(shards)
+    assert damage(checkpoint) is None
+    if where == ".metadata":
+        (shards / where).write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+        named = "it holds posix.mkdir, which may run code when it is loaded"
+    else:
+        shutil.rmtree(shards)
+        save_shards(shards, lr=Payload(tmp_path / "ran"))
+        named = "Weights only load failed"
+    assert damage(checkpoint).startswith(f"optimizer_0/.metadata cannot be read ({named}")
+    assert not (tmp_path / "ran").exists()
+    with contextlib.suppress(
+        dcp.CheckpointException
+    ):  # a list that is none has run by the time torch refuses it
+        load_shards(shards)
+    assert (tmp_path / "ran").exists()

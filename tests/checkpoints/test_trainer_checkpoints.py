@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import signal
+import zlib
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,44 @@ def test_a_damaged_checkpoint_is_passed_over(run_folder, name, harm, monkeypatch
     assert warnings[0].startswith(f"passed over the corrupt checkpoint {newest}: {name} ")
     assert not newest.exists()
     assert (run_folder / "damaged-checkpoint-20").is_dir()
+
+
+def flip(path, place):
+    """Turns one bit of one byte."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("place", [-1, -200], ids=["last", "inside"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "training_args.bin"])
+def test_a_flipped_bit_is_noticed(run_folder, name, place):
+    newest = run_folder / "checkpoint-20"
+    saved = json.loads((newest / "checkpoint_files.json").read_text())[name]
+    content = (newest / name).read_bytes()
+    assert saved == {"bytes": len(content), "crc32": f"{zlib.crc32(content):08x}"}
+    flip(newest / name, place)
+    now = f"{zlib.crc32((newest / name).read_bytes()):08x}"
+    fault = f"{name} has the checksum {now} instead of {saved['crc32']}: its contents have changed"
+    assert checkpoints.damage(newest) == fault
+    with pytest.raises(BadInputError) as refused:
+        make_checkpointing(run_folder, **SAVING).train(resume_from_checkpoint=str(newest))
+    assert str(refused.value) == (
+        f"resume_from_checkpoint is '{newest}', but {fault}; the newest complete one is "
+        f"{run_folder / 'checkpoint-15'}"
+    )
+    assert checkpoints.last_complete(run_folder) == str(run_folder / "checkpoint-15")
+
+
+def test_checkpoints_of_earlier_releases_note_sizes_alone_and_go_on(run_folder, finished):
+    for checkpoint in run_folder.glob("checkpoint-*"):
+        path = checkpoint / "checkpoint_files.json"
+        sizes = {name: saved["bytes"] for name, saved in json.loads(path.read_text()).items()}
+        path.write_text(json.dumps(sizes))
+    truncate(run_folder / "checkpoint-20" / "model.safetensors")
+    resumed = make_checkpointing(run_folder, **SAVING)
+    assert_same(trained(resumed, resume_from_checkpoint=True), finished[1])
+    assert resumed._initial_global_step == 15
 
 
 def test_resuming_goes_on_from_the_last_complete_checkpoint(run_folder, finished):

@@ -7,7 +7,8 @@ import zipfile
 
 import torch
 
-from hf_lpwd.files import FILE_SIZES
+from hf_lpwd.checkpoints.corruption import as_saved
+from hf_lpwd.files import SAVED_FILES
 
 
 class Payload:
@@ -31,9 +32,9 @@ def plant(path, trace, kind):
         torch.save({**(kept if isinstance(kept, dict) else {}), "payload": Payload(trace)}, path)
 
 
-def with_size_recorded(checkpoint, name):
+def as_if_saved(checkpoint, name):
     """Whoever can write into a checkpoint can write into the list of its files too."""
-    path = checkpoint / FILE_SIZES
-    if name != FILE_SIZES and path.is_file():
-        sizes = json.loads(path.read_text())
-        path.write_text(json.dumps({**sizes, name: (checkpoint / name).stat().st_size}))
+    path = checkpoint / SAVED_FILES
+    if name != SAVED_FILES and path.is_file():
+        saved = json.loads(path.read_text())
+        path.write_text(json.dumps({**saved, name: as_saved(checkpoint / name)}))

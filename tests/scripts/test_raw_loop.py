@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from hub_server import READ_TOKEN, WRITE_TOKEN, Hub, use_here
-from planted import plant, with_size_recorded
+from planted import as_if_saved, plant
 from raw_loop import DROPOUT, LOOP, SMALL, flags, raw_loop, reset_accelerate
 from safetensors.torch import load_file
 from small_trainers import TIMINGS, assert_same
@@ -241,7 +241,7 @@ def test_no_file_of_its_checkpoint_runs_code(run, done, copied, tmp_path, kind):
     for name in [*LISTED, *more, "dl_state_dict.bin"]:
         kept = (copied / name).read_bytes() if (copied / name).exists() else None
         plant(copied / name, tmp_path / "ran", kind)
-        with_size_recorded(copied, name)
+        as_if_saved(copied, name)
         resumed(run, done, tmp_path)
         assert not (tmp_path / "ran").exists(), name
         (copied / name).unlink() if kept is None else (copied / name).write_bytes(kept)

@@ -108,6 +108,10 @@ class DataTrainingArguments:
     )
 
     def __post_init__(self) -> None:
+        for name in ("dataset_name", "train_dir", "validation_dir"):
+            # A shell variable that is not set; as a path it would be the working directory.
+            if getattr(self, name) is not None and not getattr(self, name).strip():
+                raise ValueError(f"{name} is empty: give it a value, or leave it out")
         for name in ("train_val_split", "test_split"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:

@@ -16,10 +16,10 @@ from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import Scale
 from hf_lpwd.vision.data.digits import DIGITS
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts
-from hf_lpwd.vision.data.image_sizes import look_at_images, undecoded
 from hf_lpwd.vision.data.labels import labels_by_name, stratified_subset
-from hf_lpwd.vision.data.layout import role_of
+from hf_lpwd.vision.data.sample import look_at_images, undecoded
 from hf_lpwd.vision.data.sources import load_source
+from hf_lpwd.vision.data.split_names import role_of
 from hf_lpwd.vision.data.splits import with_columns
 
 if TYPE_CHECKING:
@@ -128,12 +128,9 @@ def load_labelled(
 
 
 def may_be_training_images(run: Path, data: LabelledImages, config_name: str | None) -> bool:
-    """Whether a run was trained on the split of these images, or on what contains it, by the run's record.
+    """Whether a run (its folder or a checkpoint) was trained on the split of these images, by its record.
 
-    Args:
-        run: The output folder of the run, or one of its checkpoints; anything else was trained on nothing.
-        data: The images.
-        config_name: The configuration of their dataset on the Hub.
+    `config_name` is the configuration of their dataset on the Hub.
     """
     settings = read_record(run) or read_record(run.parent)
     if settings is None:

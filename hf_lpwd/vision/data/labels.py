@@ -44,7 +44,7 @@ def encode_labels(
         skip_unlabelled: Whether rows without a label are allowed.
 
     Returns:
-        The class names, the splits that have labels, and their labels as int64 arrays, with -1 for none.
+        Class names, the splits that have labels, and their labels as int64 arrays, with -1 for none.
 
     Raises:
         BadInputError: If the column holds something else, or a label is missing or is none of the classes.
@@ -79,11 +79,6 @@ def stratified_cut(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray
 
     Where `size`, or what remains, is smaller than the number of classes, the rows are drawn without regard to
     the class, with a warning. Where the classes cannot spare `size` rows, fewer are cut off, with a warning.
-
-    Args:
-        labels: Label of each row.
-        size: Rows to cut off, less than all.
-        seed: Seed of the draw.
 
     Returns:
         The row numbers that remain and those cut off, both sorted.
@@ -144,11 +139,6 @@ def labels_by_name(
     parts: dict[str, Dataset], sources: dict[str, str], column: str
 ) -> dict[str, list[str | None]]:
     """Returns the labels of each split as text, None where there is none (None, NaN, an empty text or -1).
-
-    Args:
-        parts: The splits by role.
-        sources: Name of each split in the dataset, for errors.
-        column: The label column.
 
     Raises:
         BadInputError: If a label is neither text nor a whole number nor a class.

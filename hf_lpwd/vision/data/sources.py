@@ -19,8 +19,9 @@ from hf_lpwd.messages import BadInputError, first_line
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.digits import DIGITS, load_digits
 from hf_lpwd.vision.data.facts import list_names
-from hf_lpwd.vision.data.layout import find_layout, role_of
+from hf_lpwd.vision.data.layout import find_layout
 from hf_lpwd.vision.data.listing import Listing, is_archive, list_folder, unpack
+from hf_lpwd.vision.data.split_names import by_column, role_of
 from hf_lpwd.vision.data.tables import BUILDERS, read_tables
 
 if TYPE_CHECKING:
@@ -72,7 +73,11 @@ def load_source(
     if args.dataset_name is None and args.train_dir is None:
         return Source(DIGITS, load_digits())
     if args.train_dir is None:
-        return _load_named(args.dataset_name or "", args, cache_dir, token, class_names)
+        source = _load_named(args.dataset_name or "", args, cache_dir, token, class_names)
+        if len(source.splits) == 1:
+            source.splits, column = by_column(source.splits)
+            source.notes += [f"The splits are those of the column {column}"] * bool(column)
+        return source
 
     source = Source(args.train_dir, datasets.DatasetDict())
     names = class_names
@@ -138,7 +143,8 @@ def _load_folder(
 
     if (folder / RECORD).is_file():
         raise BadInputError(f"{name} is the folder of a run of hf-lpwd, not a dataset")
-    if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+    saved_files = {"dataset_dict.json", "state.json", "dataset_info.json"} & set(os.listdir(folder))
+    if "dataset_dict.json" in saved_files or len(saved_files) == 2:
         saved = datasets.load_from_disk(str(folder))
         return Source(name, saved if isinstance(saved, datasets.DatasetDict) else _as_train(saved))
     if _has_configuration(folder):
@@ -184,13 +190,15 @@ def _images_of(
             )
         data = datasets.Dataset.from_dict({"image": paths, layout.label_column: labels}, features=features)
         splits[split] = data.cast_column("image", datasets.Image())
+    tables = ["/".join((*file.folders, file.name)) for file in listing.tables[:1]]
+    hint = f"; for labels in a table: --dataset_name {name}/{tables[0]}" if tables else ""
     if class_names is None and any(split == "train" or role_of(split) == "train" for split in unlabelled):
-        tables = ["/".join((*file.folders, file.name)) for file in listing.tables[:1]]
-        hint = f"; for labels in a table: --dataset_name {name}/{tables[0]}" if tables else ""
         raise BadInputError(
             f"{name}: the {len(layout.paths[unlabelled[0]])} images of {unlabelled[0]} have no labels: they "
             f"need a folder for each class, or a metadata.csv with the columns file_name and label{hint}"
         )
+    if class_names is None and hint and names is not None and len(names) == 1:
+        raise BadInputError(f"{name}: all images are in one class folder, {names[0]}{hint}")
     left_out = layout.left_out + Counter({"table": len(listing.tables)})
     return Source(name, splits, left_out, layout.notes)
 

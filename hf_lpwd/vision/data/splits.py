@@ -14,11 +14,12 @@ from datasets import ClassLabel, Dataset, Image, Value
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
-from hf_lpwd.vision.data.image_sizes import look_at_images
+from hf_lpwd.vision.data.image_files import count_shared_images
 from hf_lpwd.vision.data.labels import encode_labels, stratified_cut, stratified_subset
-from hf_lpwd.vision.data.layout import LABEL_COLUMNS, ROLES, role_of
-from hf_lpwd.vision.data.shared_images import count_shared_images
+from hf_lpwd.vision.data.layout import LABEL_COLUMNS
+from hf_lpwd.vision.data.sample import look_at_images
 from hf_lpwd.vision.data.sources import Source, load_source
+from hf_lpwd.vision.data.split_names import ROLES, role_of
 from hf_lpwd.vision.data.tables import IMAGE_COLUMNS
 
 # The same for every seed of a run, so that no run trains on the test images of another one.
@@ -74,13 +75,10 @@ def load_splits(
 
     Args:
         args: Which data, which columns, how many rows.
-        seed: Seed of the validation cut and of `max_train_samples` and `max_eval_samples`.
+        seed: Of the validation cut and of `max_train_samples` and `max_eval_samples`.
         cache_dir: Where `datasets` keeps what it downloads and converts.
         token: Hub token for private datasets.
         test_split: As `args.test_split` where that is None, but a dataset's own test split is used.
-
-    Returns:
-        The splits, with columns and classes found and checked.
 
     Raises:
         BadInputError: If there is no such dataset or column, fewer than two classes to train on, or a label
@@ -116,6 +114,10 @@ def load_splits(
         if role in rows and limit is not None and limit < len(rows[role]):
             rows[role] = rows[role][stratified_subset(labels[role][rows[role]], limit, seed)]
 
+    alike = _alike(class_names)
+    if alike:
+        source.notes.append(f"Classes whose names differ in case or spaces alone: {list_names(alike)}")
+        logger.warning("%s", source.notes[-1])
     used = {role: labels[role][rows[role]] for role in rows}
     _require_two_classes(used["train"], class_names, source.name)
     chosen = {role: parts[role].select(index) for role, index in rows.items()}
@@ -152,19 +154,7 @@ def load_splits(
 
 
 def cut_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts a fraction of the training rows off for another split: stratified, one of every class is left.
-
-    Args:
-        labels: Label of each training row.
-        fraction: Between 0 and 1.
-        seed: Seed of the draw.
-
-    Returns:
-        The row numbers that remain for training and those cut off, both sorted.
-
-    Raises:
-        BadInputError: If there is only one row of each class.
-    """
+    """Cuts a fraction of the training rows off for another split; see `stratified_cut`."""
     total = len(labels)
     return stratified_cut(labels, min(max(1, round(fraction * total)), total - 1), seed)
 
@@ -198,12 +188,7 @@ def with_columns(
 ) -> tuple[dict[str, Dataset], tuple[str, str]]:
     """Finds the columns of images and labels, and makes the images a `datasets.Image` column in every split.
 
-    Args:
-        parts: The splits by role.
-        args: Which columns; default: those with usual names, or the only one of the feature's type.
-
-    Returns:
-        The splits, and the names of the two columns.
+    Without names in `args`, they are those with usual names, or the only one of the feature's type.
 
     Raises:
         BadInputError: If there is no such column.
@@ -254,6 +239,12 @@ def _require_two_classes(labels: np.ndarray, class_names: list[str], name: str) 
         raise BadInputError(
             f"{name}: the training data has one class only ({shown}); a classifier needs at least two"
         )
+
+
+def _alike(class_names: list[str]) -> list[str]:
+    """Returns the names that another one equals apart from case and spaces."""
+    plain = ["".join(name.split()).casefold() for name in class_names]
+    return [name for name, text in zip(class_names, plain, strict=True) if plain.count(text) > 1]
 
 
 def _unlabelled(

@@ -52,7 +52,7 @@ def read_tables(
 
     Args:
         paths: The files.
-        image_column: Column of the images; default: one of `IMAGE_COLUMNS`.
+        image_column: Default: one of `IMAGE_COLUMNS`.
         may_lack_images: Keep rows whose image file is not there.
         cache_dir: Where `datasets` keeps what it converts.
 
@@ -88,7 +88,8 @@ def read_csv(path: str) -> dict[str, list[str]]:
     So "007" keeps its zeros, and "None" and "NA" are values like others.
 
     Raises:
-        BadInputError: If the file is empty or not UTF-8, or a line has another number of values.
+        BadInputError: If the file is empty or not UTF-8, has two columns of one name, or a line has another
+            number of values.
     """
     name = os.path.basename(path)
     limit = csv.field_size_limit(sys.maxsize)  # an image in base64 is longer than the usual 131,072
@@ -99,6 +100,9 @@ def read_csv(path: str) -> dict[str, list[str]]:
             file.seek(0)
             lines = csv.reader(file, delimiter=separator, skipinitialspace=True)
             columns = [column.strip() for column in next(lines, [])]
+            twice = next((column for column in columns if columns.count(column) > 1), None)
+            if twice is not None:
+                raise BadInputError(f"{name} has two columns {twice!r}: rename one")
             rows = []
             for values in lines:
                 if len(values) == len(columns):

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_lpwd.files import FILE_SIZES, RECORD
+from hf_lpwd.files import RECORD, SAVED_FILES
 from hf_lpwd.messages import BadInputError, printable
 from hf_lpwd.vision.hub.patience import GaveUpError, patience
 
@@ -33,7 +33,7 @@ PUBLISHED = (
 _CODE = "*.py"
 #: A pickle, which can run code when it is loaded, the list of a checkpoint's files, which names it, and the
 #: settings, which hold paths of this machine.
-_NEVER = ("training_args.bin", FILE_SIZES, RECORD)
+_NEVER = ("training_args.bin", SAVED_FILES, RECORD)
 
 
 class PushError(RuntimeError):
