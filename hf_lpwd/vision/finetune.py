@@ -23,7 +23,6 @@ from hf_lpwd.files import RUN_FACTS, write_bytes, write_json
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.trainer_log import DecayReport
-from hf_lpwd.vision.curves import draw_curves
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import EpochCallback, collate
 from hf_lpwd.vision.data.transforms import ImageTransform
@@ -35,7 +34,7 @@ from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.prepare import Run, named_checkpoint, prepare
-from hf_lpwd.vision.progress import EpochLines, how_it_went
+from hf_lpwd.vision.progress import EpochLines, draw_curves, how_it_went
 from hf_lpwd.vision.run_facts import with_time
 from hf_lpwd.vision.run_settings import RUN_YAML, run_yaml
 from hf_lpwd.vision.training_args import ImageTrainingArguments

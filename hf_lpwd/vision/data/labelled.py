@@ -1,4 +1,4 @@
-"""One whole split of a labelled dataset, with the classes of a model that is already trained."""
+"""One split of a labelled dataset, uncut, with the classes of a model that is already trained."""
 
 from __future__ import annotations
 

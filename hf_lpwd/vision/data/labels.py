@@ -74,8 +74,8 @@ def encode_labels(
 def stratified_cut(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts `size` rows off, with every class in proportion, and leaves at least one row of every class.
 
-    Where `size`, or what remains, is smaller than the number of classes, the rows are drawn without regard to
-    the class, with a warning. Where the classes cannot spare `size` rows, fewer are cut off, with a warning.
+    If `size`, or what remains, is smaller than the number of classes, the rows are chosen without regard to
+    the class, with a warning. If the classes cannot spare `size` rows, fewer are cut off, with a warning.
 
     Returns:
         The row numbers that remain and those cut off, both sorted.
