@@ -80,7 +80,9 @@ def check(stage, optimizer_cls, timing, coupling, folder, partitioned):
     whole, optimizer = build(optimizer_cls, timing, coupling)
     for batch in BATCHES:
         optimizer.zero_grad()
-        whole(batch).square().mean().backward()
+        # In halves, as the processes do: where a gradient is near 0, Adam scales its rounding up.
+        for half in batch.chunk(2):
+            (whole(half).square().mean() / 2).backward()
         optimizer.step()
     model, optimizer = build(optimizer_cls, timing, coupling, partitioned=partitioned)
     engine = initialize(model, optimizer, stage)
