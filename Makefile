@@ -3,7 +3,7 @@ BIN := .venv/bin
 # One test process a core, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: train test test-slow test-deepspeed style quality
+.PHONY: train test test-slow test-deepspeed test-optimizers style quality
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -27,6 +27,13 @@ test-slow: .venv/installed
 test-deepspeed: .deepspeed
 	OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONPATH=.deepspeed $(BIN)/python -m torch.distributed.run \
 		--standalone --nproc_per_node 2 tests/helpers/deepspeed_run.py
+
+# Apart from the environment, because transformers imports them into every run where it finds them.
+.optimizers: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ bitsandbytes torchao
+
+test-optimizers: .optimizers
+	OMP_NUM_THREADS=1 PYTHONPATH=.optimizers $(BIN)/python -m pytest tests/core/test_measured_libraries.py
 
 style: .venv/installed
 	$(BIN)/ruff format .

@@ -7,26 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_lpwd.config import LPWDConfig
-    from hf_lpwd.decay_report import DecayReport
+    from hf_lpwd.decay_measurement import DecayMeasurement, measure_decay
     from hf_lpwd.factory import create_lpwd_optimizer, layer_param_groups, optimizer_from_plan
     from hf_lpwd.layers import LayerMap, layer_index_map
-    from hf_lpwd.lpwd_arguments import LPWDArguments
-    from hf_lpwd.measure import DecayMeasurement, assert_decays, measure_decay
+    from hf_lpwd.measure import assert_decays
     from hf_lpwd.optimizer import LayerwiseDecay
     from hf_lpwd.plan import LayerPlan, explain, plan_layers
     from hf_lpwd.schedules import layer_rates
     from hf_lpwd.stock_state import load_stock_state
-    from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin
-    from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
-    from hf_lpwd.training_args import LPWDTrainingArguments
+    from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin, lpwd_optimizer_factory
+    from hf_lpwd.trainer_log import DecayReport
+    from hf_lpwd.training_args import LPWDArguments, LPWDTrainingArguments
 
 __version__ = "0.1.0"
 
 # Modules load when one of their names is first used: torch, timm and the Trainer take seconds each.
 _MODULE_OF = {
-    "DecayMeasurement": "measure",
-    "DecayReport": "decay_report",
-    "LPWDArguments": "lpwd_arguments",
+    "DecayMeasurement": "decay_measurement",
+    "DecayReport": "trainer_log",
+    "LPWDArguments": "training_args",
     "LPWDConfig": "config",
     "LPWDTrainer": "trainer",
     "LPWDTrainerMixin": "trainer",
@@ -41,8 +40,8 @@ _MODULE_OF = {
     "layer_param_groups": "factory",
     "layer_rates": "schedules",
     "load_stock_state": "stock_state",
-    "lpwd_optimizer_factory": "trainer_optimizer",
-    "measure_decay": "measure",
+    "lpwd_optimizer_factory": "trainer",
+    "measure_decay": "decay_measurement",
     "optimizer_from_plan": "factory",
     "plan_layers": "plan",
 }

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from hf_lpwd.diagnostics import layer_norms
 from hf_lpwd.low_precision import is_low_precision
+from hf_lpwd.parameters import whole
 
 # Exact classes only: a subclass may decay in another way.
 # Their own `weight_decay` is coupled or decoupled, as a setting says. Their update u does not depend on the
@@ -203,7 +204,7 @@ def allocates_state(groups: list[dict[str, Any]]) -> bool:
     gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     if any(gradient.is_sparse for gradient in gradients):
         return False
-    return layer_norms({"all": gradients}).get("all") == 0.0
+    return bool(gradients) and float(whole(get_total_norm(gradients))) == 0.0
 
 
 def has_fused_kernel(optimizer_cls: type[Optimizer], params: Iterable[Tensor]) -> bool:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from hf_lpwd.decay_groups import decay_fraction
-from hf_lpwd.diagnostics import rounds_to_nothing
 from hf_lpwd.parameters import is_partitioned
 
 # Its first multiples, modulo 1, already cover the unit interval evenly.
@@ -29,6 +28,16 @@ _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 def is_low_precision(dtype: torch.dtype) -> bool:
     """Tells whether weights of this type have fewer bits than float32."""
     return dtype.itemsize < 4
+
+
+def rounds_to_nothing(fraction: float, dtype: torch.dtype) -> bool:
+    """Tells whether multiplying by ``1 - fraction`` in `dtype` multiplies by 1.
+
+    Args:
+        fraction: eta * lambda, the fraction of a weight that one step takes away.
+        dtype: Floating-point type of the weights; in bfloat16 the limit is 2^-9, in float16 2^-12.
+    """
+    return fraction > 0.0 and torch.tensor(1.0 - fraction, dtype=torch.float64).to(dtype).item() == 1.0
 
 
 def mean_portion(dtype: torch.dtype) -> float:

@@ -1,179 +1,123 @@
-"""`measure_decay`: what an optimizer really decays, beside what its settings promise, and what is odd."""
+"""What one step of an optimizer really does to each parameter, beside what its settings promise."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from functools import cached_property
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_lpwd.config import LPWDConfig
+from hf_lpwd.parameters import whole
 from hf_lpwd.plan import LayerPlan, plan_layers
-from hf_lpwd.plan_table import aligned
-from hf_lpwd.zero_step import MeasuredDecay, measure_parameters
+from hf_lpwd.zero_step import zero_step
 
 #: What a user expects: a plan, the settings of one, or a function from name and parameter to the rate.
 Expected: TypeAlias = LayerPlan | LPWDConfig | Callable[[str, Tensor], float]
 
-_SHOWN = 3
-
 
 @dataclass(frozen=True)
-class DecayMeasurement:
-    """What one step of an optimizer does to each weight of a model. Its text is a table, and what is odd.
+class MeasuredDecay:
+    """What one step does to a parameter whose gradient is zero.
 
     Attributes:
-        optimizer: Class of the optimizer.
-        parameters: Name -> measurement, of the trainable parameters that the optimizer has.
-        missing: Trainable parameters that the optimizer lacks.
-        plan: The layers of the model, and what does not decay by the rule that the findings go by.
+        lr: Learning rate of its group during the measurement.
+        weight_decay: Rate of its group; 0.0 where the group has none.
+        promised: What the settings of the group multiply the weights by: ``1 - lr * weight_decay``, unless
+            they couple the decay otherwise, as `decay_coupling` and the like of other libraries do.
+        measured: What the step multiplied them by.
+        spread: Largest relative distance of a weight from ``measured * weight``; rounding apart it is 0.0 if
+            the decay is a multiplication, as decoupled decay is.
+        resolution: Differences up to this are rounding, in the type and number of the weights.
     """
 
-    optimizer: str
-    parameters: dict[str, MeasuredDecay]
-    missing: list[str]
-    plan: LayerPlan
+    lr: float
+    weight_decay: float
+    promised: float
+    measured: float
+    spread: float
+    resolution: float
 
-    @cached_property
-    def findings(self) -> list[str]:
-        """What is odd, a line each; empty if nothing is."""
-        return [line for line in self._lines() if line]
+    @property
+    def measured_rate(self) -> float:
+        """The `weight_decay` that would promise `measured`."""
+        # Up to the decay itself, so that rates coupled to the learning rate and independent ones read alike.
+        promised = 1.0 - self.promised
+        per_rate = promised / self.weight_decay if self.weight_decay else self.lr
+        return (1.0 - self.measured) / per_rate if per_rate else 0.0
 
-    def _lines(self) -> Iterable[str]:
-        of = self.parameters
-        if self.missing:
-            yield f"{_counted(self.missing)} trainable, but not in the optimizer"
-        lost = [name for name, decay in of.items() if decay.weight_decay and not decay.decays]
-        if lost:
-            rates = _range(of[name].weight_decay for name in lost)
-            yield f"{_counted(lost)} set to decay at {rates}, but one step leaves the weights as they are"
-        mixed = [name for name, decay in of.items() if not decay.multiplies]
-        if mixed:
-            yield (
-                f"{_counted(mixed)} changed, but not by one factor: the decay passes through the update "
-                "(L2 penalty), so its strength does not follow weight_decay"
-            )
-        twice = [n for n, d in of.items() if n not in {*lost, *mixed} and not d.agrees and _is_twice(d)]
-        if twice:
-            yield f"{_counted(twice)} decayed twice: by {_factor(of, twice)}, not {_promise(of, twice)}"
-        other = [n for n, d in of.items() if not d.agrees and n not in {*lost, *mixed, *twice}]
-        if other:
-            yield f"{_counted(other)} decayed by {_factor(of, other)}, not {_promise(of, other)}"
-        reasons: dict[str, list[str]] = {}
-        for name, decay in of.items():
-            if decay.decays and (reason := self.plan[name].exempt):
-                reasons.setdefault(reason, []).append(name)
-        for reason, names in reasons.items():
-            yield f"{_counted(names)} decayed, against the usual rule: {reason}"
-        idle = [
-            name
-            for name, decay in of.items()
-            if not decay.weight_decay and not decay.decays and self.plan[name].trained_rate
-        ]
-        if idle and not any(decay.decays for decay in of.values()):
-            yield f"nothing decays: {_counted(idle)} without a rate"
-        elif idle:
-            yield f"{_counted(idle)} not decayed: no rate is set for them"
+    @property
+    def decays(self) -> bool:
+        """Whether the step changes the weights."""
+        return abs(self.measured - 1.0) > self.resolution or not self.multiplies
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Returns a row for each layer: `stack`, `layer`, `elements`, and lists of rates set and measured.
+    @property
+    def multiplies(self) -> bool:
+        """Whether the step multiplies all weights by one factor, which may be that of a decay."""
+        even = self.spread <= 4.0 * self.resolution or self.spread <= abs(self.measured - 1.0) / 2.0
+        return even and 0.0 < self.measured < 2.0
 
-        The rates are those of the elements that decay by the settings or in the measurement; `not_decayed` is
-        the number of the other elements.
-        """
-        rows = []
-        for layer in self.plan.layers:
-            members = [
-                (decay, self.plan[name].size)
-                for name, decay in self.parameters.items()
-                if (self.plan[name].stack, self.plan[name].layer) == (layer.stack, layer.layer)
-            ]
-            decayed = [decay for decay, _ in members if decay.decays or decay.weight_decay]
-            rows.append(
-                {
-                    "stack": layer.stack,
-                    "layer": layer.layer,
-                    "modules": layer.modules,
-                    "elements": sum(size for _, size in members),
-                    "not_decayed": sum(s for d, s in members if not d.decays and not d.weight_decay),
-                    "set": sorted({decay.weight_decay for decay in decayed}),
-                    "measured": sorted({float(f"{decay.measured_rate:.3g}") for decay in decayed}),
-                }
-            )
-        return rows
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the measurement as JSON: `optimizer`, `findings`, `layers`, `parameters` and `missing`."""
-        return {
-            "optimizer": self.optimizer,
-            "findings": self.findings,
-            "layers": self.rows(),
-            "parameters": {
-                name: asdict(decay) | {"agrees": decay.agrees} for name, decay in self.parameters.items()
-            },
-            "missing": self.missing,
-        }
-
-    def __str__(self) -> str:
-        header = ["layer", "parameters", "not decayed", "weight_decay set", "measured", "modules"]
-        rows = [
-            [
-                f"{row['stack']}/{row['layer']}" if row["stack"] else str(row["layer"]),
-                f"{row['elements']:,}",
-                f"{row['not_decayed']:,}",
-                _range(row["set"]),
-                _range(row["measured"]),
-                ", ".join(row["modules"]),
-            ]
-            for row in self.rows()
-        ]
-        odd = "\n".join(f"- {line}" for line in self.findings) or "- nothing: configured and measured agree"
-        return f"{aligned(header, rows)}\nWhat is odd about the decay of {self.optimizer}:\n{odd}"
+    @property
+    def agrees(self) -> bool:
+        """Whether the step does what the settings of the group promise."""
+        return self.multiplies and abs(self.measured - self.promised) <= self.resolution
 
 
-def measure_decay(
-    optimizer: Optimizer, model: nn.Module, *, plan: LayerPlan | None = None
-) -> DecayMeasurement:
+def measure_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, MeasuredDecay]:
     """Measures what one step of an optimizer does to each weight when all gradients are zero.
 
-    Works for any optimizer that steps without a closure, of torch, timm or another library, around any model;
-    both stay bit for bit as they are. See `hf_lpwd.zero_step.measure_parameters` for how it is done.
+    Both stay bit for bit as they are; see `hf_lpwd.zero_step.zero_step` for how it is done.
 
     Args:
-        optimizer: The optimizer, or accelerate's wrapper of one.
-        model: The model that it trains, wrapped or not.
-        plan: What is to be expected; default: the plan of a `LayerwiseDecay`, else that all weights decay but
-            those of `hf_lpwd.exemptions`.
+        optimizer: Any torch optimizer that steps without a closure, or accelerate's wrapper of one.
+        model: The model that it trains, wrapped (DDP, FSDP2, PEFT, `torch.compile`) or not.
+
+    Returns:
+        Name -> measurement of each trainable parameter that the optimizer has, in the model's order.
 
     Raises:
-        TypeError: The optimizer is DeepSpeed's, or no torch optimizer.
+        TypeError: The optimizer steps copies of the weights, as those of DeepSpeed do.
         ValueError: The optimizer has no trainable parameter of the model.
-        RuntimeError: The optimizer cannot be stepped; the message holds the reason.
+        RuntimeError: The optimizer cannot make such a step; the message has the reason.
 
     Example:
-        >>> import torch
-        >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+        >>> model = nn.Linear(4, 2)
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
-        >>> for line in measure_decay(optimizer, model).findings:
-        ...     print(line)
-        3 parameters (0.bias, 1.bias, 2.bias) are decayed, against the usual rule: bias
+        >>> {name: round(decay.measured, 6) for name, decay in measure_parameters(optimizer, model).items()}
+        {'weight': 0.95, 'bias': 0.95}
     """
-    inner = getattr(optimizer, "optimizer", optimizer)
-    plan = plan or getattr(inner, "plan", None)
-    if plan is None:
-        plan = plan_layers(model, LPWDConfig(weight_decay=1.0, layer_schedule="uniform"))
-    parameters = measure_parameters(optimizer, model)
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return DecayMeasurement(
-        optimizer=type(inner).__name__,
-        parameters=parameters,
-        missing=[name for name in trained if name not in parameters],
-        plan=plan,
+    return zero_step(optimizer, model, _compare)
+
+
+def _compare(group: dict[str, Any], before: Tensor, after: Tensor) -> MeasuredDecay:
+    # The learning rate of schedulefree's optimizers has a warmup of its own.
+    lr = float(group.get("scheduled_lr") or group.get("lr", 1.0))
+    rate = float(group.get("weight_decay", 0.0) or 0.0)
+    old, new = whole(before).double(), whole(after).double()
+    factor = float((old * new).sum() / old.square().sum())
+    distances = (new - factor * old).abs() / old.abs().clamp_min(torch.finfo(before.dtype).tiny)
+    eps = torch.finfo(before.dtype).eps
+    return MeasuredDecay(
+        lr=lr,
+        weight_decay=rate,
+        promised=1.0 - _decay_of_a_step(group, lr, rate),
+        measured=factor * math.exp(-group.get("decay_debt", 0.0)),
+        spread=float(distances.amax()),
+        # The factor itself is rounded, and then each product.
+        resolution=eps / 2.0 + 2.0 * eps / math.sqrt(before.numel()),
     )
+
+
+def _decay_of_a_step(group: dict[str, Any], lr: float, rate: float) -> float:
+    """The fraction of a weight that the settings of a group say."""
+    # Of this package; of pytorch_optimizer and timm's AdaBelief; of optimi.
+    if group.get("decay_coupling") == "independent" or group.get("fixed_decay"):
+        return rate
+    return rate * lr / group["max_lr"] if group.get("decouple_lr") else rate * lr
 
 
 def assert_decays(optimizer: Optimizer, model: nn.Module, expected: Expected) -> None:
@@ -211,35 +155,5 @@ def assert_decays(optimizer: Optimizer, model: nn.Module, expected: Expected) ->
         if abs(decay.measured - factor) > decay.resolution or not decay.multiplies:
             faults.append(f"{name} decays at {decay.measured_rate:.4g}, not at {rate:.4g}")
     if faults:
-        more = f", and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise AssertionError("; ".join(faults[:_SHOWN]) + more)
-
-
-def _is_twice(decay: MeasuredDecay) -> bool:
-    return abs(decay.measured - decay.promised**2) <= 2.0 * decay.resolution
-
-
-def _counted(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    plural = "parameters" if len(names) > 1 else "parameter"
-    return f"{len(names)} {plural} ({shown}) {'are' if len(names) > 1 else 'is'}"
-
-
-def _range(values: Iterable[float]) -> str:
-    values = sorted(set(values))
-    if not values:
-        return "-"
-    return f"{values[0]:.4g}" if len(values) == 1 else f"{values[0]:.4g} to {values[-1]:.4g}"
-
-
-def _factor(of: dict[str, MeasuredDecay], names: list[str]) -> str:
-    return _range(float(f"{of[name].measured:.6g}") for name in names)
-
-
-def _promise(of: dict[str, MeasuredDecay], names: list[str]) -> str:
-    return _range(float(f"{of[name].promised:.6g}") for name in names)
-
-
-def name_pattern(name: str) -> str:
-    """Returns a parameter's name with ``*`` for each number, which is the same in all blocks."""
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise AssertionError("; ".join(faults[:3]) + more)

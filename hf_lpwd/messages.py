@@ -26,6 +26,12 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
     return f"unknown {what} {str(name)!r}" + (f": did you mean {nearest[0]!r}?" if nearest else "")
 
 
+def value_range(values: Iterable[float], digits: int = 6) -> str:
+    """Returns the smallest and the largest of some numbers: ``"0.1"``, ``"0.1 to 0.3"``; ``""`` of none."""
+    ordered = sorted(values)
+    return " to ".join(dict.fromkeys(f"{value:.{digits}g}" for value in [*ordered[:1], *ordered[-1:]]))
+
+
 def error_words(error: Exception) -> str:
     """Returns an error in one line of under 300 characters: a refusal as it is, another with its type."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -27,6 +27,7 @@ from hf_lpwd.decay_groups import (
     groups_to_load,
 )
 from hf_lpwd.low_precision import by_precision, warn_of_vanishing_rates
+from hf_lpwd.messages import value_range
 from hf_lpwd.plan import LayerPlan
 from hf_lpwd.plan_groups import added_groups
 from hf_lpwd.stale_gradients import StaleGradients
@@ -164,7 +165,8 @@ class LayerwiseDecay(Optimizer):
 
     def __repr__(self) -> str:
         groups = self.param_groups
-        lrs, rates = (_range([group.get(key) for group in groups]) for key in ("lr", "weight_decay"))
+        given = ([g[key] for g in groups if g.get(key) is not None] for key in ("lr", "weight_decay"))
+        lrs, rates = (value_range(map(float, values)) or "None" for values in given)
         return (
             f"{type(self).__name__}({type(self.base).__name__}, {groups[0]['decay_timing']}, coupling "
             f"{groups[0]['decay_coupling']}: lr {lrs}, weight_decay {rates}, {len(groups)} groups)"
@@ -295,8 +297,3 @@ class LayerwiseDecay(Optimizer):
         self.base.load_state_dict(state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
-
-
-def _range(values: list[Any]) -> str:
-    distinct = sorted({float(value) for value in values if value is not None})
-    return " to ".join(f"{value:g}" for value in dict.fromkeys([*distinct[:1], *distinct[-1:]])) or "None"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -30,6 +31,11 @@ def is_partitioned(parameter: Tensor) -> bool:
 def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     """Shape of a parameter, also if it is partitioned; FSDP2's tensors know theirs."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def whole(tensor: Any) -> Tensor:
+    """Returns all of a tensor, also if FSDP2 has sharded it."""
+    return tensor.detach().full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
 
 
 def in_and_out(module: nn.Module) -> tuple[int | None, int | None]:

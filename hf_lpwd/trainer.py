@@ -1,31 +1,34 @@
-"""Layer-wise weight decay in `transformers.Trainer`: a mixin, and a trainer made with it."""
+"""Layer-wise weight decay in `transformers.Trainer`: a mixin, a trainer, and a factory for a stock one."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, logging
 
-from hf_lpwd.config import LPWDConfig
+from hf_lpwd.base_optimizer import has_fused_kernel
+from hf_lpwd.config import SETTINGS, LPWDConfig
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
-from hf_lpwd.factory import optimizer_from_plan
-from hf_lpwd.layer_log import QUIET, LayerLog
+from hf_lpwd.factory import create_lpwd_optimizer, optimizer_from_plan
 from hf_lpwd.layers import Layers
-from hf_lpwd.lpwd_arguments import LPWDArguments
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.plan_groups import plan_differences
 from hf_lpwd.schedules import Schedule
-from hf_lpwd.trainer_optimizer import base_optimizer, regrouped
+from hf_lpwd.trainer_log import QUIET, LayerLog
+from hf_lpwd.training_args import LPWDArguments
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
 else:
     _Base = object
+
+logger = logging.get_logger(__name__)
 
 
 class LPWDTrainerMixin(_Base):
@@ -34,7 +37,7 @@ class LPWDTrainerMixin(_Base):
     The base optimizer is `args.optim`, or the class in `optimizer_cls_and_kwargs`; the decay is that of the
     arguments, which are `LPWDTrainingArguments` or have `LPWDArguments` in front of another class. With
     `log_layers`, each layer's rate, weight norm and ratio of gradient norm to weight norm go to the Trainer's
-    logs at `logging_steps`; see `hf_lpwd.layer_log.layer_values`.
+    logs at `logging_steps`; see `hf_lpwd.trainer_log.layer_values`.
 
     Args:
         *args: For the Trainer, as are `kwargs`.
@@ -113,10 +116,10 @@ class LPWDTrainerMixin(_Base):
             if "weight_decay" in given:
                 raise ValueError("weight_decay stands in optimizer_cls_and_kwargs: set it in the arguments")
             found = optimizer_cls, {"lr": self.args.learning_rate, **given}
-        optimizer_cls, kwargs = base_optimizer(self.args, found)
+        optimizer_cls, kwargs = _base_optimizer(self.args, found)
         groups = kwargs.pop("optimizer_dict", None)
         if groups is not None:
-            groups = regrouped(plan, model, groups, lr=self.args.learning_rate)
+            groups = _regrouped(plan, model, groups, lr=self.args.learning_rate)
         return optimizer_from_plan(plan, model, optimizer_cls, param_groups=groups, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -182,3 +185,105 @@ def _refuse_ignored_methods(trainer_cls: type) -> None:
 
 class LPWDTrainer(LPWDTrainerMixin, Trainer):
     """`transformers.Trainer` with layer-wise weight decay; see `LPWDTrainerMixin`."""
+
+
+#: A class of optimizers and its keyword arguments.
+ClassAndKwargs = tuple[type[torch.optim.Optimizer], dict[str, Any]]
+
+
+def lpwd_optimizer_factory() -> Callable[..., LayerwiseDecay]:
+    """Makes layer-wise weight decay usable in a stock `transformers.Trainer`.
+
+    ``Trainer(model, args, optimizer_cls_and_kwargs=(lpwd_optimizer_factory, {"args": args}))``
+
+    The Trainer calls it as ``lpwd_optimizer_factory()(model, **kwargs)``. With `args`, its training
+    arguments, the learning rate, `weight_decay` and the optimizer are those that `args` has at that moment,
+    so a hyperparameter search varies them. Further keyword arguments are settings of `LPWDConfig`,
+    `optimizer_cls` and its arguments. Without `args`, `lr` and `weight_decay` must be among them, and those
+    of the Trainer have no effect, as a warning says.
+    """
+    return _create_for_trainer
+
+
+def _create_for_trainer(
+    model: nn.Module,
+    optimizer_cls: type[torch.optim.Optimizer] | None = None,
+    *,
+    args: TrainingArguments | None = None,
+    **given: Any,
+) -> LayerwiseDecay:
+    if args is None:
+        logger.warning_once(
+            f"lpwd_optimizer_factory uses lr={given.get('lr')} and weight_decay={given.get('weight_decay')} "
+            "of optimizer_cls_and_kwargs; learning_rate and weight_decay of the training arguments have no "
+            'effect, not even in a hyperparameter search: pass {"args": args} instead of them'
+        )
+        return create_lpwd_optimizer(model, optimizer_cls or torch.optim.AdamW, **given)
+    for name in given:
+        if name in ("lr", "weight_decay") or (name in SETTINGS and hasattr(args, name)):
+            raise ValueError(
+                f"{name} stands in optimizer_cls_and_kwargs beside args: set it in the arguments"
+            )
+    settings = {name: given.pop(name) for name in SETTINGS if name in given}
+    plan = plan_layers(model, LPWDConfig.from_args(args, **settings))
+    if optimizer_cls is None:
+        optimizer_cls, kwargs = _base_optimizer(args, Trainer.get_optimizer_cls_and_kwargs(args, model))
+        return optimizer_from_plan(plan, model, optimizer_cls, **{**kwargs, **given})
+    return optimizer_from_plan(plan, model, optimizer_cls, lr=args.learning_rate, **given)
+
+
+def _base_optimizer(args: TrainingArguments, found: ClassAndKwargs) -> ClassAndKwargs:
+    """Returns the base optimizer that a Trainer's `optim` stands for, without its weight decay.
+
+    Args:
+        args: The training arguments.
+        found: What `Trainer.get_optimizer_cls_and_kwargs` returns for them. `optimizer_dict` may be a list of
+            parameter groups, as in sentence-transformers.
+
+    Raises:
+        ValueError: The optimizer makes its own parameter groups, or has another weight decay.
+    """
+    optimizer_cls, kwargs = found[0], dict(found[1])
+    # Some of Trainer's handlers pass args.weight_decay on, which the groups carry already.
+    own_rate = kwargs.pop("weight_decay", args.weight_decay)
+    if own_rate != args.weight_decay:
+        raise ValueError(f"weight_decay={own_rate} stands in optim_args: set weight_decay in the arguments")
+    if kwargs.keys() & {"params", "model"} or not isinstance(kwargs.get("optimizer_dict", []), list):
+        raise ValueError(
+            f"optim {getattr(args.optim, 'value', args.optim)!r} makes its own parameter groups, so it "
+            "cannot have rates by layer: use an optimizer that takes groups, such as adamw_torch_fused"
+        )
+    # The kernel is the one that Trainer would use: adamw_torch and sgd are not fused.
+    if has_fused_kernel(optimizer_cls, ()):
+        kwargs.setdefault("fused", None)
+    return optimizer_cls, kwargs
+
+
+def _regrouped(
+    plan: LayerPlan, model: nn.Module, groups: Iterable[dict[str, Any]], *, lr: float
+) -> list[dict[str, Any]]:
+    """Gives the plan's rates to the parameters that a Trainer has grouped itself.
+
+    Args:
+        plan: From `plan_layers`.
+        model: The model that the plan was made for.
+        groups: Parameter groups. A group's own `lr` is kept: it is sentence-transformers'
+            `learning_rate_mapping`. Parameters outside of the model, such as a loss has, stay as they are.
+        lr: Learning rate of groups without their own.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    by_lr: dict[float, list[tuple[str, nn.Parameter]]] = {}
+    outside = []
+    for number, group in enumerate(groups):
+        inside = [(names[p], p) for p in group["params"] if p in names]
+        by_lr.setdefault(group.get("lr", lr), []).extend(inside)
+        rest = [p for p in group["params"] if p not in names]
+        if rest:
+            named = [f"outside the model.{number}.{i}" for i in range(len(rest))]
+            outside.append({**group, "params": rest, "param_names": named})
+    planned = [
+        {"lr": own_lr, **group}
+        for own_lr, named in by_lr.items()
+        for group in plan.groups_of(named, lr=own_lr)
+    ]
+    return [*planned, *outside]

@@ -1,14 +1,13 @@
-"""What an optimizer's step really does to each weight: measured by a step that is taken back."""
+"""A step of any optimizer with zero gradients, which is taken back: all that it does to weights is decay."""
 
 from __future__ import annotations
 
 import copy
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,113 +16,73 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from hf_lpwd.optimizer import LayerwiseDecay
+from hf_lpwd.parameters import whole
 from hf_lpwd.stale_gradients import StaleGradients
+
+Result = TypeVar("Result")
 
 #: Elements of which weights, gradients and a fresh optimizer state exist twice at a time.
 CHUNK_ELEMENTS = 2**24
+#: Steps until one decays: ADOPT's first only starts its state, and RAdam's first five may do nothing.
+_MOST_STEPS = 8
+#: Counts of steps that some optimizers keep in their groups.
+_COUNTERS = ("step", "counter")
+#: What other keys of a group hold while it is measured.
+_WHILE_MEASURED = {"decay_debt": 0.0, "train_mode": True}
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _GLOBAL_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 
 
-@dataclass(frozen=True)
-class MeasuredDecay:
-    """What one step does to a parameter whose gradient is zero.
-
-    Attributes:
-        lr: Learning rate of its group during the measurement.
-        weight_decay: Rate of its group; 0.0 where the group has none.
-        promised: What the settings of the group multiply the weights by: ``1 - lr * weight_decay``, or
-            ``1 - weight_decay`` under independent coupling.
-        measured: What the step multiplied them by.
-        spread: Largest relative distance of a weight from ``measured * weight``; rounding apart it is 0.0 if
-            the decay is a multiplication, as decoupled decay is.
-        resolution: Differences up to this are rounding, in the type and number of the weights.
-    """
-
-    lr: float
-    weight_decay: float
-    promised: float
-    measured: float
-    spread: float
-    resolution: float
-
-    @property
-    def measured_rate(self) -> float:
-        """The `weight_decay` that would promise `measured`."""
-        # Up to the decay itself, so that rates coupled to the learning rate and independent ones read alike.
-        promised = 1.0 - self.promised
-        per_rate = promised / self.weight_decay if self.weight_decay else self.lr
-        return (1.0 - self.measured) / per_rate if per_rate else 0.0
-
-    @property
-    def decays(self) -> bool:
-        """Whether the step changes the weights."""
-        return abs(self.measured - 1.0) > self.resolution or not self.multiplies
-
-    @property
-    def multiplies(self) -> bool:
-        """Whether the step multiplies all weights by one factor."""
-        return self.spread <= 4.0 * self.resolution or self.spread <= abs(self.measured - 1.0) / 2.0
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the step does what the settings of the group promise."""
-        return self.multiplies and abs(self.measured - self.promised) <= self.resolution
-
-
-def measure_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, MeasuredDecay]:
+def zero_step(
+    optimizer: Optimizer, model: nn.Module, read: Callable[[dict[str, Any], Tensor, Tensor], Result]
+) -> dict[str, Result]:
     """Takes a step of an optimizer with zero gradients, some parameters at a time, and takes it back.
 
     The step starts from a fresh optimizer state, so that momentum does not hide the decay, and runs no hooks.
     It has the learning rate of each group; its `initial_lr` where that is 0, as at the start of a warmup.
-    Parameters whose weights are all 0 are measured at 1.
-
-    Afterwards weights, gradients, optimizer state, settings of the groups, hooks and random numbers are bit
-    for bit what they were. No more than `CHUNK_ELEMENTS` elements, or one parameter, are held twice.
+    Parameters whose weights are all 0 are set to 1. Of a schedule-free optimizer, the sequence z counts, of
+    which the weights are an average. Afterwards weights, gradients, optimizer state, settings of the groups,
+    hooks and random numbers are bit for bit what they were. No more than `CHUNK_ELEMENTS` elements, or one
+    parameter, are held twice.
 
     Args:
-        optimizer: Any torch optimizer that steps without a closure, or accelerate's wrapper of one.
-        model: The model that it trains, wrapped (DDP, FSDP2, PEFT, `torch.compile`) or not.
+        optimizer: See `hf_lpwd.measure.measure_parameters`, also for what is raised.
+        model: The model that it trains.
+        read: Called with a parameter's group, its weights before the step and those after it.
 
     Returns:
-        Name -> measurement of each trainable parameter that the optimizer has, in the model's order.
-
-    Raises:
-        TypeError: DeepSpeed's optimizers, which step flat copies of the weights.
-        ValueError: The optimizer has no trainable parameter of the model.
-        RuntimeError: The optimizer cannot make such a step; the message has its reason.
-
-    Example:
-        >>> model = nn.Linear(4, 2)
-        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
-        >>> {name: round(decay.measured, 6) for name, decay in measure_parameters(optimizer, model).items()}
-        {'weight': 0.95, 'bias': 0.95}
+        Name -> what `read` returned, for each trainable parameter that the optimizer has.
     """
     optimizer = _unwrapped(optimizer)
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     groups = [(g, [p for p in g["params"] if id(p) in names]) for g in optimizer.param_groups]
     if not any(members for _, members in groups):
         raise ValueError("the optimizer has no trainable parameter of this model")
-    found: dict[str, MeasuredDecay] = {}
-    with _taken_back(optimizer), torch.no_grad():
+    found: dict[str, Result] = {}
+    with _taken_back(optimizer) as states, torch.no_grad():
         for group, members in groups:
             for chunk in _chunks(members):
-                found |= zip((names[id(p)] for p in chunk), _measure(optimizer, group, chunk), strict=True)
+                results = _step_and_read(optimizer, states, group, chunk, read)
+                found |= zip((names[id(p)] for p in chunk), results, strict=True)
     return {name: found[name] for name in names.values() if name in found}
 
 
 def _unwrapped(optimizer: Any) -> Optimizer:
-    """The optimizer inside accelerate's wrapper."""
-    if "deepspeed" in type(optimizer).__module__ or "DeepSpeed" in type(optimizer).__name__:
+    """The optimizer inside accelerate's wrapper; refuses what steps copies of the weights."""
+    name = type(optimizer).__name__
+    if "deepspeed" in type(optimizer).__module__ or "DeepSpeed" in name:
         raise TypeError(
-            f"{type(optimizer).__name__} steps flat copies of the weights, which cannot be told apart: "
+            f"{name} steps flat copies of the weights, which cannot be told apart: "
             "measure the optimizer before it is given to DeepSpeed"
         )
     inner = getattr(optimizer, "optimizer", None)
     if type(optimizer).__module__.startswith("accelerate.") and inner is not None:
         return _unwrapped(inner)
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer is a {type(optimizer).__name__}, but must be a torch.optim.Optimizer")
+        raise TypeError(f"optimizer is a {name}, but must be a torch.optim.Optimizer")
+    # torchao's CPUOffloadOptimizer lacks the one, pytorch_optimizer's SafeFP16Optimizer the other.
+    if not (hasattr(optimizer, "state") and hasattr(optimizer, "param_groups")):
+        raise TypeError(f"{name} steps copies of the weights: measure the optimizer that it wraps")
     return optimizer
 
 
@@ -138,24 +97,29 @@ def _chunks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield chunk
 
 
-def _measure(optimizer: Optimizer, group: dict[str, Any], chunk: list[Tensor]) -> list[MeasuredDecay]:
+def _step_and_read(
+    optimizer: Optimizer,
+    states: list[dict[Any, Any]],
+    group: dict[str, Any],
+    chunk: list[Tensor],
+    read: Callable[[dict[str, Any], Tensor, Tensor], Result],
+) -> list[Result]:
     """Steps some parameters of one group and puts their weights back."""
     kept = [p.detach().clone() for p in chunk]
     settings = _Kept([group])
     try:
         for parameter in chunk:
-            if not _whole(parameter).any():
+            if not whole(parameter).any():
                 parameter.fill_(1.0)
         before = [p.detach().clone() for p in chunk]
         try:
-            _step(optimizer, group, before, chunk, fresh=True)
+            after = _step(optimizer, states, group, chunk, before, fresh=True)
         except Exception:
             # Some make their state in the constructor, and cannot do without it.
             settings.restore()
             _copy(chunk, before)
-            _step(optimizer, group, before, chunk, fresh=False)
-        owed = math.exp(-group.get("decay_debt", 0.0))
-        return [_compare(group, b, p.detach(), owed) for b, p in zip(before, chunk, strict=True)]
+            after = _step(optimizer, states, group, chunk, before, fresh=False)
+        return [read(group, b, a) for b, a in zip(before, after, strict=True)]
     except Exception as error:
         name, kind = type(optimizer).__name__, type(error).__name__
         raise RuntimeError(f"{name} cannot make a step with zero gradients: {kind}: {error}") from error
@@ -165,69 +129,72 @@ def _measure(optimizer: Optimizer, group: dict[str, Any], chunk: list[Tensor]) -
 
 
 def _step(
-    optimizer: Optimizer, group: dict[str, Any], before: list[Tensor], chunk: list[Tensor], *, fresh: bool
-) -> None:
+    optimizer: Optimizer,
+    states: list[dict[Any, Any]],
+    group: dict[str, Any],
+    chunk: list[Tensor],
+    before: list[Tensor],
+    *,
+    fresh: bool,
+) -> list[Tensor]:
+    """Steps some parameters of one group alone, and returns what became of them."""
     groups, kept_groups = optimizer.param_groups, list(optimizer.param_groups)
-    kept_state = dict(optimizer.state)
-    optimizer.state.clear()
-    if not fresh:
-        optimizer.state.update({p: _zeroed(kept_state[p]) for p in chunk if p in kept_state})
-    groups[:] = [group]
-    group["params"] = chunk
-    if not float(group.get("lr", 1.0)) and "initial_lr" in group:
-        group["lr"] = group["initial_lr"]
-    if "decay_debt" in group:
-        group["decay_debt"] = 0.0
+    kept_states = [dict(state) for state in states]
     try:
-        if isinstance(optimizer, LayerwiseDecay):
-            group["decay_applied"] = False
-            # The real one goes on knowing the gradients of the training loop.
-            optimizer._stale = StaleGradients()
-            optimizer.train()
-        for parameter in chunk:
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        due = group.get("weight_decay") and not group.get("decay_debt")
-        if due and all(torch.equal(_whole(p), _whole(b)) for p, b in zip(chunk, before, strict=True)):
-            # ADOPT's first step, for one, only starts its state.
+        for state, kept in zip(states, kept_states, strict=True):
+            state.clear()
+            state.update(_before_the_first_step(kept, [] if fresh else chunk))
+        groups[:] = [group]
+        group |= {"params": chunk} | {key: group[key] * 0 for key in _COUNTERS if key in group}
+        if not float(group.get("lr", 1.0)) and "initial_lr" in group:
+            group["lr"] = group["initial_lr"]
+        group |= {key: value for key, value in _WHILE_MEASURED.items() if key in group}
+        schedule_free = "train_mode" in group or hasattr(optimizer, "train_mode")
+        for _ in range(_MOST_STEPS):
+            if isinstance(optimizer, LayerwiseDecay):
+                group["decay_applied"] = False
+                # The real one goes on knowing the gradients of the training loop.
+                optimizer._stale = StaleGradients()
+                optimizer.train()
+            for parameter in chunk:
+                parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
+            stepped = states if schedule_free else []
+            z = {id(p): state[p]["z"] for state in stepped for p in chunk if "z" in state.get(p, ())}
+            after = [z.get(id(p), p.detach()) for p in chunk]
+            due = group.get("weight_decay") and not group.get("decay_debt")
+            if not due or not all(
+                torch.equal(whole(a), whole(b)) for a, b in zip(after, before, strict=True)
+            ):
+                break
+        return after
     finally:
         for parameter in chunk:
             parameter.grad = None
         groups[:] = kept_groups
-        optimizer.state.clear()
-        optimizer.state.update(kept_state)
+        for state, kept in zip(states, kept_states, strict=True):
+            state.clear()
+            state.update(kept)
 
 
-def _zeroed(state: dict[str, Any]) -> dict[str, Any]:
-    """A state as before the first step."""
-    return {
-        key: torch.zeros_like(value) if isinstance(value, Tensor) else copy.deepcopy(value)
-        for key, value in state.items()
-    }
+def _before_the_first_step(state: dict[Any, Any], parameters: Sequence[Tensor]) -> dict[Any, Any]:
+    """A state as before the first step: zeros for some parameters, and copies of what is of none."""
+    members = {id(p) for p in parameters}
+    # A copy refers to the same parameters, not to copies of them.
+    memo = {id(key): key for key in state if isinstance(key, Tensor)}
+    found = {}
+    for key, value in state.items():
+        if not isinstance(key, (Tensor, int)):
+            found[key] = copy.deepcopy(value, memo)
+        elif _identity(key) in members:
+            zeroed = {k: torch.zeros_like(v) for k, v in value.items() if isinstance(v, Tensor)}
+            found[key] = copy.deepcopy({k: v for k, v in value.items() if k not in zeroed}) | zeroed
+    return found
 
 
-def _compare(group: dict[str, Any], before: Tensor, after: Tensor, owed: float) -> MeasuredDecay:
-    lr, rate = float(group.get("lr", 1.0)), float(group.get("weight_decay", 0.0) or 0.0)
-    promised = 1.0 - rate if group.get("decay_coupling") == "independent" else 1.0 - lr * rate
-    old, new = _whole(before).double(), _whole(after).double()
-    factor = float((old * new).sum() / old.square().sum())
-    distances = (new - factor * old).abs() / old.abs().clamp_min(torch.finfo(before.dtype).tiny)
-    eps = torch.finfo(before.dtype).eps
-    return MeasuredDecay(
-        lr=lr,
-        weight_decay=rate,
-        promised=promised,
-        measured=factor * owed,
-        spread=float(distances.amax()),
-        # The factor itself is rounded, and then each product.
-        resolution=eps / 2.0 + 2.0 * eps / math.sqrt(before.numel()),
-    )
-
-
-def _whole(tensor: Any) -> Tensor:
-    """All of a tensor, also if FSDP2 has sharded it."""
-    return tensor.detach().full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+def _identity(key: Any) -> int:
+    """Which parameter a key of a state stands for: itself, or the parameter whose id it is."""
+    return key if isinstance(key, int) else id(key)
 
 
 def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -238,7 +205,7 @@ def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 class _Kept:
     """The contents of dicts and lists, to put back into the same objects; tensors keep their values, too."""
 
-    def __init__(self, containers: Sequence[Any], shared: dict[int, Any] | None = None) -> None:
+    def __init__(self, containers: Sequence[Any]) -> None:
         self.containers = containers
         self.contents = [copy.copy(container) for container in containers]
         values = [value for c in containers for value in (c.values() if isinstance(c, dict) else c)]
@@ -256,25 +223,25 @@ class _Kept:
 
 
 @contextmanager
-def _taken_back(optimizer: Optimizer) -> Iterator[None]:
-    """Keeps all that a step may change but the weights, and puts it back."""
+def _taken_back(optimizer: Optimizer) -> Iterator[list[dict[Any, Any]]]:
+    """Keeps all that a step may change but the weights and the states, which it yields, and puts it back."""
     optimizers = _nested(optimizer)
     groups = [group for each in optimizers for group in each.param_groups]
     parameters = list(dict.fromkeys(p for group in groups for p in group["params"]))
     gradients = [p.grad for p in parameters]
     attributes = [dict(vars(each)) for each in optimizers]
-    inner = [
-        value
-        for each in attributes
-        for name, value in each.items()
-        if isinstance(value, (dict, list)) and name not in ("param_groups", "state", *_HOOKS)
-    ]
-    tensors = [value for each in attributes for value in each.values() if isinstance(value, Tensor)]
-    kept = _Kept([*groups, *inner, tensors])
+    values = [value for attribute in attributes for value in attribute.values()]
+    # bitsandbytes keeps settings of parameters in an object that all its optimizers share.
+    shared = [v for v in values if hasattr(v, "__dict__") and not callable(v)]
+    values += [v for each in shared if not isinstance(each, ModuleType) for v in vars(each).values()]
     hooks = [getattr(each, name) for each in optimizers for name in _HOOKS if hasattr(each, name)]
     hooks += [getattr(torch_optimizer, name) for name in _GLOBAL_HOOKS]
+    states = _states(optimizers, parameters)
+    apart = {id(value) for value in (*states, *hooks, *(each.param_groups for each in optimizers))}
+    inner = [value for value in values if isinstance(value, (dict, list)) and id(value) not in apart]
+    kept = _Kept([*groups, *inner, [value for value in values if isinstance(value, Tensor)]])
     kept_hooks = _Kept(hooks)
-    generators = [_generator_state(value) for each in attributes for value in each.values()]
+    generators = [_generator_state(value) for value in values]
     python, numpy = random.getstate(), np.random.get_state()
     devices = sorted({p.device.index or 0 for p in parameters if p.device.type not in ("cpu", "meta")})
     kind = next((p.device.type for p in parameters if p.device.type not in ("cpu", "meta")), "cuda")
@@ -283,8 +250,11 @@ def _taken_back(optimizer: Optimizer) -> Iterator[None]:
             hook.clear()
         for parameter in parameters:
             parameter.grad = None
+        for each in optimizers:
+            if "train_mode" in vars(each):
+                each.train_mode = True  # type: ignore[attr-defined]
         with torch.random.fork_rng(devices, device_type=kind):
-            yield
+            yield states
     finally:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -297,6 +267,17 @@ def _taken_back(optimizer: Optimizer) -> Iterator[None]:
             restore(state)
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def _states(optimizers: list[Optimizer], parameters: list[Tensor]) -> list[dict[Any, Any]]:
+    """The states of optimizers, and what else they keep by parameter."""
+    known = {id(p) for p in parameters}
+    found = {id(each.state): each.state for each in optimizers}
+    for value in (value for each in optimizers for value in vars(each).values()):
+        entries = value.items() if isinstance(value, dict) else ()
+        if any(_identity(key) in known and isinstance(entry, dict) for key, entry in entries):
+            found[id(value)] = value
+    return list(found.values())
 
 
 def _generator_state(value: Any) -> tuple[Callable[[Any], Any], Any] | None:

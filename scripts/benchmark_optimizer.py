@@ -4,7 +4,7 @@ All are timed in turn, one step each, so that a change of the machine's speed me
 ratio is the median over the rounds of step time to the baseline's in the same round. A second copy of the
 baseline tells how much of a ratio is noise; torch's own AdamW given the groups of the linear schedule tells
 how much is torch's price of the groups; the baseline and one product of as many contiguous numbers as there
-are decayed weights is the least that `pwd` can take. Peers come with `pip install -e '.[bench]'`.
+are decayed weights is the least that `pwd` can take. Peers come with `pip install -e '.[dev]'`.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from hf_lpwd.files import write_json
 from hf_lpwd.messages import BadInputError, OneLineParser, refuse
 from hf_lpwd.training_args import setting
 from hf_lpwd.vision.arguments import DIGITS_RUN
-from hf_lpwd.vision.data.batch_augmentation import make_mixer, training_loss
+from hf_lpwd.vision.data.augmentation import make_mixer, training_loss
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import ImageDataset, collate, finishes_later
 from hf_lpwd.vision.data.splits import load_splits
@@ -46,8 +46,8 @@ from hf_lpwd.vision.launch import set_up_launch
 from hf_lpwd.vision.metrics import compute_metrics
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
-from hf_lpwd.vision.ranges import check_ranges
 from hf_lpwd.vision.run_settings import data_settings
+from hf_lpwd.vision.training_args import check_ranges
 
 PROG = Path(__file__).name
 # The Trainer reads warmup_steps below 1 as a share; this is a tenth of the steps.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from math import prod
@@ -53,8 +54,8 @@ def audit(model: Any, weight_decay: float = 0.05, optims: Sequence[str] = ("adam
         ImportError: The package of an `optim` is missing.
     """
     from hf_lpwd.config import LPWDConfig
+    from hf_lpwd.measure import measure_parameters
     from hf_lpwd.plan import layer_name, plan_layers
-    from hf_lpwd.zero_step import measure_parameters
 
     plan = plan_layers(model, LPWDConfig(weight_decay=weight_decay, layer_schedule="uniform"))
     _shrink(model)
@@ -124,7 +125,6 @@ def _rate(decay: Any) -> float | None:
 
 def as_text(found: dict[str, Any]) -> str:
     """Returns what `audit` found as tables: what the libraries differ on, and the rest by kind."""
-    from hf_lpwd.measure import name_pattern
     from hf_lpwd.plan_table import aligned
 
     rows: dict[tuple[Any, ...], list[tuple[str, dict[str, Any]]]] = {}
@@ -154,6 +154,11 @@ def as_text(found: dict[str, Any]) -> str:
             parts.append(f"{title} {number} {'parameter' if number == 1 else 'parameters'}:")
             parts.append(aligned(header, texts[differs]))
     return "\n".join(parts)
+
+
+def name_pattern(name: str) -> str:
+    """Returns a parameter's name with ``*`` for each number, which is the same in all blocks."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -108,31 +108,23 @@ def _init(args: Namespace) -> int:
 
 
 def _plan(args: Namespace) -> int:
+    from hf_lpwd.study import planning
     from hf_lpwd.study.config import read_study
-    from hf_lpwd.study.planning import (
-        Trial,
-        check_run,
-        describe,
-        fit_budget,
-        one_run_a_task,
-        parse_duration,
-        timed_trial,
-    )
 
-    budget = None if args.budget is None else parse_duration(args.budget)
+    if args.out and args.budget is None:
+        raise BadInputError("out is the study that a budget buys: add --budget")
+    budget = None if args.budget is None else planning.parse_duration(args.budget)
     study = read_study(args.file)
     jobs = side_by_side(args.n_jobs)
-    trials: list[Trial] = []
-    for run in one_run_a_task(study.runs):
-        trials.append(timed_trial(run))
+    trials = [planning.timed_trial(run) for run in planning.one_run_a_task(study.runs)]
     # The highest rate of each method is the one that may take a whole weight away in a step.
     highest = {run.method: run for run in sorted(study.runs, key=lambda run: _rate(run.settings))}
     for run in highest.values():
-        check_run(run)
-    for line in describe(study, trials, jobs, args.std):
+        planning.check_run(run)
+    for line in planning.describe(study, trials, jobs, args.std):
         print(line)
     if budget is not None:
-        choice = fit_budget(study, budget, max(trial.seconds for trial in trials), jobs)
+        choice = planning.fit_budget(study, budget, max(trial.seconds for trial in trials), jobs)
         print(
             f"{args.budget} are enough for {choice.num_runs} runs: {choice.num_seeds} seeds, decay rates "
             f"{', '.join(f'{rate:g}' for rate in choice.decays)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,10 @@ from hf_lpwd.study.compare import compare, family, has_runs
 from hf_lpwd.study.comparison import Comparison, corrected, side_name
 from hf_lpwd.study.notes import deviations, notes
 from hf_lpwd.study.plan import DEFAULT_BASELINE, Plan, Question, Side
-from hf_lpwd.study.record import Record
+from hf_lpwd.study.record import Record, test_score
 from hf_lpwd.study.results import MethodResult, results_of
 from hf_lpwd.study.stats import Estimate, interquartile_mean
-from hf_lpwd.study.tasks import Method, Task, make_tasks
+from hf_lpwd.study.tasks import Task, make_tasks
 
 NO_DECAY = "no decay"
 NOISE_FLOOR = "noise floor"
@@ -62,11 +62,6 @@ class Study:
         """Those of all primary questions."""
         return [comparison for _, comparisons in self.primary for comparison in comparisons]
 
-    @property
-    def unfinished(self) -> bool:
-        """Whether planned runs have no record."""
-        return self.plan is not None and self.counts["missing"] > 0
-
 
 def analyse(
     records: Sequence[Record],
@@ -91,7 +86,7 @@ def analyse(
         BadInputError: No run has completed, or a task lacks the baseline that was asked for.
     """
     tasks = make_tasks(records, plan)
-    if not any(task.count("completed") + task.count("diverged") for task in tasks):
+    if all(record.outcome == "failed" for task in tasks for record in task.records):
         raise BadInputError(f"none of the {len(records)} runs has completed")
     explicit = baseline is not None or plan is not None or questions is not None
     asked = _questions(questions or (plan.questions if plan else [Question()]), questions, baseline, margin)
@@ -107,23 +102,16 @@ def analyse(
     if plan is not None and counts["missing"]:
         reason = f"{counts['missing']} of the {counts['planned']} planned runs are missing"
         primary = [(q, [replace(c, withheld=c.withheld or reason) for c in cs]) for q, cs in primary]
-    first = asked[0]
-    names = {c.name for _, comparisons in made for c in comparisons}
-    baselines = [
-        compare(task, name, Question(to=chosen, margin=first.margin))
-        for task in tasks
-        for name in task.methods
-        if name not in (chosen, NO_DECAY, NOISE_FLOOR) and name not in names
-    ]
+    margin_of_first = asked[0].margin
     results = {task.name: results_of(task, chosen) for task in tasks}
     return Study(
         tasks=tasks,
         results=results,
         primary=primary,
         secondary=[c for question, found in made if not question.verdict for c in found],
-        contrasts=corrected(list(_contrasts(tasks, first.margin))),
-        baselines=corrected(baselines),
-        controls={task.name: _controls(task, chosen, first.margin) for task in tasks},
+        contrasts=_contrasts(tasks, margin_of_first),
+        baselines=_baselines(tasks, chosen, made, margin_of_first),
+        controls={task.name: _controls(task, chosen, margin_of_first) for task in tasks},
         pooled=_pooled(results),
         counts=counts,
         notes=[*said, *notes(tasks, results)],
@@ -147,19 +135,14 @@ def _questions(
 
 def _complete(task: Task, said: list[str]) -> Task:
     """The task with the seeds that all its methods have."""
-    found = [set(method.common_seeds()) for method in task.methods.values() if method.usable()]
+    found = [set(method.common_seeds()) for method in task.methods.values() if method.usable]
     seeds = set.intersection(*found) if found else set()
     alone = sorted({record.seed for record in task.records} - seeds)
     if alone:
         said.append(
             f"Seeds {', '.join(map(str, alone))} are left out on {task.name}: not all its methods have them."
         )
-    methods = {
-        name: Method(
-            name, {s: {k: r for k, r in runs.items() if k in seeds} for s, runs in method.grid.items()}
-        )
-        for name, method in task.methods.items()
-    }
+    methods = {name: method.of_seeds(seeds) for name, method in task.methods.items()}
     return Task(task.name, methods, [record for record in task.records if record.seed in seeds])
 
 
@@ -213,45 +196,46 @@ def _count(tasks: Sequence[Task], records: Sequence[Record], plan: Plan | None) 
         counts["planned"] = sum(not run.added for run in plan.runs)
         counts["missing"] = counts["planned"] - done
     else:
-        counts["missing"] = sum(len(task.missing) for task in tasks)
+        counts["missing"] = sum(task.missing for task in tasks)
         counts["planned"] = done + counts["missing"]
     counts["added"] = len(records) - done
     return counts
 
 
-def _contrasts(tasks: Sequence[Task], margin: float) -> Iterator[Comparison]:
+def _baselines(
+    tasks: Sequence[Task],
+    baseline: str,
+    answered: Sequence[tuple[Question, Sequence[Comparison]]],
+    margin: float,
+) -> list[Comparison]:
+    """The methods that no question asks for, against the baseline."""
+    shown = {c.name for _, comparisons in answered for c in comparisons} | {baseline, NO_DECAY, NOISE_FLOOR}
+    rest = dict.fromkeys(name for task in tasks for name in task.methods if name not in shown)
+    question = Question(compare=list(rest), to=baseline, margin=margin)
+    return family(question, tasks, lambda task: [])
+
+
+def _contrasts(tasks: Sequence[Task], margin: float) -> list[Comparison]:
     """Timing, schedule at equal budget, and budget, each over all pairs of runs that differ in it alone."""
-    schedules = sorted(
-        {
-            str(r.settings.get("layer_schedule"))
-            for t in tasks
-            for r in t.records
-            if r.settings.get("layer_schedule")
-        }
-        - {"uniform"}
-    )
+    schedules = {str(record.settings.get("layer_schedule")) for task in tasks for record in task.records}
     sides: list[tuple[Side, Side]] = [
         ({"decay_timing": timing}, {"decay_timing": "wd"}) for timing in ("l2", "rwd", "pwd")
     ]
-    for schedule in schedules:
+    for schedule in sorted(schedules - {"uniform", "None"}):
         matched = {"layer_schedule": schedule, "match_decay_budget": True}
         sides.append((matched, {"layer_schedule": "uniform", "match_decay_budget": False}))
         sides.append(({**matched, "match_decay_budget": False}, matched))
-    for task in tasks:
-        for side, to in sides:
-            made = compare(task, side, Question(compare=[side], to=to, at="equal", margin=margin))
-            if made.paired is not None:
-                yield made
-        if {"linear budget", "wd linear"} <= task.methods.keys():
-            yield compare(task, "wd linear", Question(to="linear budget", at="equal", margin=margin))
+    sides.append(("wd linear", "linear budget"))
+    questions = [Question(compare=[side], to=to, at="equal", margin=margin) for side, to in sides]
+    made = [compare(task, q.compare[0], q) for task in tasks for q in questions]
+    return corrected([comparison for comparison in made if comparison.paired is not None])
 
 
 def _controls(task: Task, baseline: str, margin: float) -> tuple[Comparison, Comparison]:
     """Tuned decay against none, which a study should see; a method against itself, perturbed: the noise."""
-    return (
-        corrected([compare(task, baseline, Question(to=NO_DECAY, margin=margin))])[0],
-        corrected([compare(task, NOISE_FLOOR, Question(to=baseline, at="equal", margin=margin))])[0],
-    )
+    tuned = compare(task, baseline, Question(to=NO_DECAY, margin=margin))
+    noise = compare(task, NOISE_FLOOR, Question(to=baseline, at="equal", margin=margin))
+    return corrected([tuned])[0], corrected([noise])[0]
 
 
 def _pooled(results: Mapping[str, Sequence[MethodResult]]) -> dict[str, Estimate]:
@@ -259,11 +243,8 @@ def _pooled(results: Mapping[str, Sequence[MethodResult]]) -> dict[str, Estimate
         return {}
     by_task = [{result.name: result for result in found} for found in results.values()]
     shared = [name for name in by_task[0] if all(name in found for found in by_task)]
-    return {
-        name: interquartile_mean([_scores(found[name]) for found in by_task]).clipped() for name in shared
+    scores = {
+        name: [np.array([test_score(run) for run in found[name].runs.values()]) for found in by_task]
+        for name in shared
     }
-
-
-def _scores(result: MethodResult) -> Any:
-    scores = [run.score("test" if result.test else "validation") for run in result.runs.values()]
-    return np.array([score for score in scores if score is not None])
+    return {name: interquartile_mean(of_tasks).clipped() for name, of_tasks in scores.items()}

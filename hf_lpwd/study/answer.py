@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from hf_lpwd.study.analysis import Study
-from hf_lpwd.study.compare import OVER_TASKS
 from hf_lpwd.study.comparison import Comparison, side_name
 from hf_lpwd.study.plan import Question
-from hf_lpwd.study.results import MethodResult
-from hf_lpwd.study.stats import CONFIDENCE, Estimate
+from hf_lpwd.study.stats import CONFIDENCE, Estimate, Verdict
 from hf_lpwd.study.tasks import Task
 
 
@@ -22,66 +21,53 @@ class Answer:
         task: Its name.
         compared: Model, data, sizes, length and device of the runs.
         headline: "Use X ...", one sentence.
-        why: What speaks for it.
-        ruled_out: What is worse.
-        equivalent: What is as good, within the margin.
-        undecided: What could not be decided, with the smallest difference that could have been seen.
+        sentences: Verdict -> its comparisons in words.
     """
 
     task: str
     compared: str
     headline: str
-    why: list[str]
-    ruled_out: list[str]
-    equivalent: list[str]
-    undecided: list[str]
+    sentences: dict[Verdict, list[str]]
 
 
 def answers(study: Study) -> list[Answer]:
     """One answer for each task, and for the mean over them, from the primary questions alone."""
-    found = [_answer(study, task) for task in study.tasks]
-    if any(c.task == OVER_TASKS for c in study.primary_comparisons):
-        found.append(_answer(study, Task(OVER_TASKS, {}, [])))
+    by_task: dict[str, list[Comparison]] = {task.name: [] for task in study.tasks}
+    for comparison in study.primary_comparisons:
+        by_task.setdefault(comparison.task, []).append(comparison)
+    tasks = {task.name: task for task in study.tasks}
+    found = []
+    for name, comparisons in by_task.items():
+        sentences = {
+            verdict: [sentence(c) for c in comparisons if c.verdict == verdict]
+            for verdict in get_args(Verdict)
+        }
+        # The mean over tasks has no runs of its own, and no setting to recommend.
+        texts = (compared(tasks[name]), _headline(study, name, comparisons)) if name in tasks else ("", "")
+        found.append(Answer(name, *texts, sentences))
     return found
 
 
-def _answer(study: Study, task: Task) -> Answer:
-    mine = [c for c in study.primary_comparisons if c.task == task.name]
-    by_verdict = {
-        verdict: [c for c in mine if c.verdict == verdict]
-        for verdict in ("better", "worse", "equivalent", "undecided")
-    }
-    results = {result.name: result for result in study.results.get(task.name, [])}
-    better = sorted(by_verdict["better"], key=lambda c: -c.difference.value)
-    return Answer(
-        task=task.name,
-        compared=compared(task) if task.records else "",
-        headline=_headline(study, better, mine, results) if task.records else "",
-        why=[sentence(c) for c in better],
-        ruled_out=[sentence(c) for c in by_verdict["worse"]],
-        equivalent=[sentence(c) for c in by_verdict["equivalent"]],
-        undecided=[sentence(c) for c in by_verdict["undecided"]],
-    )
-
-
-def _headline(
-    study: Study, better: Sequence[Comparison], mine: Sequence[Comparison], results: dict[str, MethodResult]
-) -> str:
+def _headline(study: Study, task: str, mine: Sequence[Comparison]) -> str:
     baseline = study.baseline
+    results = {result.name: result for result in study.results[task]}
     if not mine:
         return "Nothing was compared: only one method was run, or the baseline is not among them."
-    if study.unfinished:
-        counts = study.counts
+    counts = study.counts
+    if study.plan is not None and counts["missing"]:
         done = counts["planned"] - counts["missing"]
         return f"No answer yet: {done} of {counts['planned']} planned runs are done."
     if all(c.withheld for c in mine):
         return f"No answer: {mine[0].withheld}."
-    named = next(
-        (c for c in better if c.name in results and c.to == baseline and c.question.measure == "accuracy"),
-        None,
-    )
-    if named is not None:
-        return f"Use {named.name} ({results[named.name].setting}): it is better than {baseline}."
+    better = [
+        c
+        for c in mine
+        if c.verdict == "better" and c.to == baseline and c.name in results
+        if c.question.measure == "accuracy"
+    ]
+    if better:
+        best = max(better, key=lambda c: c.difference.value)
+        return f"Use {best.name} ({results[best.name].setting}): it is better than {baseline}."
     chosen = f" ({results[baseline].setting})" if baseline in results else ""
     undecided = sum(c.verdict == "undecided" for c in mine)
     rest = f"; {undecided} of {len(mine)} comparisons could not be decided" if undecided else ""

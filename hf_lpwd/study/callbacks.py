@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
-from hf_lpwd.diagnostics import opposing_penalty_rate
 from hf_lpwd.vision.data.images import ImageDataset
 from hf_lpwd.vision.metrics import logits_only
 
@@ -57,6 +56,32 @@ class OpposingPenalty(TrainerCallback):
             self.rates.setdefault(layer, []).append(rate)
 
 
+def opposing_penalty_rate(
+    weights: Iterable[Tensor], updated: Iterable[Tensor], fractions: Iterable[float]
+) -> float:
+    """Returns the fraction of elements that decoupled weight decay pushes *away* from zero.
+
+    With theta the weights before a step and a = theta - eta * u after its update, the ``wd`` step
+    ``a - eta * lambda * theta`` is larger than a in magnitude if and only if
+    ``eta * lambda * theta^2 > 2 * theta * a``: the update crossed zero, or came close, and the decay still
+    points where the weight was. Decay that sees the update (``rwd``, ``pwd``) never does this.
+
+    Args:
+        weights: theta, tensors of any shape.
+        updated: a, the same shapes.
+        fractions: eta * lambda of each tensor; where it is 0, elements do not count.
+
+    Source: the delay defect of *Layer-wise Pre-weight Decay* (OpenReview 0GZ1Bq4Tfr).
+    """
+    opposed: Tensor | int = 0
+    total = 0
+    for theta, a, fraction in zip(weights, updated, fractions, strict=True):
+        if fraction > 0.0:
+            opposed = opposed + (fraction * theta.square() > 2.0 * theta * a).sum()
+            total += theta.numel()
+    return float(opposed) / total if total else 0.0
+
+
 def decayed(optimizer: Any) -> Iterator[tuple[str, Tensor, float]]:
     """Name, parameter and eta * lambda of what decays under ``wd``, coupled to the learning rate."""
     for group in optimizer.param_groups:
@@ -67,11 +92,7 @@ def decayed(optimizer: Any) -> Iterator[tuple[str, Tensor, float]]:
 
 
 class StepTimes(TrainerCallback):
-    """Measures how long each step takes.
-
-    Attributes:
-        seconds: Of each step.
-    """
+    """Measures the seconds of each step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -87,16 +108,9 @@ class StepTimes(TrainerCallback):
 
 
 class TestAfterEpoch(TrainerCallback):
-    """Reads the test split after every epoch, which only the paper's metric needs.
+    """Measures test accuracy after every epoch, which only the paper's metric needs.
 
     Nothing else sees what it reads: the checkpoint is still selected on validation.
-
-    Args:
-        images: The test split.
-        batch_size: Images at a time.
-
-    Attributes:
-        accuracies: Test accuracy after each epoch.
     """
 
     def __init__(self, images: ImageDataset, batch_size: int) -> None:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hf_lpwd.messages import BadInputError
-from hf_lpwd.study.comparison import Comparison, corrected, side_name
-from hf_lpwd.study.image_scores import image_variance, num_images, test_score
+from hf_lpwd.study.comparison import Comparison, corrected, image_variance, num_images, side_name
 from hf_lpwd.study.methods import METHOD_FLAGS
 from hf_lpwd.study.plan import Question, Side
-from hf_lpwd.study.record import Record
+from hf_lpwd.study.record import Record, test_score
 from hf_lpwd.study.stats import MIN_SEEDS, granularity_floor, paired
-from hf_lpwd.study.tasks import Method, Setting, Task, measured, setting_of, task_key
+from hf_lpwd.study.tasks import NOT_THE_TASK, Method, Setting, Task, measured, setting_of, task_key
 
 Runs = Mapping[int, Record]
+#: What pairs of runs share: all settings of the method that the sides do not name, and the decay rate.
+Cell = tuple[str, float | None]
 #: What the mean over tasks is called where a task stands.
 OVER_TASKS = "mean over tasks"
 
@@ -52,16 +53,24 @@ def family(
 
 def _joined(tasks: Sequence[Task], question: Question) -> Sequence[Task]:
     """Puts tasks together that differ in nothing but settings that the sides name (half of the images)."""
-    named = {name for side in (*question.compare, question.to) if isinstance(side, dict) for name in side}
+    named = _of_the_task(question)
+    if not named:
+        return tasks
     groups: dict[str, list[Task]] = {}
     for task in tasks:
-        settings = task.records[0].settings.model_dump(exclude_unset=True) if task.records else {}
-        key = task_key({name: value for name, value in settings.items() if name not in named})
-        groups.setdefault(key if task.records else task.name, []).append(task)
+        settings = task.records[0].settings.model_dump(exclude_unset=True)
+        shared = {name: value for name, value in settings.items() if name not in named}
+        groups.setdefault(task_key(shared), []).append(task)
     return [
         found[0] if len(found) == 1 else Task(found[0].name, {}, [r for task in found for r in task.records])
         for found in groups.values()
     ]
+
+
+def _of_the_task(question: Question) -> set[str]:
+    """The settings that the sides name and that else tell tasks apart."""
+    named = {name for side in (*question.compare, question.to) if isinstance(side, dict) for name in side}
+    return named - NOT_THE_TASK
 
 
 def _over_tasks(made: Sequence[Comparison]) -> Comparison:
@@ -85,7 +94,7 @@ def _over_tasks(made: Sequence[Comparison]) -> Comparison:
         by_seed=by_seed,
         tried=(sum(c.tried[0] for c in used), sum(c.tried[1] for c in used)),
         diverged=(sum(c.diverged[0] for c in used), sum(c.diverged[1] for c in used)),
-        left_out=[f"mean over {', '.join(c.task for c in used)}", *left_out],
+        left_out=[f"mean over {len(used)} of {len(made)} tasks", *left_out],
         withheld=too_few,
     )
 
@@ -131,15 +140,14 @@ def _best_against_best(task: Task, base: Comparison, side: Side, to: Side) -> Co
         alone = sorted(set(one.seeds) - set(other.seeds))
         if alone:
             left_out.append(f"only {one.name} has seeds {', '.join(map(str, alone))}, which are left out")
-    grids = [method.usable() for method in methods]
     if not seeds:
         return replace(base, left_out=left_out)
-    settings = [method.best(seeds) for method in methods]
-    runs = [grid[setting] for grid, setting in zip(grids, settings, strict=True)]
+    settings = (methods[0].best(seeds), methods[1].best(seeds))
+    runs = (methods[0].usable[settings[0]], methods[1].usable[settings[1]])
     tried = (len(methods[0].grid), len(methods[1].grid))
     return replace(
-        _of_cells(base, [(runs[0], runs[1])], seeds, math.ceil(max(tried) / min(tried))),
-        settings=tuple(settings),
+        _of_cells(base, {("", None): runs}, seeds, math.ceil(max(tried) / min(tried))),
+        settings=settings,
         tried=tried,
         left_out=left_out,
     )
@@ -147,7 +155,7 @@ def _best_against_best(task: Task, base: Comparison, side: Side, to: Side) -> Co
 
 def _left_out(method: Method, seeds: Sequence[int]) -> list[str]:
     notes = []
-    usable = method.usable()
+    usable = method.usable
     for setting, runs in method.grid.items():
         if setting not in usable:
             done = sum(run is not None and measured(run) for run in runs.values())
@@ -179,61 +187,60 @@ def _matched(task: Task, base: Comparison, side: Side, question: Question) -> Co
         left_out.append(f"{len(shared) - len(usable)} of {len(shared)} pairs of settings lack most seeds")
     if not seeds:
         return replace(base, left_out=left_out)
-    pairs = [(cells[0][cell], cells[1][cell]) for cell in usable]
-    if question.measure == "range":
-        made = _ranges(base, usable, pairs, seeds)
-    else:
-        made = _of_cells(base, pairs, seeds, 1)
+    pairs = {cell: (cells[0][cell], cells[1][cell]) for cell in usable}
+    made = (_ranges if question.measure == "range" else _of_cells)(base, pairs, seeds)
     return replace(made, tried=(len(usable), len(usable)), left_out=left_out)
 
 
-def _ranges(base: Comparison, cells: list[str], pairs: list[Any], seeds: list[int]) -> Comparison:
+def _ranges(base: Comparison, pairs: Mapping[Cell, tuple[Runs, Runs]], seeds: Sequence[int]) -> Comparison:
     """The range over the decay rates, lower is better, averaged over what else differs."""
-    groups: dict[str, list[Any]] = {}
-    for cell, pair in zip(cells, pairs, strict=True):
-        about = json.loads(cell)
-        if about.pop("decay", None):
-            groups.setdefault(json.dumps(about), []).append(pair)
-    groups = {key: found for key, found in groups.items() if len(found) > 1}
+    by_rest: dict[str, list[tuple[Runs, Runs]]] = {}
+    for (rest, decay), pair in pairs.items():
+        if decay:
+            by_rest.setdefault(rest, []).append(pair)
+    groups = [found for found in by_rest.values() if len(found) > 1]
     if not groups:
         return replace(base, withheld="there are no two decay rates above 0 to take a range over")
-    ranges = np.zeros((2, len(seeds)))
-    for found in groups.values():
-        for side in (0, 1):
-            scores = np.array([[test_score(pair[side][seed]) for pair in found] for seed in seeds])
-            ranges[side] += np.ptp(scores, axis=1) / len(groups)
+
+    def ranges(side: int) -> np.ndarray:
+        scores = [[[test_score(pair[side][s]) for s in seeds] for pair in found] for found in groups]
+        return np.mean([np.ptp(found, axis=0) for found in scores], axis=0)
+
     # Less is better, so that a positive difference speaks for the side that is compared.
-    floor = granularity_floor(num_images([run for pair in pairs for runs in pair for run in runs.values()]))
-    differences = ranges[1] - ranges[0]
-    return replace(
-        base,
-        paired=paired(differences, floor),
-        by_seed=dict(zip(seeds, differences.tolist(), strict=True)),
-    )
+    return _of_differences(base, ranges(1) - ranges(0), seeds, list(pairs.values()))
 
 
 def _of_cells(
-    base: Comparison, pairs: Sequence[tuple[Runs, Runs]], seeds: Sequence[int], chances: int
+    base: Comparison, pairs: Mapping[Cell, tuple[Runs, Runs]], seeds: Sequence[int], chances: int = 1
 ) -> Comparison:
-    differences = np.mean([[test_score(a[s]) - test_score(b[s]) for s in seeds] for a, b in pairs], axis=0)
-    runs = [[side[seed] for side in sides for seed in seeds] for sides in zip(*pairs, strict=True)]
-    everyone = [run for side in runs for run in side]
-    floor = granularity_floor(num_images(everyone)) / math.sqrt(len(pairs))
+    """The difference in test accuracy, mean over pairs of runs."""
+    both = list(pairs.values())
+    differences = np.mean([[test_score(a[s]) - test_score(b[s]) for s in seeds] for a, b in both], axis=0)
+    return _of_differences(base, differences, seeds, both, 1.0 / math.sqrt(len(both)), chances)
+
+
+def _of_differences(
+    base: Comparison,
+    differences: np.ndarray,
+    seeds: Sequence[int],
+    pairs: Sequence[tuple[Runs, Runs]],
+    floor: float = 1.0,
+    chances: int = 1,
+) -> Comparison:
+    sides = [[runs[seed] for runs in side for seed in seeds] for side in zip(*pairs, strict=True)]
+    everyone = [run for side in sides for run in side]
+    diverged = [sum(run.outcome == "diverged" for run in side) for side in sides]
     return replace(
         base,
-        paired=paired(differences, floor, chances),
+        paired=paired(differences, floor * granularity_floor(num_images(everyone)), chances),
         by_seed=dict(zip(seeds, differences.tolist(), strict=True)),
-        diverged=(_diverged(runs[0]), _diverged(runs[1])),
-        image_variance=image_variance(*runs),
-        withheld=_differing_data(everyone),
+        diverged=(diverged[0], diverged[1]),
+        image_variance=image_variance(*sides) if base.question.measure == "accuracy" else None,
+        withheld=_differing_data(everyone, {"train"} if _of_the_task(base.question) else set()),
     )
 
 
-def _diverged(runs: Sequence[Record]) -> int:
-    return sum(run.outcome == "diverged" for run in runs)
-
-
-def _differing_data(runs: Iterable[Record]) -> str | None:
+def _differing_data(runs: Iterable[Record], may_differ: Container[str]) -> str | None:
     """Says if runs of one seed were not made and measured on the same images; seeds may draw their own."""
     found: dict[tuple[int, str], set[str]] = {}
     for run in runs:
@@ -242,7 +249,7 @@ def _differing_data(runs: Iterable[Record]) -> str | None:
         for split, value in (run.data.fingerprints if run.data else prints).items():
             found.setdefault((run.seed, split), set()).add(value)
     for (seed, split), values in found.items():
-        if len(values) > 1:
+        if len(values) > 1 and split not in may_differ:
             return f"the {split} images or labels of seed {seed} differ between the runs"
     return None
 
@@ -251,15 +258,12 @@ def _as_method(task: Task, side: Side) -> Method:
     if isinstance(side, str):
         return task.methods[side]
     grid: dict[Setting, dict[int, Record | None]] = {}
-    for method in task.methods.values():
-        for setting, runs in method.grid.items():
-            for seed, run in runs.items():
-                if run is not None and _fits(run, side):
-                    if seed in grid.setdefault(setting, {}):
-                        raise BadInputError(
-                            f"{side_name(side)} is several methods: name one, or ask at: equal"
-                        )
-                    grid[setting][seed] = run
+    for run in task.records:
+        if _fits(run, side):
+            runs = grid.setdefault(setting_of(run.settings), {})
+            if run.seed in runs:
+                raise BadInputError(f"{side_name(side)} is several methods: name one, or ask at: equal")
+            runs[run.seed] = run
     return Method(side_name(side), grid)
 
 
@@ -277,15 +281,14 @@ def _fits(run: Record, side: Mapping[str, Any]) -> bool:
     return all((run.settings.get(name) or False) == value for name, value in side.items())
 
 
-def _by_cell(task: Task, side: Side, named: set[str]) -> dict[str, dict[int, Record]]:
+def _by_cell(task: Task, side: Side, named: set[str]) -> dict[Cell, dict[int, Record]]:
     """What else a run is -> seed -> run, for the runs of a side."""
-    cells: dict[str, dict[int, Record]] = {}
+    cells: dict[Cell, dict[int, Record]] = {}
     for run in task.records:
-        if not measured(run) or not (run.method == side if isinstance(side, str) else _fits(run, side)):
-            continue
-        setting = setting_of(run.settings)
-        about = {name: run.settings.get(name) for name in METHOD_FLAGS - named}
-        about |= {} if named & {"weight_decay", "total_decay"} else {"decay": setting.decay}
-        about |= {} if "learning_rate" in named else {"learning_rate": setting.learning_rate}
-        cells.setdefault(json.dumps(about, sort_keys=True), {})[run.seed] = run
+        if measured(run) and (run.method == side if isinstance(side, str) else _fits(run, side)):
+            setting = setting_of(run.settings)
+            about = {name: run.settings.get(name) for name in METHOD_FLAGS - named}
+            about |= {} if "learning_rate" in named else {"learning_rate": setting.learning_rate}
+            decay = None if named & {"weight_decay", "total_decay"} else setting.decay
+            cells.setdefault((json.dumps(about, sort_keys=True), decay), {})[run.seed] = run
     return cells

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from typing import Any
 
@@ -110,39 +110,34 @@ def read_study(path: str) -> StudyFile:
         BadInputError: The file cannot be read, or says what no run understands; one line that names it.
     """
     study = read_settings(path)
-    _check_names(study, _KEYS, "setting", path)
-    checker = _Flags(path)
-    train = checker.mapping(study.get("train") or {}, "train")
-    grid = study.get("grid") or {}
+    try:
+        runs = _runs(study)
+    except BadInputError as error:
+        raise BadInputError(f"{path}: {error}") from None
+    return StudyFile(runs, _questions(study.get("questions"), runs, path))
+
+
+def _runs(study: dict[str, Any]) -> list[RunSpec]:
+    _check_names(study, _KEYS, "setting")
+    train, grid = study.get("train") or {}, study.get("grid") or {}
+    baselines, paper_metric = study.get("baselines") or [], study.get("paper_metric", False)
+    _check_flags(train, "train")
     if not isinstance(grid, dict):
-        raise BadInputError(f"{path}: grid must hold lists of values by flag, not {_kind(grid)}")
-    axes = [checker.axis(name, values) for name, values in grid.items() if name not in GROUP_AXES]
-    for group in GROUP_AXES:
-        if group in grid:
-            axes.append(checker.group(group, grid[group]))
-    baselines = study.get("baselines") or []
+        raise BadInputError(f"grid must hold lists of values by flag, not {_kind(grid)}")
+    axes = [_axis(name, grid[name]) for name in sorted(grid, key=GROUP_AXES.__contains__)]
     if not isinstance(baselines, list):
-        raise BadInputError(
-            f"{path}: baselines is {_kind(baselines)}, but must be a list of {', '.join(BASELINES)}"
-        )
-    for baseline in baselines:
-        if baseline not in BASELINES:
-            raise BadInputError(f"{path}: {unknown('baseline', baseline, BASELINES)}")
-    paper_metric = study.get("paper_metric", False)
+        raise BadInputError(f"baselines is {_kind(baselines)}, but must be a list of {', '.join(BASELINES)}")
+    _check_names(baselines, BASELINES, "baseline")
     if not isinstance(paper_metric, bool):
-        raise BadInputError(f"{path}: paper_metric is {_kind(paper_metric)}, but must be true or false")
+        raise BadInputError(f"paper_metric is {_kind(paper_metric)}, but must be true or false")
 
     flags: list[tuple[str | None, dict[str, Any]]] = [(None, train | one) for one in _combinations(axes)]
     flags += [(baseline, one) for baseline in baselines for one in _of_baseline(baseline, train, axes)]
     specs: dict[str, RunSpec] = {}
     for baseline, given in flags:
-        try:
-            spec = _run_spec(given, baseline, paper_metric)
-        except BadInputError as error:
-            raise BadInputError(f"{path}: {error}") from None
+        spec = _run_spec(given, baseline, paper_metric)
         specs.setdefault(spec.id, spec)
-    runs = sorted(specs.values(), key=lambda spec: spec.settings["seed"])
-    return StudyFile(runs, _questions(study.get("questions"), runs, path))
+    return sorted(specs.values(), key=lambda spec: spec.settings["seed"])
 
 
 def _questions(given: Any, runs: Iterable[RunSpec], path: str) -> list[Question]:
@@ -208,68 +203,63 @@ def _run_spec(flags: dict[str, Any], baseline: str | None, paper_metric: bool) -
     return RunSpec(dict(sorted(settings.items())), flags, task)
 
 
-class _Flags:
-    """Checks the flags in a study's file: their names, and that each has one value where one is wanted."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        flags = make_parser().flags
-        self.known = flags.keys() - {"config"} | {TOTAL_DECAY}
-        self.several = {name for name, action in flags.items() if action.nargs in ("*", "+")}
-
-    def mapping(self, flags: Any, where: str) -> dict[str, Any]:
-        where = f"{self.path}: {where}"
-        if not isinstance(flags, dict):
-            raise BadInputError(f"{where} must hold flags by name, not {_kind(flags)}")
-        _check_names(flags, self.known, "flag", where)
-        for name, value in flags.items():
-            self._check(name, value, where)
-        if {"weight_decay", TOTAL_DECAY} <= flags.keys():
-            raise BadInputError(f"{where}: give either weight_decay or {TOTAL_DECAY}")
-        return flags
-
-    def axis(self, name: str, values: Any) -> list[dict[str, Any]]:
-        where = f"{self.path}: grid"
-        _check_names([name], self.known | set(GROUP_AXES), "flag", where)
+def _axis(name: str, values: Any) -> list[dict[str, Any]]:
+    """The values of a flag, or the mappings of several flags, that the grid combines with the others."""
+    if name not in GROUP_AXES:
+        _check_names([name], {*_known_flags(), *GROUP_AXES}, "flag", "grid: ")
         if not isinstance(values, list) or not values:
-            raise BadInputError(f"{where}: {name} is {_kind(values)}, but must be a list of values")
+            raise BadInputError(f"grid: {name} is {_kind(values)}, but must be a list of values")
         for value in values:
-            self._check(name, value, where)
+            _check_value(name, value, "grid")
         return [{name: value} for value in values]
-
-    def group(self, group: str, values: Any) -> list[dict[str, Any]]:
-        where = f"grid: {group}"
-        if not isinstance(values, list) or not values or not all(isinstance(v, dict) and v for v in values):
-            raise BadInputError(
-                f"{self.path}: {where} is {_kind(values)}, but must be a list of mappings of flags"
-            )
-        found = []
-        for value in values:
-            name = value.get("name")
-            flags = self.mapping({key: one for key, one in value.items() if key != "name"}, where)
-            found.append(flags if name is None else flags | {f"{group} name": str(name)})
-        return found
-
-    def _check(self, name: str, value: Any, where: str) -> None:
-        if name in _RESERVED or name.startswith(("hub_", "push_to_hub")):
-            raise BadInputError(f"{where}: {name} has no place in a study, whose runs leave records only")
-        if isinstance(value, list) and name not in self.several:
-            raise BadInputError(
-                f"{where}: {name} is a list of {len(value)}, but must be one value; to compare several: "
-                f"grid: {{{name}: [...]}}"
-            )
-        if isinstance(value, dict) and any(isinstance(one, list | dict) for one in value.values()):
-            raise BadInputError(f"{where}: {name} must hold numbers or text by name")
-        if name == TOTAL_DECAY and not (isinstance(value, int | float) and 0.0 <= value < float("inf")):
-            raise BadInputError(f"{where}: {name} is {_kind(value)}, but must be a number of 0 or more")
+    if not isinstance(values, list) or not values or not all(isinstance(v, dict) and v for v in values):
+        raise BadInputError(f"grid: {name} is {_kind(values)}, but must be a list of mappings of flags")
+    found = []
+    for value in values:
+        flags = {key: one for key, one in value.items() if key != "name"}
+        _check_flags(flags, f"grid: {name}")
+        found.append(flags | ({f"{name} name": str(value["name"])} if "name" in value else {}))
+    return found
 
 
-def _check_names(names: Iterable[Any], known: Iterable[str], what: str, where: str) -> None:
+@cache
+def _known_flags() -> dict[str, bool]:
+    """The flags of `hf-lpwd train`, and whether each takes several values."""
+    flags = {name: action.nargs in ("*", "+") for name, action in make_parser().flags.items()}
+    del flags["config"]
+    return flags | {TOTAL_DECAY: False}
+
+
+def _check_flags(flags: Any, where: str) -> None:
+    if not isinstance(flags, dict):
+        raise BadInputError(f"{where} must hold flags by name, not {_kind(flags)}")
+    _check_names(flags, _known_flags(), "flag", f"{where}: ")
+    for name, value in flags.items():
+        _check_value(name, value, where)
+    if {"weight_decay", TOTAL_DECAY} <= flags.keys():
+        raise BadInputError(f"{where}: give either weight_decay or {TOTAL_DECAY}")
+
+
+def _check_value(name: str, value: Any, where: str) -> None:
+    if name in _RESERVED or name.startswith(("hub_", "push_to_hub")):
+        raise BadInputError(f"{where}: {name} has no place in a study, whose runs leave records only")
+    if isinstance(value, list) and not _known_flags()[name]:
+        raise BadInputError(
+            f"{where}: {name} is a list of {len(value)}, but must be one value; to compare several: "
+            f"grid: {{{name}: [...]}}"
+        )
+    if isinstance(value, dict) and any(isinstance(one, list | dict) for one in value.values()):
+        raise BadInputError(f"{where}: {name} must hold numbers or text by name")
+    if name == TOTAL_DECAY and not (isinstance(value, int | float) and 0.0 <= value < float("inf")):
+        raise BadInputError(f"{where}: {name} is {_kind(value)}, but must be a number of 0 or more")
+
+
+def _check_names(names: Iterable[Any], known: Iterable[str], what: str, where: str = "") -> None:
     for name in names:
         if name == "peers" and "baselines" in known:
-            raise BadInputError(f"{where}: the key peers is called baselines now")
+            raise BadInputError(f"{where}the key peers is called baselines now")
         if name not in known:
-            raise BadInputError(f"{where}: {unknown(what, name, known)}")
+            raise BadInputError(f"{where}{unknown(what, name, known)}")
 
 
 def _kind(value: Any) -> str:

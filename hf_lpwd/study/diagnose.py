@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_lpwd.study.callbacks import OpposingPenalty, accuracy
-from hf_lpwd.study.run import layer_of_parameter, quiet_run, quiet_trainer
+from hf_lpwd.study.quiet_run import layer_of_parameter, quiet_run, quiet_trainer
 from hf_lpwd.vision.arguments import parse_args
 from hf_lpwd.vision.prepare import Run
 

@@ -1,18 +1,19 @@
-"""Figures of outcomes: differences, accuracy against the decay rate, the grid as measured."""
+"""The figures of a report: outcomes, and what was measured in training."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from hf_lpwd.study.comparison import Comparison
-from hf_lpwd.study.image_scores import test_score
 from hf_lpwd.study.plotting import INK, Figure, new_canvas, percent, saved, style
+from hf_lpwd.study.record import test_score
 from hf_lpwd.study.results import MethodResult, decay_curve
-from hf_lpwd.study.stats import Estimate, mean_interval
-from hf_lpwd.study.training_figures import draw_layers, draw_opposing, draw_training
+from hf_lpwd.study.stats import mean_interval
 
 
 def draw_figures(results: Sequence[MethodResult], baseline: str) -> list[Figure]:
@@ -65,8 +66,8 @@ def draw_forest(comparisons: Sequence[Comparison], name: str, title: str, with_t
 def _decay_curves(results: Sequence[MethodResult], baseline: str) -> Figure | None:
     """A panel a method, with the baseline in each: bands of several methods would hide each other."""
     curves = {result.name: _test_by_decay(result) for result in results}
-    curves = {name: curve for name, curve in curves.items() if curve}
-    decays = sorted(set().union(*curves.values()))
+    curves = {name: curve for name, curve in curves.items() if len(curve)}
+    decays = sorted(set().union(*(curve.index for curve in curves.values())))
     if len(decays) < 2:
         return None
     columns = min(2, len(curves))
@@ -78,40 +79,33 @@ def _decay_curves(results: Sequence[MethodResult], baseline: str) -> Figure | No
         texts = []
         for number, (panel, (name, curve)) in enumerate(zip(panels.flat, curves.items(), strict=False)):
             if baseline in curves:
-                _, values, _, _ = _columns(curves[baseline])
-                panel.plot(list(curves[baseline]), values, color="grey", linestyle=":")
-            rates, values, lows, highs = _columns(curve)
+                panel.plot(curves[baseline]["value"], color="grey", linestyle=":")
             look = style(number)
-            panel.plot(rates, values, **look)
-            panel.fill_between(rates, lows, highs, color=look["color"], alpha=0.2, linewidth=0)
+            panel.plot(curve["value"], **look)
+            panel.fill_between(curve.index, curve["low"], curve["high"], color=look["color"], alpha=0.2, lw=0)
             panel.set_title(name, fontsize=9)
             panel.set_xscale("log")
             panel.minorticks_off()
             panel.set_xticks(decays, [f"{decay:g}" for decay in decays])
             panel.grid(alpha=0.3)
-            texts.append(
-                f"{name}: " + ", ".join(f"{v:.1f} at {r:g}" for r, v in zip(rates, values, strict=True))
-            )
+            texts.append(f"{name}: " + ", ".join(f"{v:.1f} at {r:g}" for r, v in curve["value"].items()))
         canvas.supxlabel(f"decay rate (dotted: {baseline})", fontsize=9)
         canvas.supylabel("test accuracy, %", fontsize=9)
         alt = f"Test accuracy in percent against the decay rate. {'; '.join(texts)}."
         return saved(canvas, "decay", "Accuracy against the decay rate, with 95% bands over seeds", alt)
 
 
-def _test_by_decay(result: MethodResult) -> dict[float, Estimate]:
-    return {
-        rate: mean_interval([test_score(run) for run in runs.values()]).clipped()
+def _test_by_decay(result: MethodResult) -> pd.DataFrame:
+    """Test accuracy in percent with its bounds, by decay rate."""
+    found = {
+        rate: percent(mean_interval([test_score(run) for run in runs.values()]).clipped())
         for rate, runs in decay_curve(result.method, result.setting.learning_rate).items()
     }
-
-
-def _columns(curve: dict[float, Estimate]) -> tuple[list[float], list[float], list[float], list[float]]:
-    values, lows, highs = zip(*map(percent, curve.values()), strict=True)
-    return list(curve), list(values), list(lows), list(highs)
+    return pd.DataFrame.from_dict(found, orient="index", columns=["value", "low", "high"])
 
 
 def _heat_maps(results: Sequence[MethodResult]) -> Figure | None:
-    settings = [setting for result in results for setting in result.method.usable()]
+    settings = [setting for result in results for setting in result.method.usable]
     rates = sorted({s.learning_rate for s in settings if s.learning_rate is not None})
     decays = sorted({s.decay for s in settings if s.decay is not None})
     if len(rates) < 2 or len(decays) < 2:
@@ -153,9 +147,93 @@ def _heat_maps(results: Sequence[MethodResult]) -> Figure | None:
 
 
 def _map(result: MethodResult, rates: Sequence[float], decays: Sequence[float]) -> np.ndarray:
-    values = np.full((len(rates), len(decays)), np.nan)
-    for setting, runs in result.method.usable().items():
-        if setting.learning_rate in rates and setting.decay in decays:
-            cell = rates.index(setting.learning_rate), decays.index(setting.decay)
-            values[cell] = 100.0 * np.mean([run.score("validation") for run in runs.values()])
-    return values
+    means = {
+        (setting.learning_rate, setting.decay): np.mean([run.score("validation") for run in runs.values()])
+        for setting, runs in result.method.usable.items()
+    }
+    return pd.Series(means).mul(100.0).unstack().reindex(index=rates, columns=decays).to_numpy()
+
+
+def draw_layers(results: Sequence[MethodResult]) -> Figure | None:
+    """Decay rates and final weight norms by layer."""
+    rates_of = {r.name: next((run.layers for run in r.runs.values() if run.layers), []) for r in results}
+    if not any(rates_of.values()):
+        return None
+    with new_canvas(5.2, 5.6) as canvas:
+        rates, norms = canvas.subplots(2, 1, sharex=True)
+        texts = []
+        for number, result in enumerate(results):
+            values = [layer.rate for layer in rates_of[result.name]]
+            if not values:
+                continue
+            rates.plot(range(len(values)), values, label=result.name, **style(number))
+            texts.append(f"{result.name} {values[0]:.3g} to {values[-1]:.3g}")
+            measured = [run.weight_norms.norms for run in result.runs.values()]
+            ends = [{layer: norms[-1] for layer, norms in one.items() if norms} for one in measured]
+            final = pd.DataFrame(ends, dtype=float).mean()
+            norms.plot(range(len(final)), final, **style(number))
+        for axes, label in ((rates, "decay rate"), (norms, "final weight norm")):
+            axes.set_ylabel(label)
+            axes.grid(alpha=0.3)
+        norms.set_xlabel("layer, from the stem to the head")
+        canvas.legend(loc="outside upper center", ncols=3, fontsize=8)
+        alt = f"Decay rate and final weight norm by layer. Rates from stem to head: {'; '.join(texts)}."
+        return saved(canvas, "layers", "Decay rates and weight norms by layer", alt)
+
+
+def draw_opposing(results: Sequence[MethodResult]) -> Figure | None:
+    """R_op over training; None where it was not measured."""
+    measured = {
+        result.name: [run.opposing_penalty for run in result.runs.values() if run.opposing_penalty.steps]
+        for result in results
+    }
+    measured = {name: found for name, found in measured.items() if found}
+    if not measured:
+        return None
+    with new_canvas(5.2, 2.6 * len(measured)) as canvas:
+        texts = []
+        panels = canvas.subplots(len(measured), 1, squeeze=False, sharex=True)
+        for panel, (name, series) in zip(panels.flat, measured.items(), strict=True):
+            rates = _mean_by_index(pd.DataFrame(one.rates, index=one.steps, dtype=float) for one in series)
+            for number, (layer, values) in enumerate(rates.items()):
+                thick = {"color": "black", "linewidth": 2.5}
+                look = thick if layer == "all" else {**style(number), "marker": ""}
+                panel.plot(values, label=str(layer).replace("_", " "), **look)
+            panel.set_title(name, fontsize=9)
+            panel.set(xlabel="step", ylabel="R_op")
+            panel.grid(alpha=0.3)
+            panel.legend(fontsize=7, ncols=2)
+            if "all" in rates:
+                texts.append(f"{name}: mean {np.mean(rates['all']):.4f}, at most {np.max(rates['all']):.4f}")
+        alt = f"Opposing-penalty rate over training, by layer. {'; '.join(texts)}."
+        return saved(canvas, "opposing", "Opposing penalty: decay that enlarges weights", alt)
+
+
+def draw_training(results: Sequence[MethodResult]) -> Figure | None:
+    """Training loss and validation accuracy by epoch."""
+    with new_canvas(5.2, 5.6) as canvas:
+        loss, accuracy = canvas.subplots(2, 1, sharex=True)
+        texts = []
+        for number, result in enumerate(results):
+            runs = list(result.runs.values())
+            losses = [pd.Series({e.epoch: e.loss for e in run.training}, dtype=float) for run in runs]
+            scores = [pd.Series({e.epoch: 100.0 * e.accuracy for e in run.epochs}) for run in runs]
+            loss.plot(_mean_by_index(losses), label=result.name, **style(number) | {"marker": ""})
+            values = _mean_by_index(scores)
+            accuracy.plot(values, **style(number))
+            if len(values):
+                texts.append(f"{result.name} {values.iloc[-1]:.1f}")
+        if not texts:
+            return None
+        loss.set_ylabel("training loss")
+        accuracy.set(xlabel="epoch", ylabel="validation accuracy, %")
+        for axes in (loss, accuracy):
+            axes.grid(alpha=0.3)
+        canvas.legend(loc="outside upper center", ncols=3, fontsize=8)
+        alt = f"Training loss and validation accuracy by epoch. Accuracy at the end: {'; '.join(texts)}."
+        return saved(canvas, "training", "Training curves, mean over seeds", alt)
+
+
+def _mean_by_index(parts: Iterable[Any]) -> Any:
+    """The mean of data frames or series at each step or epoch, over the runs that have it."""
+    return pd.concat(list(parts)).groupby(level=0).mean()

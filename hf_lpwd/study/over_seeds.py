@@ -80,7 +80,11 @@ def over_seeds(run: FinishedRun, others: Sequence[FinishedRun]) -> dict[str, Any
         if one.seed in by_seed:
             raise BadInputError(f"{by_seed[one.seed].folder} and {one.folder} have the same seed, {one.seed}")
         by_seed[one.seed] = one
-        _check_alike(run, one)
+        for name, (here, there) in differences(run.alike, one.alike).items():
+            raise BadInputError(
+                f"runs of several seeds may differ in nothing else, but {name} is {here!r:.200} in "
+                f"{run.folder} and {there!r:.200} in {one.folder}"
+            )
     if not others:
         raise BadInputError(
             f"an interval takes two seeds or more, but there is only {run.folder}, with seed {run.seed}: "
@@ -97,11 +101,3 @@ def over_seeds(run: FinishedRun, others: Sequence[FinishedRun]) -> dict[str, Any
     }
     places = {split: 1 + sum(value > values[0] for value in values) for split, values in accuracies.items()}
     return {"seeds": sorted(by_seed), "places": places, "rows": rows}
-
-
-def _check_alike(run: FinishedRun, other: FinishedRun) -> None:
-    for name, (here, there) in differences(run.alike, other.alike).items():
-        raise BadInputError(
-            f"runs of several seeds may differ in nothing else, but {name} is {here!r:.200} in "
-            f"{run.folder} and {there!r:.200} in {other.folder}"
-        )

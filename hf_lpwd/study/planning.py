@@ -14,12 +14,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
 from hf_lpwd.config import TIMINGS
 from hf_lpwd.files import write_bytes
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.config import RunSpec, StudyFile
-from hf_lpwd.study.progress import duration
 from hf_lpwd.study.stats import MIN_SEEDS, smallest_shift
+from hf_lpwd.study.sweep import duration
 from hf_lpwd.study.tasks import task_key
 
 #: Fraction of test images on which two good runs of one method are taken to disagree, before any was made.
@@ -33,13 +37,9 @@ _FEWEST_RATES = 3
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial of a few steps measured.
+    """What a few steps tell of a whole run: its seconds, the number of test images, its steps.
 
-    Attributes:
-        seconds: Estimate for a whole run.
-        test_images: Number of test images.
-        steps: Steps of a whole run.
-        data: Name of the dataset, if its test images are cut from the training images.
+    `data` is the name of the dataset, if its test images are cut from the training images.
     """
 
     seconds: float
@@ -65,18 +65,12 @@ def write_study(path: str, flags: Mapping[str, Any]) -> None:
     """
     if Path(path).exists():
         raise BadInputError(f"{path} is there already: name another file")
-    lines = []
-    for line in resources.files("hf_lpwd.study").joinpath("example.yaml").read_text("utf-8").splitlines():
-        name = line.strip(" #").partition(":")[0]
-        in_train = re.match(r"  # (dataset_name|model_name_or_path|test_split):", line)
-        lines.append(f"  {name}: {json.dumps(flags[name])}" if in_train and name in flags else line)
-    extra = [f"  {name}: {json.dumps(value)}" for name, value in flags.items() if not _has(lines, name)]
+    example = resources.files("hf_lpwd.study").joinpath("example.yaml").read_text("utf-8").splitlines()
+    # A flag that is given takes the place of the comment about it.
+    lines = [line for line in example if line.partition(":")[0].removeprefix("  # ") not in flags]
     start = lines.index("train:") + 1
-    write_bytes(path, "\n".join([*lines[:start], *extra, *lines[start:], ""]).encode())
-
-
-def _has(lines: Sequence[str], name: str) -> bool:
-    return any(line.startswith(f"  {name}: ") for line in lines)
+    given = [f"  {name}: {json.dumps(value)}" for name, value in flags.items()]
+    write_bytes(path, "\n".join([*lines[:start], *given, *lines[start:], ""]).encode())
 
 
 def one_run_a_task(runs: Sequence[RunSpec]) -> list[RunSpec]:
@@ -93,7 +87,7 @@ def check_run(run: RunSpec) -> str | None:
     Raises:
         BadInputError: What is wrong with them.
     """
-    from hf_lpwd.study.run import prepared
+    from hf_lpwd.study.quiet_run import prepared
 
     try:
         with prepared(run) as (made, _):
@@ -109,35 +103,31 @@ def timed_trial(run: RunSpec) -> Trial:
     Raises:
         BadInputError: Data, model or rates are wrong.
     """
-    import torch
-
     from hf_lpwd.study.callbacks import StepTimes
-    from hf_lpwd.study.run import prepared, quiet_trainer
-    from hf_lpwd.study.steps import num_steps
+    from hf_lpwd.study.quiet_run import num_steps, prepared, quiet_trainer
 
     torch.set_num_threads(1)
     started = time.monotonic()
-    short: dict[str, Any] = {"max_steps": _TRIAL_STEPS, "save_strategy": "no", "eval_strategy": "no"}
-    short |= {"warmup_steps": 0, "load_best_model_at_end": False}
     try:
-        with prepared(run) as (whole, args):
-            steps = num_steps(args, len(whole.images["train"]))
+        with prepared(run) as (made, args):
+            loaded = time.monotonic() - started
+            steps = num_steps(args, len(made.images["train"]))
             evaluations = _evaluations(args, steps)
-        loaded = time.monotonic() - started
-        with prepared(run, **short) as (made, args):
+            args.max_steps, args.warmup_steps, args.load_best_model_at_end = _TRIAL_STEPS, 0, False
+            args.eval_strategy, args.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
             times = StepTimes()
             trainer = quiet_trainer(made, args, [times])
             trainer.train()
             started = time.monotonic()
             trainer.evaluate(made.images["validation"])
             evaluation = time.monotonic() - started
-            sizes = {role: len(images) for role, images in made.images.items()}
     except (ValueError, OSError) as error:
         raise BadInputError(str(error)) from None
     step = statistics.median(times.seconds[_WARM_UP:] or times.seconds)
-    test = evaluation * sizes["test"] / max(1, sizes["validation"])
+    test_images = len(made.images["test"])
+    test = evaluation * test_images / len(made.images["validation"])
     seconds = loaded + steps * step + (evaluations + 1) * evaluation + test
-    return Trial(seconds, sizes["test"], steps, _cut_from_train(made))
+    return Trial(seconds, test_images, steps, _cut_from_train(made))
 
 
 def _cut_from_train(run: Any) -> str | None:
@@ -229,12 +219,13 @@ def fit_budget(study: StudyFile, seconds: float, run_seconds: float, side_by_sid
     decays = sorted({rate for run in grid if (rate := _decay(run)) is not None})
     fewest = min(_FEWEST_RATES, len(decays))
     for number in range(len(decays), fewest - 1, -1):
-        chosen = _spread(decays, number)
+        # Evenly spread, the ends among them.
+        chosen = [decays[round(i)] for i in np.linspace(0, len(decays) - 1, number)]
         per_seed = _runs_per_seed(study, chosen, decays)
         seeds = min(most // per_seed, MOST_SEEDS)
         if seeds >= MIN_SEEDS:
             return Choice(chosen, seeds, seeds * per_seed)
-    needed = MIN_SEEDS * _runs_per_seed(study, _spread(decays, fewest), decays)
+    needed = MIN_SEEDS * per_seed
     raise BadInputError(
         f"the budget has time for {most} runs, but {MIN_SEEDS} seeds take {needed}, about "
         f"{duration(needed * run_seconds / side_by_side)}: give more time, or shorten the runs"
@@ -249,15 +240,6 @@ def _runs_per_seed(study: StudyFile, chosen: Sequence[float], decays: Sequence[f
 
 def _decay(run: RunSpec) -> float | None:
     return run.settings.get("total_decay", run.settings.get("weight_decay"))
-
-
-def _spread(values: Sequence[float], number: int) -> list[float]:
-    """`number` of the values, evenly spread, the ends among them."""
-    if number >= len(values):
-        return list(values)
-    if number == 1:
-        return [values[len(values) // 2]]
-    return [values[round(i * (len(values) - 1) / (number - 1))] for i in range(number)]
 
 
 def parse_duration(text: str) -> float:

@@ -122,10 +122,6 @@ class Settings(BaseModel):
         """The value of any setting, None where the study left it out."""
         return getattr(self, name, None)
 
-    def names(self) -> set[str]:
-        """The settings that the record holds."""
-        return self.model_fields_set
-
 
 class Record(_Part):
     """One run: what it was, how it ended, what was measured; see `hf_lpwd.study.run.compute_record`."""
@@ -208,3 +204,11 @@ def record_id(settings: Mapping[str, Any]) -> str:
     """Hash of a run's settings, the name of its record: 16 hexadecimal digits."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_score(run: Record) -> float:
+    """Accuracy on test; on validation if no test split was read, in which case there is no verdict."""
+    score = run.score("test")
+    fallback = run.score("validation") if score is None else score
+    assert fallback is not None
+    return fallback

@@ -26,6 +26,14 @@ from hf_lpwd.study.tables import (
     summary_table,
 )
 
+#: Verdict -> the heading of its comparisons.
+HEADINGS = {
+    "better": "Better",
+    "worse": "Ruled out",
+    "equivalent": "As good, within the margin",
+    "undecided": "Not decided",
+}
+
 
 def write_report(
     paths: str | Sequence[str],
@@ -88,6 +96,7 @@ def write_report(
     content = {
         "study": study,
         "answers": answers(study),
+        "headings": HEADINGS,
         "questions": [question_text(question) for question, _ in study.primary],
         "forest": forest,
         "primary": _written(root, "", _primary(study, several)),

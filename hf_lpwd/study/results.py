@@ -6,12 +6,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from hf_lpwd.study.image_scores import test_score
-from hf_lpwd.study.record import Record
-from hf_lpwd.study.selection import Robustness, best_epochs_mean, decay_robustness
+from hf_lpwd.study.record import Record, test_score
 from hf_lpwd.study.stats import Estimate, mean_interval
 from hf_lpwd.study.tasks import Method, Setting, Task
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """How much a method depends on the decay rate; each is the mean over seeds of the seed's own value.
+
+    Attributes:
+        worst: Lowest score over the grid.
+        range: Highest minus lowest.
+        area: Area under the score over log lambda, divided by its width: a mean score over the grid.
+    """
+
+    worst: Estimate
+    range: Estimate
+    area: Estimate
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,7 @@ def results_of(task: Task, baseline: str) -> list[MethodResult]:
 
 
 def _result(task: Task, method: Method) -> MethodResult | None:
-    usable = method.usable()
+    usable = method.usable
     if not usable:
         return None
     seeds = method.common_seeds()
@@ -73,9 +87,7 @@ def _result(task: Task, method: Method) -> MethodResult | None:
         validation=_mean([run.score("validation") for run in runs.values()]),
         test=_mean(tests) if task.has_test and tests else None,
         paper=_mean(papers) if papers else None,
-        mean_rate=float(np.average([layer.rate for layer in layers], weights=decayed))
-        if any(decayed)
-        else 0.0,
+        mean_rate=float(np.average([one.rate for one in layers], weights=decayed)) if any(decayed) else 0.0,
         robustness=_robustness(method, setting),
         remarks=list(_remarks(method, setting)),
     )
@@ -86,17 +98,15 @@ def _mean(scores: Sequence[float | None]) -> Estimate:
 
 
 def _remarks(method: Method, setting: Setting) -> Iterator[str]:
-    runs = [run for row in method.grid.values() for run in row.values()]
+    runs = method.runs
     for outcome in ("diverged", "failed"):
         number = sum(run is not None and run.outcome == outcome for run in runs)
         if number:
             yield f"{number} of {len(runs)} runs {outcome}"
-    missing = sum(run is None for run in runs)
-    if missing:
-        yield f"{missing} of {len(runs)} runs missing"
-    for axis, value in zip(("decay rate", "learning rate"), setting, strict=True):
-        position = 0 if axis == "decay rate" else 1
-        values = sorted({rate for one in method.grid if (rate := one[position]) is not None})
+    if None in runs:
+        yield f"{runs.count(None)} of {len(runs)} runs missing"
+    for i, axis in enumerate(("decay rate", "learning rate")):
+        value, values = setting[i], sorted({rate for one in method.grid if (rate := one[i]) is not None})
         if len(values) > 1 and value in (values[0], values[-1]):
             yield f"the best {axis} is the {'lowest' if value == values[0] else 'highest'} of the grid"
 
@@ -105,7 +115,7 @@ def decay_curve(method: Method, learning_rate: float | None) -> dict[float, dict
     """Returns decay rate -> seed -> record at one learning rate, for the rates above 0."""
     return {
         setting.decay: runs
-        for setting, runs in method.usable().items()
+        for setting, runs in method.usable.items()
         if setting.learning_rate == learning_rate and setting.decay
     }
 
@@ -115,6 +125,34 @@ def _robustness(method: Method, setting: Setting) -> Robustness | None:
     seeds = sorted(set.intersection(*(set(runs) for runs in curve.values()))) if curve else []
     if len(curve) < 2 or not seeds:
         return None
-    return decay_robustness(
-        [[test_score(runs[seed]) for runs in curve.values()] for seed in seeds], list(curve)
-    )
+    scores = [[test_score(runs[seed]) for runs in curve.values()] for seed in seeds]
+    return decay_robustness(scores, list(curve))
+
+
+def decay_robustness(scores: ArrayLike, decays: ArrayLike) -> Robustness:
+    """Summarises scores over a grid of decay rates, with 95% t intervals over seeds.
+
+    The area is that of the trapezoidal rule over log lambda, divided by log(lambda_max / lambda_min).
+
+    Args:
+        scores: [n seeds, k rates].
+        decays: Rates [k], k >= 2, distinct and above 0, in any order.
+    """
+    values, rates = np.asarray(scores, dtype=np.float64), np.asarray(decays, dtype=np.float64)
+    order = np.argsort(rates)
+    values, logs = values[:, order], np.log(rates[order])
+    worst, best = values.min(axis=1), values.max(axis=1)
+    area = np.trapezoid(values, logs, axis=1) / (logs[-1] - logs[0])
+    return Robustness(mean_interval(worst), mean_interval(best - worst), mean_interval(area))
+
+
+def best_epochs_mean(test_scores: ArrayLike, best: int = 10) -> float:
+    """The paper's metric: mean of the 10 best test accuracies among the epochs of one run.
+
+    It selects on the test set, and so is too high; it stands in a report beside the honest figure only.
+
+    Args:
+        test_scores: Test accuracy after each epoch [epochs]; with fewer than `best` all are averaged.
+        best: How many.
+    """
+    return float(np.sort(test_scores)[-best:].mean())

@@ -4,44 +4,31 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shutil
-import tempfile
+import platform
+import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
-from transformers import PrinterCallback, TrainerCallback
-from transformers.utils import logging
 
-from hf_lpwd.layer_log import QuietPrinter
 from hf_lpwd.messages import BadInputError
-from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import layer_name
 from hf_lpwd.study.baselines import apply_baseline, baseline_callbacks
 from hf_lpwd.study.callbacks import OpposingPenalty, TestAfterEpoch
-from hf_lpwd.study.config import TOTAL_DECAY, RunSpec
-from hf_lpwd.study.environment import environment, versions
+from hf_lpwd.study.config import RunSpec
+from hf_lpwd.study.quiet_run import layer_of_parameter, prepared, quiet_trainer
 from hf_lpwd.study.record import FORMAT
-from hf_lpwd.study.steps import decay_steps
-from hf_lpwd.vision.arguments import Arguments, arguments_from
-from hf_lpwd.vision.data.fingerprint import fingerprints
-from hf_lpwd.vision.data.splits import load_splits
+from hf_lpwd.vision.data.image_files import fingerprints
 from hf_lpwd.vision.failures import StopWhereNotFinite
-from hf_lpwd.vision.finetune import PREFIXES, make_trainer
-from hf_lpwd.vision.image_trainer import ImageTrainer
-from hf_lpwd.vision.prepare import Run, prepare
-from hf_lpwd.vision.training_args import ImageTrainingArguments
+from hf_lpwd.vision.finetune import PREFIXES
+from hf_lpwd.vision.prepare import Run
 
-#: Of the training images, the test split where a dataset has none and `test_split` does not say otherwise. It
-#: does not depend on the run's seed.
-TEST_SPLIT = 0.15
-
+_LIBRARIES = ("hf-lpwd", "torch", "transformers", "accelerate", "datasets", "timm", "numpy")
 _TIMES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -70,8 +57,7 @@ def compute_record(spec: RunSpec, folder: str) -> dict[str, Any]:
         - `weight_norms`: steps, and each layer's weight norm at them;
         - `opposing_penalty`: steps, and R_op of each layer at them; without steps where it is not defined;
         - `pairing`: hashes of the initial weights and of the validation rows, equal for equal seeds;
-        - `data`: number of classes, of each split its size and a hash of its images and labels, and whether
-          the test split was cut from the training images;
+        - `data`: number of classes, of each split its size and a hash of its images and labels;
         - `correct`: which test images were classified right, as bits in base64;
         - `weight_decay`: the rate, which the study may have given as total decay.
     """
@@ -154,74 +140,6 @@ def _train(spec: RunSpec, folder: str, results: dict[str, Any]) -> None:
                     results["correct"] = {role: base64.b64encode(np.packbits(right).tobytes()).decode()}
 
 
-@contextmanager
-def prepared(
-    spec: RunSpec, folder: str | None = None, **changes: Any
-) -> Iterator[tuple[Run, ImageTrainingArguments]]:
-    """Prepares a run of a study, with other flags where `changes` says so; see `quiet_run`."""
-    arguments = arguments_from(spec.flags | changes)
-    total = spec.settings.get(TOTAL_DECAY)
-    with quiet_run(arguments, folder, total_decay=total, test_split=TEST_SPLIT) as made:
-        yield made
-
-
-@contextmanager
-def quiet_run(
-    arguments: Arguments,
-    folder: str | None = None,
-    *,
-    total_decay: float | None = None,
-    test_split: float | None = None,
-) -> Iterator[tuple[Run, ImageTrainingArguments]]:
-    """Prepares a run of `hf-lpwd train` that prints nothing, uploads nothing, and whose folder does not stay.
-
-    Args:
-        arguments: Of `hf-lpwd train`; what they say of its folder, its output and the Hub is overruled.
-        folder: Where the run may write, removed before and after; default: a temporary folder.
-        total_decay: Sum of learning rate times weight decay over the run, in place of `weight_decay`.
-        test_split: Fraction of the training images that is the test split of a dataset without one.
-
-    Yields:
-        The run and its training arguments.
-    """
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    place = Path(folder or tempfile.mkdtemp(prefix="hf-lpwd-"))
-    shutil.rmtree(place, ignore_errors=True)
-    model_args, data_args, args = arguments
-    args.output_dir, args.disable_tqdm, args.report_to = f"{place}/run", True, []
-    args.do_train = args.do_eval = args.do_predict = True
-    args.push_to_hub = False
-    try:
-        with redirect_stdout(StringIO()):
-            if total_decay is not None:
-                cache = model_args.cache_dir
-                splits = load_splits(data_args, seed=args.seed, cache_dir=cache, test_split=test_split)
-                args.weight_decay = total_decay / decay_steps(args, len(splits.train))
-            yield prepare(model_args, data_args, args, test_split=test_split), args
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def quiet_trainer(
-    run: Run,
-    args: ImageTrainingArguments,
-    callbacks: Sequence[TrainerCallback] = (),
-    optimizer: LayerwiseDecay | None = None,
-) -> ImageTrainer:
-    """Makes the trainer of a run, which writes no results and prints nothing."""
-    trainer = make_trainer(run, args, callbacks, optimizer)
-    for printer in (PrinterCallback, QuietPrinter):
-        trainer.remove_callback(printer)
-    return trainer
-
-
-def layer_of_parameter(run: Run) -> dict[str, str]:
-    """Parameter name -> what its layer is called in the Trainer's logs: ``"layer_3"``."""
-    return {name: layer_name(p.stack, p.layer) for name, p in run.plan.parameters.items()}
-
-
 def _curves(history: list[dict[str, Any]], tested: TestAfterEpoch | None) -> dict[str, Any]:
     # The last evaluation of the validation split is the one of the selected checkpoint, after training.
     ends = (i for i, entry in enumerate(history) if "train_runtime" in entry)
@@ -281,3 +199,41 @@ def in_one_thread(spec: RunSpec, folder: str) -> dict[str, Any]:
     """`compute_record` with one thread for torch, since runs are made side by side."""
     torch.set_num_threads(1)
     return compute_record(spec, folder)
+
+
+def versions() -> dict[str, str]:
+    """Python's version, and those of the libraries that decide a result."""
+    found = {library: metadata.version(library) for library in _LIBRARIES}
+    return {"python": platform.python_version(), **found}
+
+
+def environment() -> dict[str, Any]:
+    """Device, threads, and the commit of this package; its version if it does not lie in a checkout."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    name = torch.cuda.get_device_name() if device is not None and device.type == "cuda" else _processor()
+    return {
+        "device": "cpu" if device is None else device.type,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return next(line.partition(": ")[2] for line in text.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@cache
+def _commit() -> str:
+    package = Path(__file__).parents[1]
+    command = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=12"]
+    tracked = ["git", "-C", str(package), "ls-files", "--error-unmatch", "__init__.py"]
+    try:
+        subprocess.run(tracked, capture_output=True, check=True, timeout=20)
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return f"version {metadata.version('hf-lpwd')}"

@@ -18,8 +18,6 @@ CONFIDENCE = 0.95
 POWER = 0.8
 #: With fewer seeds there is no verdict.
 MIN_SEEDS = 5
-#: Points / 100: a difference that would matter, where a study does not say.
-DEFAULT_MARGIN = 0.003
 
 Array: TypeAlias = NDArray[np.float64]
 Verdict: TypeAlias = Literal["better", "worse", "equivalent", "undecided"]
@@ -40,7 +38,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean difference over seeds, and what the t distribution says about it.
+    """A mean difference over seeds, and what the t distribution says about it: NaN, if there is one seed.
 
     Attributes:
         num_seeds: n.
@@ -63,35 +61,24 @@ class Paired:
 
     def interval(self, extra_variance: float = 0.0) -> Estimate:
         """The 95% t interval; `extra_variance` of the mean, that of the test images, widens it."""
-        if self.num_seeds < 2:
-            return Estimate(self.mean, math.nan, math.nan)
-        half = stats.t.isf((1.0 - CONFIDENCE) / 2.0 / self.chances, self.df)
-        half = float(half) * math.sqrt(self.error**2 + extra_variance)
+        half = float(stats.t.isf((1.0 - CONFIDENCE) / 2.0 / self.chances, self.df))
+        half *= math.sqrt(self.error**2 + extra_variance)
         return Estimate(self.mean, self.mean - half, self.mean + half)
 
     def p_difference(self) -> float:
         """Two-sided p-value of a mean of zero."""
-        if self.num_seeds < 2:
-            return math.nan
-        return min(1.0, self.chances * 2.0 * float(stats.t.sf(abs(self.mean) / self.error, self.df)))
+        return float(np.minimum(1.0, self.chances * 2.0 * stats.t.sf(abs(self.mean) / self.error, self.df)))
 
     def p_equivalence(self, margin: float) -> float:
         """p-value of a mean at or beyond the margin: two one-sided tests (TOST, Schuirmann 1987)."""
-        if self.num_seeds < 2:
-            return math.nan
         nearest = (margin - abs(self.mean)) / self.error
-        return min(1.0, self.chances * float(stats.t.sf(nearest, self.df)))
+        return float(np.minimum(1.0, self.chances * stats.t.sf(nearest, self.df)))
 
-    def detectable(self, num_tests: int = 1, power: float = POWER) -> float:
-        """The smallest true difference that this many seeds with this error find with probability `power`.
-
-        Args:
-            num_tests: Tests in the family; the power is that at Holm's first step.
-            power: Of the two-sided test.
-        """
+    def detectable(self, num_tests: int) -> float:
+        """The smallest true difference that such runs find with 80% power, at the first of Holm's tests."""
         if self.num_seeds < 2:
             return math.nan
-        return self.error * smallest_shift(self.num_seeds, num_tests * self.chances, power)
+        return self.error * smallest_shift(self.num_seeds, num_tests * self.chances)
 
 
 def paired(differences: ArrayLike, floor: float = 0.0, chances: int = 1) -> Paired:
@@ -162,24 +149,19 @@ def verdict(mean: float, p_difference: float, p_equivalence: float) -> Verdict:
     return "undecided"
 
 
-def smallest_shift(num_seeds: int, num_tests: int = 1, power: float = POWER) -> float:
-    """The true mean, in standard errors, that the two-sided t test finds with probability `power`.
+def smallest_shift(num_seeds: int, num_tests: int = 1) -> float:
+    """The true mean, in standard errors, that the two-sided t test of n >= 2 seeds finds with 80% power.
 
-    Args:
-        num_seeds: n >= 2.
-        num_tests: The level is divided by it.
-        power: Above the level.
+    The level is divided by the number of tests.
     """
-    return float(optimize.brentq(lambda x: t_power(num_seeds, x, num_tests) - power, 0.0, 1e4))
+    return float(optimize.brentq(lambda x: t_power(num_seeds, x, num_tests) - POWER, 0.0, 1e4))
 
 
 def t_power(num_seeds: int, shift: float, num_tests: int = 1) -> float:
     """Power of the two-sided t test of n differences whose mean is `shift` standard errors from zero."""
     df = num_seeds - 1
     critical = stats.t.isf((1.0 - CONFIDENCE) / 2.0 / num_tests, df)
-    if shift > 30.0:
-        # scipy's noncentral t underflows there, and its other tail above 5; the variance alone decides.
-        return float(stats.chi2.cdf(df * (shift / critical) ** 2, df))
+    # Above 5 the other tail is nothing, and scipy gives NaN for it.
     other_tail = 0.0 if shift > 5.0 else stats.nct.cdf(-critical, df, shift)
     return float(stats.nct.sf(critical, df, shift) + other_tail)
 

@@ -20,7 +20,6 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from hf_lpwd.files import write_json
 from hf_lpwd.study.config import RunSpec
-from hf_lpwd.study.progress import Progress
 
 LOCKS = ".locks"
 #: Where runs write; in the folder of the records, so that what is killed leaves nothing elsewhere.
@@ -190,3 +189,59 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Progress:
+    """Reports each record that appears at `paths`, and estimates the time left from how long runs took."""
+
+    def __init__(self, paths: Sequence[Path], side_by_side: int, report: Callable[[str], None]) -> None:
+        self.missing = [path for path in paths if not path.exists()]
+        self.total = len(paths)
+        self.side_by_side = side_by_side
+        self.report = report
+        self.seconds: list[float] = []
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        there = self.total - len(self.missing)
+        done = f"; {there} have a record already" if there else ""
+        self.report(f"{self.total} runs, {self.side_by_side} side by side{done}")
+        self.thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.over.set()
+        self.thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.5):
+            self._look()
+
+    def _look(self) -> None:
+        for path in [path for path in self.missing if path.exists()]:
+            self.missing.remove(path)
+            record = json.loads(path.read_text(encoding="utf-8"))
+            self.seconds.append(record["times"]["seconds"])
+            left = sum(self.seconds) / len(self.seconds) * len(self.missing) / self.side_by_side
+            done = self.total - len(self.missing)
+            self.report(f"[{done}/{self.total}] {_describe(record)}; about {duration(left)} left")
+
+
+def duration(seconds: float) -> str:
+    """A time in words: ``"2 h 5 min"``, ``"3 min 20 s"``, ``"8 s"``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _describe(record: dict[str, Any]) -> str:
+    """A run in a few words: method, decay rate, learning rate and seed, as far as set, and what came out."""
+    settings = record["settings"]
+    names = ("weight_decay", "total_decay", "learning_rate", "seed")
+    values = [f"{name.replace('learning_rate', 'lr')}={settings[name]}" for name in names if name in settings]
+    if record["status"] == "completed":
+        outcome = f"validation accuracy {record['metrics']['validation']['accuracy']:.4f}"
+    else:
+        outcome = f"{record['status'].upper()}, {record['error']['type']}: {record['error']['message']}"
+    return f"{' '.join([record['method'], *values])}: {outcome} ({record['times']['seconds']:.0f} s)"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
@@ -14,7 +13,8 @@ from hf_lpwd.study.methods import BASELINES, METHOD_FLAGS
 from hf_lpwd.study.plan import Plan
 from hf_lpwd.study.record import Record
 
-_RATES = ("weight_decay", "total_decay", "learning_rate")
+#: The settings in which runs of one task may differ.
+NOT_THE_TASK = METHOD_FLAGS | {"weight_decay", "total_decay", "learning_rate", "seed", "peer"}
 _MODEL = ("model_name_or_path", "model_type", "config_name")
 _CONTROLS = {name.replace("_", " ") for name in BASELINES} - {"adamw uniform", "reverse"}
 
@@ -48,6 +48,12 @@ class Method:
         """All seeds of the method."""
         return sorted({seed for runs in self.grid.values() for seed in runs})
 
+    @property
+    def runs(self) -> list[Record | None]:
+        """All of them."""
+        return [run for runs in self.grid.values() for run in runs.values()]
+
+    @cached_property
     def usable(self) -> dict[Setting, dict[int, Record]]:
         """The settings of which at least half of the seeds have a score, with these runs.
 
@@ -60,14 +66,22 @@ class Method:
         }
         return {setting: runs for setting, runs in scored.items() if 2 * len(runs) >= len(self.seeds)}
 
+    def of_seeds(self, seeds: Container[int]) -> Method:
+        """The same with the runs of some seeds."""
+        chosen = [{s: run for s, run in runs.items() if s in seeds} for runs in self.grid.values()]
+        return Method(self.name, dict(zip(self.grid, chosen, strict=True)))
+
     def common_seeds(self) -> list[int]:
         """The seeds that all usable settings have."""
-        sets = [set(runs) for runs in self.usable().values()]
+        sets = [set(runs) for runs in self.usable.values()]
         return sorted(set.intersection(*sets)) if sets else []
 
     def best(self, seeds: Sequence[int]) -> Setting:
         """The usable setting with the highest mean validation accuracy over seeds; the first of several."""
-        return max(self.usable().items(), key=lambda item: _mean_validation(item[1], seeds))[0]
+        return max(
+            self.usable,
+            key=lambda one: sum(self.usable[one][seed].score("validation") or 0.0 for seed in seeds),
+        )
 
     @property
     def is_control(self) -> bool:
@@ -82,7 +96,6 @@ class Task:
     Attributes:
         name: For the reader.
         methods: By name.
-        planned: How many runs were planned; where no plan was stored, the holes in the grid count.
         records: All records of the task.
     """
 
@@ -90,20 +103,10 @@ class Task:
     methods: dict[str, Method]
     records: list[Record] = field(repr=False)
 
-    def count(self, outcome: str) -> int:
-        """How many runs ended so: ``"completed"``, ``"diverged"``, ``"failed"``."""
-        return sum(record.outcome == outcome for record in self.records)
-
     @property
-    def missing(self) -> list[tuple[str, Setting, int]]:
-        """Method, setting and seed of the planned runs without a record."""
-        return [
-            (method.name, setting, seed)
-            for method in self.methods.values()
-            for setting, runs in method.grid.items()
-            for seed, run in runs.items()
-            if run is None
-        ]
+    def missing(self) -> int:
+        """How many runs have no record that were planned, or that the grid is expected to have."""
+        return sum(method.runs.count(None) for method in self.methods.values())
 
     @property
     def has_test(self) -> bool:
@@ -145,8 +148,8 @@ def make_tasks(records: Sequence[Record], plan: Plan | None) -> list[Task]:
 
 def task_key(settings: dict[str, Any]) -> str:
     """What runs must share to be compared: all settings but method, rates and seed."""
-    left_out = {*METHOD_FLAGS, *_RATES, "seed", "peer"}
-    return json.dumps({name: v for name, v in settings.items() if name not in left_out}, sort_keys=True)
+    shared = {name: value for name, value in settings.items() if name not in NOT_THE_TASK}
+    return json.dumps(shared, sort_keys=True)
 
 
 def setting_of(settings: Any) -> Setting:
@@ -171,11 +174,6 @@ def _methods(records: Iterable[Record], holes: Iterable[Any]) -> dict[str, Metho
             name, {setting: {seed: grid[setting].get(seed) for seed in seeds} for setting in ordered}
         )
     return methods
-
-
-def _mean_validation(runs: dict[int, Record], seeds: Sequence[int]) -> float:
-    scores = [runs[seed].score("validation") for seed in seeds]
-    return sum(score for score in scores if score is not None) / len(seeds) if seeds else -math.inf
 
 
 def _names(tasks: list[dict[str, Any]], groups: list[list[Record]]) -> list[str]:

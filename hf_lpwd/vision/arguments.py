@@ -35,14 +35,8 @@ _CHOOSES = ("dataset_name", "train_dir", "validation_dir", "model_name_or_path",
 _GROUPS: dict[str, tuple[str, ...]] = {
     "run": ("config", "output_dir", "resume_from_checkpoint", "resume_with_changes", "seed"),
     "data": (
-        *(
-            "dataset_name",
-            "dataset_config_name",
-            "train_dir",
-            "validation_dir",
-            "train_val_split",
-            "test_split",
-        ),
+        *("dataset_name", "dataset_config_name", "train_dir", "validation_dir"),
+        *("train_val_split", "test_split"),
         *("max_train_samples", "max_eval_samples", "image_column_name", "label_column_name"),
         *("skip_bad_images", "skip_unlabelled"),
     ),

@@ -46,9 +46,7 @@ class Classifier:
     ) -> Iterator[Tensor | ValueError]:
         """Yields the logits float32 [C] of each image, or the error of an image that cannot be decoded.
 
-        Args:
-            cells: Images as an undecoded `datasets.Image` column holds them: ``{"bytes": ..., "path": ...}``.
-            batch_size: How many are decoded and classified at once.
+        `cells` are images as an undecoded `datasets.Image` column holds them.
         """
         remaining = iter(cells)
         while batch := list(islice(remaining, batch_size)):
@@ -67,11 +65,7 @@ class Classifier:
 
 
 def saved_scale(run: Path) -> Scale | None:
-    """Returns which stored values of more than 8 bits are white in a run's images; None if it does not say.
-
-    Args:
-        run: The output folder of a run, or one of its checkpoints.
-    """
+    """Returns the scale of the images of a run (its folder or a checkpoint); None if it does not say."""
     file = next((folder / RUN_FACTS for folder in (run, run.parent) if (folder / RUN_FACTS).is_file()), None)
     images = (json.loads(file.read_text("utf-8")).get("data") or {}).get("images") if file else None
     return Scale(**images["scale"]) if images and images["scale"] else None

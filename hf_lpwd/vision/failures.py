@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from hf_lpwd.messages import BadInputError
 
@@ -30,11 +30,7 @@ _GO_ON = "the same command with --resume_from_checkpoint True goes on from the l
 
 
 def failure_line(error: Exception) -> str | None:
-    """Says in one line what the machine lacks, and what to do; None where the error is none of the machine's.
-
-    Args:
-        error: One of `MACHINE_ERRORS`.
-    """
+    """Says in one line what the machine lacks, and what to do; None if it lacks nothing."""
     text = " ".join(str(error).split())
     # torch's last error only says "exited unexpectedly", which may be a bug.
     if _WORKER_ENDED.search(f"{text} {error.__cause__}"):
@@ -77,14 +73,7 @@ class StopWhereNotFinite(TrainerCallback):
     `Trainer` alone leaves such losses out of its logs and goes on to the end.
     """
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Raises a `BadInputError` if what is logged shows it."""
         for name, value in (logs or {}).items():
             told = name.startswith("weight_norm/") or name in ("eval_loss", "test_loss")

@@ -45,9 +45,6 @@ def check_packages(args: TrainingArguments) -> None:
     """Raises a ValueError if a tracker or the optimizer needs a package that is not installed.
 
     Also if `optim_args` has arguments that the optimizer does not take, or what has a flag.
-
-    Args:
-        args: How to train.
     """
     available = get_available_reporting_integrations()
     for tracker in args.report_to:

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Returns accuracy, macro F1 and, with more than five classes, top-5 accuracy of a whole split.
 
-    See `ClassificationMetrics` for the definitions. Works offline; leaves no file behind.
-
-    Args:
-        prediction: Logits [N, C], alone or first in a tuple, and labels [N].
+    See `ClassificationMetrics` for the definitions. Works offline; leaves no file behind. `prediction` has
+    logits [N, C], alone or first in a tuple, and labels [N].
     """
     from hf_lpwd.vision.classification_metrics import ClassificationMetrics
 

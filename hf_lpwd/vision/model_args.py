@@ -65,6 +65,10 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        for name in ("model_name_or_path", "model_type", "config_name", "image_processor_name"):
+            # A shell variable that is not set must not make the default model.
+            if getattr(self, name) is not None and not getattr(self, name).strip():
+                raise ValueError(f"{name} is empty: give it a value, or leave it out")
         if isinstance(self.config_overrides, dict):
             self.config_overrides = json.dumps(self.config_overrides)
         if self.config_overrides is not None:

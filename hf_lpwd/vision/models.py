@@ -27,13 +27,6 @@ _TIMM_CLASSES = ("num_classes", "label_names", "label_descriptions")
 def load_model_and_processor(args: ModelArguments, class_names: list[str]) -> tuple[nn.Module, Any]:
     """Loads or makes the model that `args` names, with a head for `class_names`, and its image processor.
 
-    Args:
-        args: What the user asked for.
-        class_names: Names of the classes 0, 1, ...
-
-    Returns:
-        A transformers model for image classification and an image processor.
-
     Raises:
         ValueError: There is no such model or model type, the configuration has no such key, or the weights do
             not fit; one line.
@@ -127,11 +120,7 @@ def _check_mismatches(
 ) -> None:
     """Raises a ValueError where weights of a checkpoint do not fit, unless they are a head to be replaced.
 
-    Args:
-        name: The checkpoint.
-        mismatched: Parameter, its shape there, and its shape in the model.
-        num_classes: Number of classes of the dataset.
-        new_head: Whether a head of another size may be replaced.
+    `mismatched` has each parameter with its shape in the checkpoint and its shape in the model.
     """
     for parameter, there, here in mismatched:
         is_head = len(there) == len(here) and here[0] == num_classes and tuple(there[1:]) == tuple(here[1:])
@@ -152,7 +141,7 @@ def model_skeleton(name: str, overrides: str | None = None, **hub_options: Any) 
     Args:
         name: A folder or configuration file, a transformers model type (``"vit"``), a timm architecture
             (``"vit_small_patch16_224"``, ``"timm/resnet18.a1_in1k"``), or a name on the Hub.
-        overrides: Changes to a transformers configuration, as in `ModelArguments.config_overrides`.
+        overrides: As `ModelArguments.config_overrides`.
         **hub_options: For `AutoConfig.from_pretrained`: `revision`, `token`, `trust_remote_code`.
 
     Raises:

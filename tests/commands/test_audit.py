@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pydantic
 import pytest
 import timm
 import tiny_families
@@ -10,8 +11,7 @@ import torch
 from tiny_models import TINY_MODELS
 from torch import nn
 
-from hf_lpwd.commands.audit import as_text, audit, main
-from hf_lpwd.measure import name_pattern
+from hf_lpwd.commands.audit import as_text, audit, main, name_pattern
 
 #: Architecture -> pattern of a name -> does it decay in the Trainer, with timm, and here, if these differ;
 #: "agree" has the numbers of the other parameters that decay and that do not. Looked through by hand.
@@ -94,6 +94,33 @@ def test_a_model_of_billions_is_audited_from_its_configuration(capsys):
         "Trainer": 0.0,
         "timm": 0.0,
         "hf_lpwd": 0.0,
+    }
+
+
+class Parameter(pydantic.BaseModel, extra="forbid", strict=True):
+    layer: str
+    kind: str
+    elements: int
+    rates: dict[str, float | None]
+
+
+class Audit(pydantic.BaseModel, extra="forbid", strict=True):
+    libraries: list[str]
+    parameters: dict[str, Parameter]
+
+
+def test_the_json_has_its_schema(capsys):
+    assert main(["timm/vit_tiny_patch16_224", "--optim", "adamw_torch", "adagrad", "--json"]) == 0
+    found = Audit.model_validate_json(capsys.readouterr().out)
+    assert found.libraries == ["Trainer adamw_torch", "Trainer adagrad", "timm", "hf_lpwd"]
+    assert all(list(about.rates) == found.libraries for about in found.parameters.values())
+    assert list(found.parameters) == [name for name, _ in on_meta("vit_tiny_patch16_224").named_parameters()]
+    assert found.parameters["cls_token"].model_dump() == {
+        "layer": "layer_0",
+        "kind": "one-dimensional",
+        "elements": 192,
+        # Adagrad's decay is an L2 penalty, which has no rate.
+        "rates": {"Trainer adamw_torch": 0.05, "Trainer adagrad": None, "timm": 0.0, "hf_lpwd": 0.0},
     }
 
 

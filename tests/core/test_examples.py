@@ -5,8 +5,19 @@ from importlib import import_module
 
 import pytest
 
+MODULES = [
+    "config",
+    "decay_measurement",
+    "factory",
+    "layers",
+    "measure",
+    "optimizer",
+    "plan",
+    "training_args",
+]
 
-@pytest.mark.parametrize("name", ["config", "factory", "layers", "optimizer", "plan", "lpwd_arguments"])
+
+@pytest.mark.parametrize("name", MODULES)
 def test_examples_of(name):
     results = doctest.testmod(import_module(f"hf_lpwd.{name}"))
     assert results.attempted > 0

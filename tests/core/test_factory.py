@@ -10,7 +10,7 @@ import hf_lpwd
 from hf_lpwd.factory import create_lpwd_optimizer, layer_param_groups
 from hf_lpwd.layers import layer_index_map
 from hf_lpwd.plan_groups import plan_differences
-from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
+from hf_lpwd.trainer import lpwd_optimizer_factory
 
 
 def make_model():

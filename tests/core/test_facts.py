@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from hf_lpwd.diagnostics import opposing_penalty_rate, rounds_to_nothing
+from hf_lpwd.low_precision import rounds_to_nothing
 from hf_lpwd.optimizer import LayerwiseDecay
+from hf_lpwd.study.callbacks import opposing_penalty_rate
 
 STEPS, ETA, LAMBDA = 200, 0.02, 0.5
 SHARE = ETA * LAMBDA

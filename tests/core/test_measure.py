@@ -1,7 +1,10 @@
 """`measure_decay`: real faults of real libraries are found, and a correct optimizer passes."""
 
+import json
+
 import peft
 import peft.optimizers
+import pydantic
 import pytest
 import timm.optim
 import torch
@@ -12,9 +15,10 @@ from transformers import Trainer, TrainingArguments
 
 from hf_lpwd import LayerwiseDecay, create_lpwd_optimizer
 from hf_lpwd.config import LPWDConfig
-from hf_lpwd.decay_report import DecayReport
-from hf_lpwd.measure import assert_decays, measure_decay
+from hf_lpwd.decay_measurement import measure_decay
+from hf_lpwd.measure import assert_decays
 from hf_lpwd.plan import plan_layers
+from hf_lpwd.trainer_log import DecayReport
 
 LR, RATE = 1e-2, 0.05
 
@@ -156,15 +160,76 @@ def test_this_packages_optimizer_does_what_its_plan_says(timing, base):
         assert_decays(optimizer, model, lambda name, parameter: RATE)
 
 
-def test_a_measurement_is_json(tmp_path):
-    import json
+class Strict(pydantic.BaseModel, extra="forbid", strict=True):
+    pass
 
+
+class Parameter(Strict):
+    lr: float
+    weight_decay: float
+    promised: float
+    measured: float
+    spread: float
+    resolution: float
+    agrees: bool
+
+
+class Layer(Strict):
+    stack: str
+    layer: int
+    modules: list[str]
+    elements: int
+    not_decayed: int
+    set: list[float]
+    measured: list[float]
+
+
+class Measurement(Strict):
+    optimizer: str
+    findings: list[str]
+    layers: list[Layer]
+    parameters: dict[str, Parameter]
+    missing: list[str]
+
+
+def test_the_json_of_a_measurement_has_its_schema(tmp_path):
     model = vit()
-    optimizer = Trainer(model=model, args=stock_args(tmp_path)).create_optimizer()
-    found = json.loads(json.dumps(measure_decay(optimizer, model).to_dict()))
-    assert found["parameters"]["vit.embeddings.cls_token"]["agrees"] is True
-    assert found["layers"][0]["not_decayed"] == 8
-    assert len(found["findings"]) == 2
+    measured = measure_decay(Trainer(model=model, args=stock_args(tmp_path)).create_optimizer(), model)
+    found = Measurement.model_validate_json(json.dumps(measured.to_dict()))
+    assert found.optimizer == "AdamW"
+    assert found.findings == measured.findings
+    assert list(found.parameters) == [name for name, _ in model.named_parameters()]
+    assert [layer.layer for layer in found.layers] == [0, 1, 2, 3]
+    # The patch embedding, class token and position embeddings decay, its bias does not.
+    assert (found.layers[0].elements, found.layers[0].not_decayed) == (8 * (3 * 16 + 1 + 1 + 5), 8)
+    assert (found.layers[0].set, found.layers[0].measured) == ([RATE], [RATE])
+    token = found.parameters["vit.embeddings.cls_token"]
+    assert token.agrees
+    assert token.promised == 1 - LR * RATE
+    assert token.measured == pytest.approx(1 - LR * RATE, abs=2e-7)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_deepspeed_is_refused_with_the_reason(wrapped, capsys):
+    """That of the real ones is asserted in tests/helpers/deepspeed_run.py."""
+
+    class DeepSpeedZeroOptimizer:
+        pass
+
+    model, optimizer = vit(), DeepSpeedZeroOptimizer()
+    if wrapped:
+        optimizer = type("DeepSpeedOptimizerWrapper", (), {"optimizer": optimizer})()
+    reason = (
+        f"{type(optimizer).__name__} steps flat copies of the weights, which cannot be told apart: measure "
+        "the optimizer before it is given to DeepSpeed"
+    )
+    with pytest.raises(TypeError) as refusal:
+        measure_decay(optimizer, model)
+    assert str(refusal.value) == reason
+    report = DecayReport()
+    state = transformers.TrainerState(is_world_process_zero=True)
+    report.on_train_begin(None, state, None, optimizer=optimizer, model=model)
+    assert capsys.readouterr().out == f"The decay was not measured: {reason}\n"
 
 
 def test_the_callback_reports_once_and_training_stays_the_same(tmp_path, capsys):

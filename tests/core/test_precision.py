@@ -11,8 +11,7 @@ from small_optimizers import assert_same
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from hf_lpwd.diagnostics import rounds_to_nothing
-from hf_lpwd.low_precision import mean_portion
+from hf_lpwd.low_precision import mean_portion, rounds_to_nothing
 from hf_lpwd.optimizer import LayerwiseDecay
 
 pytestmark = pytest.mark.filterwarnings("ignore:in the precision of the weights:UserWarning")
@@ -228,3 +227,8 @@ def test_no_warning_where_only_the_warm_up_is_too_slow():
             scheduler.step()
     # 1/32 * (0 + 1 + ... + 19) / 100 = 0.059: three portions of 1/64 or a little more.
     assert weight.detach().double().log().sum() / 4 == pytest.approx(-0.059, abs=2.0**-6)
+
+
+def test_rounds_to_nothing_at_the_edges():
+    assert not rounds_to_nothing(1.0, torch.bfloat16)
+    assert rounds_to_nothing(1e-20, torch.float64)

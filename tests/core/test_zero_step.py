@@ -1,18 +1,15 @@
 """`measure_parameters`: the factor is the right one, and nothing stays changed."""
 
-import copy
-import random
-
-import numpy as np
 import optimi
 import pytest
 import timm.optim
 import torch
 from accelerate import Accelerator
 from torch import nn
+from unchanged import everything, make_model, train
 
 from hf_lpwd import LayerwiseDecay
-from hf_lpwd.zero_step import measure_parameters
+from hf_lpwd.measure import measure_parameters
 
 LR, RATE = 0.1, 0.1
 
@@ -78,11 +75,6 @@ FACTORS = {
 }
 
 
-def make_model(dtype=torch.float32):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 4)).to(dtype)
-
-
 def make_optimizer(name, parameters):
     library, _, kind = name.partition(".")
     if library == "torch":
@@ -97,41 +89,6 @@ def make_optimizer(name, parameters):
     )
 
 
-def train(model, optimizer, steps):
-    for _ in range(steps):
-        if hasattr(optimizer, "train"):
-            optimizer.train()
-        optimizer.zero_grad()
-        model(torch.randn(5, 8)).square().sum().backward()
-        optimizer.step()
-
-
-def everything(model, optimizer):
-    """All that a measurement must leave as it is, by value."""
-    attributes = {name: value for name, value in vars(optimizer).items() if isinstance(value, (int, float))}
-    return copy.deepcopy(
-        {
-            "weights": list(model.parameters()),
-            "gradients": [p.grad for p in model.parameters()],
-            "state": optimizer.state_dict(),
-            "attributes": attributes,
-            "random": [torch.get_rng_state(), np.random.get_state(), random.getstate()],
-        }
-    )
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b)
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning:timm")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", FACTORS)
@@ -144,7 +101,7 @@ def test_the_factor_is_right_and_nothing_stays_changed(name):
     before = everything(model, optimizer)
     gradients = [p.grad for p in model.parameters()]
     measured = measure_parameters(optimizer, model)
-    assert same(everything(model, optimizer), before)
+    assert everything(model, optimizer) == before
     assert all(p.grad is gradient for p, gradient in zip(model.parameters(), gradients, strict=True))
 
     assert list(measured) == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias"]
@@ -164,7 +121,7 @@ def test_the_factor_is_right_and_nothing_stays_changed(name):
     torch.manual_seed(0)
     twin_before = everything(other, twin)
     measure_parameters(twin, other)
-    assert same(everything(other, twin), twin_before)
+    assert everything(other, twin) == twin_before
 
 
 @pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW])
@@ -186,7 +143,7 @@ def test_independent_rates_do_not_depend_on_the_learning_rate(timing, base):
 
 
 def test_rates_that_bfloat16_rounds_away_are_seen():
-    model = make_model(torch.bfloat16)
+    model = make_model(dtype=torch.bfloat16)
     plain = measure_parameters(torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=RATE), model)
     assert {name: decay.measured for name, decay in plain.items()} == dict.fromkeys(plain, 1.0)
     assert not any(decay.decays for decay in plain.values())
@@ -259,7 +216,7 @@ def test_wrapped_models_and_optimizers():
     prepared, wrapper = accelerator.prepare(model, optimizer)
     before = everything(model, optimizer)
     assert measure_parameters(wrapper, prepared)["0.weight"].agrees
-    assert same(everything(model, optimizer), before)
+    assert everything(model, optimizer) == before
 
 
 def test_an_optimizer_that_cannot_make_such_a_step_is_named_and_nothing_changes():
@@ -268,7 +225,7 @@ def test_an_optimizer_that_cannot_make_such_a_step_is_named_and_nothing_changes(
     before = everything(model, optimizer)
     with pytest.raises(RuntimeError, match="LBFGS cannot make a step with zero gradients: TypeError"):
         measure_parameters(optimizer, model)
-    assert same(everything(model, optimizer), before)
+    assert everything(model, optimizer) == before
     with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer"):
         measure_parameters(model, model)
 
@@ -306,7 +263,7 @@ def test_the_decay_that_waits_for_its_step_goes_on(after_the_decay):
         optimizer.step()
         return list(model.parameters())
 
-    assert same(run(measure=True), run(measure=False))
+    assert all(map(torch.equal, run(measure=True), run(measure=False)))
 
 
 def test_gradients_from_before_the_decay_are_refused_as_without_a_measurement():

@@ -23,9 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.factory import optimizer_from_plan
-from hf_lpwd.layer_log import layer_values
 from hf_lpwd.plan import plan_layers
 from hf_lpwd.plan_groups import plan_differences
+from hf_lpwd.trainer_log import layer_values
 
 SETTINGS = [("l2", "lr")] + [(t, c) for t in ("wd", "rwd", "pwd") for c in ("lr", "independent")]
 BATCHES = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(0))

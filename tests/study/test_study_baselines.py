@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from hf_lpwd.optimizer import LayerwiseDecay
-from hf_lpwd.study.baselines import apply_baseline
-from hf_lpwd.study.decay_callbacks import CautiousDecay, DecayTowardsStart
-from hf_lpwd.study.run import quiet_run
+from hf_lpwd.study.baselines import CautiousDecay, DecayTowardsStart, apply_baseline
+from hf_lpwd.study.quiet_run import quiet_run
 from hf_lpwd.vision.arguments import parse_args
 
 

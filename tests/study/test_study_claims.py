@@ -4,14 +4,17 @@ import base64
 
 import numpy as np
 import pytest
+from scipy import stats
 from study_records import failed_record, run_of
 
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.analysis import analyse
 from hf_lpwd.study.answer import answers, sentence
+from hf_lpwd.study.figures import draw_forest
 from hf_lpwd.study.plan import Plan, PlannedRun, Question
 from hf_lpwd.study.record import Record
 from hf_lpwd.study.stats import smallest_shift
+from hf_lpwd.study.tasks import Setting
 
 SEEDS = range(5)
 
@@ -59,6 +62,26 @@ class TestAMissingRun:
             seed = self.records[victim].seed
             assert any(f"seed {seed} is left out: pwd linear lacks its run at" in n for n in found.left_out)
 
+    def test_does_not_change_which_setting_is_compared(self):
+        """Validation prefers the setting that is 2 points worse on test; one of its records is missing.
+
+        Where only complete settings may be chosen, the other setting of one method stands against this one of
+        the other: +2.00 points.
+        """
+        records = [
+            run_of(
+                method, s, test + noise(s) + noise(d, s) / 20, 0.7 + 0.001 * d + noise(s), weight_decay=decay
+            )
+            for method in ("wd uniform", "pwd linear")
+            for d, (decay, test) in enumerate(((0.1, 0.72), (1.0, 0.70)))
+            for s in range(6)
+        ]
+        victim = records.index(next(r for r in records[18:] if r.seed == 3))
+        found = only(analyse(records[:victim] + records[victim + 1 :]))
+        assert found.settings == (Setting(1.0, 1e-3),) * 2
+        assert (found.paired.num_seeds, found.paired.mean) == (5, 0.0)
+        assert found.verdict == "equivalent"
+
     def test_of_a_plan_leaves_no_verdict(self):
         plan = plan_of(self.records)
         assert only(analyse(self.records, plan)).withheld is None
@@ -90,13 +113,14 @@ class TestDivergedRuns:
     def test_count_with_their_last_evaluation(self):
         """A method that is a point better where it does not diverge, which it does in half its runs."""
         base = [run_of("wd uniform", s, 0.7 + noise(s)) for s in range(10)]
-        fragile = [run_of("pwd linear", s, 0.71 + noise(s)) for s in range(0, 10, 2)]
+        fragile = [run_of("pwd linear", s, 0.71 + noise(s) + noise(1, s) / 10) for s in range(0, 10, 2)]
+        assert only(analyse([*base, *fragile])).verdict == "better"
         study = analyse([*base, *fragile, *(diverged("pwd linear", s) for s in range(1, 10, 2))])
         found = only(study)
         assert found.paired.num_seeds == 10
-        assert found.paired.mean == pytest.approx(
-            0.5 * 0.01 + np.mean([0.3 - 0.7 - noise(s) for s in range(1, 10, 2)]) / 2
-        )
+        gains = [0.01 + noise(1, s) / 10 for s in range(0, 10, 2)]
+        losses = [0.3 - 0.7 - noise(s) for s in range(1, 10, 2)]
+        assert found.paired.mean == pytest.approx(np.mean(gains + losses))
         assert found.verdict == "worse"
         assert found.diverged == (5, 0)
         (result,) = [r for r in study.results["digits, default model"] if r.name == "pwd linear"]
@@ -141,11 +165,23 @@ def test_changed_data_are_not_compared():
         return run_of(method, seed, test, record={"format": 2, "data": data})
 
     base = [with_data("wd uniform", s, 0.7 + noise(s)) for s in SEEDS]
-    same = analyse(base + [with_data("pwd linear", s, 0.75 + noise(s)) for s in SEEDS])
+    better = {s: 0.75 + noise(s) + noise(1, s) / 10 for s in SEEDS}
+    same = analyse(base + [with_data("pwd linear", s, better[s]) for s in SEEDS])
     assert only(same).verdict == "better"
-    other = analyse(base + [with_data("pwd linear", s, 0.75 + noise(s), "another") for s in SEEDS])
+    other = analyse(base + [with_data("pwd linear", s, better[s], "another") for s in SEEDS])
     assert only(other).withheld == "the test images or labels of seed 0 differ between the runs"
     assert only(other).verdict == "undecided"
+
+
+def test_a_range_over_the_rates_is_held_to_the_same_rules():
+    """Changed data leave no verdict, and diverged runs are named, as in a comparison of accuracies."""
+    question = Question(compare=["pwd linear"], measure="range", at="equal")
+    changed = {"pairing": {"initial_weights": "w", "validation_rows": "others"}}
+    records = grid("wd uniform") + grid("pwd linear", key=1, record=changed)
+    found = only(analyse(records, questions=[question]))
+    assert found.withheld == "the validation images or labels of seed 0 differ between the runs"
+    records = [*grid("wd uniform"), *grid("pwd linear", key=1)[:-1], diverged("pwd linear", 4)]
+    assert only(analyse(records, questions=[question])).diverged == (1, 0)
 
 
 def test_seeds_may_have_test_images_of_their_own():
@@ -175,7 +211,7 @@ def test_changed_rows_of_validation_in_format_1_are_not_compared():
 def test_without_a_test_split_there_is_no_verdict():
     records = [
         r.model_copy(update={"metrics": {"validation": r.metrics["validation"]}})
-        for r in grid("wd uniform") + grid("pwd linear", gain=0.05)
+        for r in grid("wd uniform") + grid("pwd linear", gain=0.05, key=1)
     ]
     study = analyse(records)
     assert only(study).withheld == "no test split was read"
@@ -255,11 +291,15 @@ class TestVerdicts:
 
 
 def test_a_grid_against_one_setting_pays_for_its_chances():
-    records = grid("wd uniform", (0.1,)) + grid("pwd linear", tuple(0.01 * (i + 1) for i in range(20)), key=1)
-    study = analyse(records)
+    """The best of 20 equal settings is +0.65 points better, by luck: p = 0.014 if chances do not count."""
+    decays = tuple(0.01 * (i + 1) for i in range(20))
+    study = analyse(grid("wd uniform", (0.1,), key=1012) + grid("pwd linear", decays, key=12))
     found = only(study)
     assert found.tried == (20, 1)
-    assert found.paired.chances == 20
+    alone = stats.ttest_1samp(list(found.by_seed.values()), 0.0).pvalue
+    assert alone == pytest.approx(0.0144, abs=1e-4)
+    assert found.p_difference == pytest.approx(20 * alone)
+    assert found.verdict == "undecided"
     assert study.notes[0].startswith(
         "The methods did not choose from equally many settings (pwd linear 20, wd uniform 1)"
     )
@@ -300,6 +340,19 @@ def test_intervals_over_seeds_and_over_test_images():
     assert found.image_variance == pytest.approx(per_image.var(ddof=1) / 100)
     assert found.difference.low > 0.0 > found.over_images.low
     assert "Over other test images of this kind it may be none" in sentence(found)
+
+
+def test_the_forest_plot_shows_the_interval_of_the_verdict_and_no_other(monkeypatch):
+    """A bootstrap of these five differences, +0.12 to +3.02, would exclude 0; the t interval does not."""
+    drawn = []
+    monkeypatch.setattr("hf_lpwd.study.figures.saved", lambda canvas, *_: drawn.append(canvas.axes[0]))
+    records = [run_of("wd uniform", s, 0.7) for s in SEEDS]
+    differences = [0.03, -0.005, 0.04, 0.0, 0.011]
+    found = only(analyse(records + [run_of("pwd linear", s, 0.7 + d) for s, d in enumerate(differences)]))
+    draw_forest([found], "f", "F", with_task=False)
+    interval = stats.ttest_1samp(differences, 0.0).confidence_interval()
+    (bar,) = [line.get_xdata() for line in drawn[0].lines if len(set(line.get_xdata())) > 1]
+    assert bar == pytest.approx([100 * interval.low, 100 * interval.high])
 
 
 def test_accuracies_stay_within_0_and_100():

@@ -12,7 +12,7 @@ from hf_lpwd.cli import main
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.study.callbacks import OpposingPenalty, accuracy
 from hf_lpwd.study.diagnose import SCALES, shrunk_accuracies
-from hf_lpwd.study.run import quiet_run, quiet_trainer
+from hf_lpwd.study.quiet_run import quiet_run, quiet_trainer
 from hf_lpwd.vision.arguments import parse_args
 
 SHORT = [

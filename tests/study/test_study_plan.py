@@ -248,6 +248,13 @@ def test_plan_on_digits_with_a_budget(tmp_path, capsys):
     assert len(read_study(str(chosen)).runs) == 180
 
 
+def test_a_file_for_a_budget_without_one_is_refused(tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    path.write_text(GRID)
+    assert main(["study", "plan", str(path), "--out", str(tmp_path / "other.yaml")]) == 2
+    assert "out is the study that a budget buys: add --budget" in capsys.readouterr().err
+
+
 def test_a_rate_that_takes_whole_weights_away_is_refused_before_the_first_run(tmp_path, capsys):
     path = tmp_path / "study.yaml"
     path.write_text(GRID.replace("learning_rate: 1e-2", "learning_rate: 1"))

@@ -2,8 +2,7 @@
 
 import pytest
 
-from hf_lpwd.study.run import quiet_run, quiet_trainer
-from hf_lpwd.study.steps import decay_steps, num_steps
+from hf_lpwd.study.quiet_run import decay_steps, num_steps, quiet_run, quiet_trainer
 from hf_lpwd.vision.arguments import arguments_from
 
 

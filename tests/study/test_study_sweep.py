@@ -16,8 +16,8 @@ from filelock import FileLock
 from hf_lpwd.cli import main
 from hf_lpwd.study import run as study_run
 from hf_lpwd.study import sweep as sweep_module
+from hf_lpwd.study.comparison import correct_images
 from hf_lpwd.study.config import read_study
-from hf_lpwd.study.image_scores import correct_images
 from hf_lpwd.study.record import Record
 from hf_lpwd.study.records import load_records
 from hf_lpwd.study.sweep import do_run, sweep

@@ -12,9 +12,9 @@ from transformers.integrations.deepspeed import (
 
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.arguments import DIGITS_RUN, arguments_from, make_parser, parse_args
+from hf_lpwd.vision.flag_parser import OLD_FLAGS
 from hf_lpwd.vision.launch import check_packages, set_up_launch
 from hf_lpwd.vision.model_args import parse_overrides
-from hf_lpwd.vision.old_flags import OLD_FLAGS
 
 
 def error_of(argv, capsys):
@@ -128,6 +128,9 @@ def test_flags_win_over_the_config_file(tmp_path, suffix):
         (["--model_name_or_path", "x", "--config_overrides", "a=1"], "config_overrides changes a model"),
         (["--model_type", "vit", "--config_overrides", "hidden_size"], "config_overrides is 'hidden_size'"),
         (["--train_val_split", "1.5"], "train_val_split"),
+        (["--train_dir", ""], "train_dir is empty: give it a value, or leave it out"),
+        (["--dataset_name", " "], "dataset_name is empty: give it a value, or leave it out"),
+        (["--model_name_or_path", ""], "model_name_or_path is empty: give it a value, or leave it out"),
         (["--metric_for_best_model", "f2"], "metric_for_best_model is 'f2', but must be one of"),
     ],
 )

@@ -9,8 +9,7 @@ import pytest
 from hf_lpwd.vision.arguments import parse_args
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.model_args import ModelArguments
-from hf_lpwd.vision.ranges import RANGES, check_ranges
-from hf_lpwd.vision.training_args import ImageTrainingArguments
+from hf_lpwd.vision.training_args import RANGES, ImageTrainingArguments, check_ranges
 
 # Checked where they are defined.
 ELSEWHERE = {"max_steps", "weight_decay", "layer_lr_decay", "train_val_split", "test_split"} | {

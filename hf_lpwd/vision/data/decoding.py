@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,21 +26,16 @@ except ImportError:
 else:
     pillow_heif.register_heif_opener()
 
+#: Suffixes of the photographs of iPhones, and what their files begin with after four bytes.
+HEIF = (".heic", ".heif", ".hif")
+_HEIF_BRANDS = re.compile(rb"ftyp(heic|heix|hevc|hevx|heim|heis|mif1|msf1)")
+# What PIL calls colours of two bytes each, in either order or that of this machine.
+_TWO_BYTES = re.compile("RGB[AX]?;16[BLN]")
+NEEDS_HEIF = "which needs `pip install pillow-heif`"
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # PIL claims these, but they hold films, documents or measurements.
 _NO_IMAGES = {
-    ".mpg",
-    ".mpeg",
-    ".ps",
-    ".eps",
-    ".h5",
-    ".hdf",
-    ".grib",
-    ".bufr",
-    ".fit",
-    ".fits",
-    ".wmf",
-    ".emf",
+    *(".mpg", ".mpeg", ".ps", ".eps", ".h5", ".hdf", ".grib", ".bufr", ".fit", ".fits", ".wmf", ".emf"),
 }
 #: How many times the wanted pixels an image that is decoded at a reduced size keeps along each side.
 _SPARE = 2
@@ -47,7 +43,7 @@ _SPARE = 2
 
 @dataclass(frozen=True)
 class Scale:
-    """Which stored values become 255 in grey images of more than 8 bits; one for a whole dataset.
+    """Which stored values become 255 in images of more than 8 bits; one for a whole dataset.
 
     Attributes:
         integers: 255, 1023, 4095 or 65535, for 8, 10, 12 or 16 bits.
@@ -92,8 +88,8 @@ def read_image(
 ) -> np.ndarray:
     """Decodes one cell of an undecoded `datasets.Image` column as `transformers.image_utils.load_image` does.
 
-    That is: turned by its EXIF orientation, then converted to RGB. Only grey images of more than 8 bits
-    differ: PIL clips them to white, here they are scaled to 0..255.
+    That is: turned by its EXIF orientation, then converted to RGB. Only images of more than 8 bits differ:
+    PIL clips grey ones to white and keeps the upper 8 bits of colours, here they are scaled to 0..255.
 
     A large JPEG of which little will be left is decoded at a half, a quarter or an eighth of its size, where
     each side keeps at least twice the pixels that are wanted; resized then, its values differ by about half a
@@ -114,8 +110,18 @@ def read_image(
         ValueError: If it cannot be decoded, with the reason.
     """
     try:
-        with Image.open(_open(cell)) as file:
-            image: Image.Image = file
+        content = _content(cell)
+        with _open(content) as image:
+            values = _deep_values(image, content)
+            if values is not None:
+                scale = scale or Scale.of([values.max().item()])
+                if box is not None:
+                    top, left, height, width = box(*values.shape[:2])
+                    values = values[top : top + height, left : left + width]
+                values = _to_8_bit(values, scale)
+                return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3))).transpose(
+                    2, 0, 1
+                )
             if box is not None:
                 height, width = _upright_size(image)
                 part = np.array(box(height, width))
@@ -125,20 +131,14 @@ def read_image(
             image.load()
             # In place, and converted only if need be: each copy that PIL makes takes time.
             ImageOps.exif_transpose(image, in_place=True)
-            deep = _is_deep(image)
-            if deep and scale is None:
-                scale = Scale.of([_highest(image)])
             if box is not None:
                 shrunk = np.array([image.height / height, image.width / width])
                 top, left = np.rint(part[:2] * shrunk)
                 bottom, right = np.rint((part[:2] + part[2:]) * shrunk)
                 image = image.crop((left, top, right, bottom))
-            if deep:
-                grey = _to_8_bit(np.asarray(image), scale or Scale())
-                return np.repeat(grey[..., None], 3, axis=2).transpose(2, 0, 1)
             return np.array(image if image.mode == "RGB" else image.convert("RGB")).transpose(2, 0, 1)
     except Exception as error:  # each of PIL's format plugins fails in its own way on damaged files
-        raise ValueError(_reason(error)) from error
+        raise ValueError(first_line(error)) from error
 
 
 def read_images(
@@ -148,15 +148,9 @@ def read_images(
     threads: int = 1,
     scale: Scale | None = None,
 ) -> Iterator[np.ndarray | ValueError]:
-    """Yields what `read_image` returns or raises for each cell, in their order.
+    """Yields what `read_image` returns or raises for each cell and its box, in their order.
 
-    Args:
-        cells: As for `read_image`.
-        boxes: For each cell, as for `read_image`.
-        size: As for `read_image`.
-        threads: How many decode side by side. Worth while for photographs; images of 32 pixels take longer
-            to hand over than to decode.
-        scale: As for `read_image`.
+    `threads` pay for photographs; images of 32 pixels take longer to hand over than to decode.
     """
 
     def read(
@@ -175,12 +169,25 @@ def read_images(
 
 
 def deep_highest(cell: dict[str, Any] | None) -> int | float | None:
-    """Returns the highest value of a grey image of more than 8 bits; None for another or a damaged image."""
+    """Returns the highest value of an image of more than 8 bits; None for another or a damaged image."""
     try:
-        with Image.open(_open(cell)) as image:
-            return _highest(image) if _is_deep(image) else None
+        content = _content(cell)
+        with _open(content) as image:
+            values = _deep_values(image, content)
+            return None if values is None else values.max().item()
     except Exception:  # as in read_image, which says it where the image is used
         return None
+
+
+def keeps_upper_bits(cell: dict[str, Any] | None) -> bool:
+    """Whether an image has more than 8 bits a channel of which only the upper 8 are read."""
+    try:
+        with _open(_content(cell)) as image:
+            raw = _raw_mode(image)
+            more = (";16" in raw and not _is_grey(image)) or image.info.get("bit_depth", 8) > 8
+            return more and not _TWO_BYTES.fullmatch(raw)
+    except Exception:  # as in read_image
+        return False
 
 
 def image_size(cell: dict[str, Any] | None) -> tuple[int, int]:
@@ -190,13 +197,13 @@ def image_size(cell: dict[str, Any] | None) -> tuple[int, int]:
         ValueError: If there is no readable header.
     """
     try:
-        with Image.open(_open(cell)) as image:
+        with _open(_content(cell)) as image:
             return image.height, image.width
     except Exception as error:
-        raise ValueError(_reason(error)) from error
+        raise ValueError(first_line(error)) from error
 
 
-def _open(cell: dict[str, Any] | None) -> io.BytesIO:
+def _content(cell: dict[str, Any] | None) -> bytes:
     content, path = (None, None) if cell is None else (cell["bytes"], cell["path"])
     if content is None and path and _URL.match(path):
         # As `datasets` reads it, which knows the Hub, its tokens and cloud storage.
@@ -206,15 +213,55 @@ def _open(cell: dict[str, Any] | None) -> io.BytesIO:
         content = Path(path).read_bytes()
     if not content:
         raise ValueError("there are no bytes")
-    return io.BytesIO(content)
+    return content
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _open(content: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        is_heif = _HEIF_BRANDS.match(content, 4)
+        raise ValueError(
+            f"a HEIC image, {NEEDS_HEIF}" if is_heif else "not an image in a known format"
+        ) from None
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Whether it has one channel of more than 8 bits."""
     return image.mode == "F" or image.mode.startswith("I")
 
 
-def _highest(image: Image.Image) -> int | float:
-    return np.asarray(image).max().item()
+def _raw_mode(image: Image.Image) -> str:
+    """PIL's name of what the file of an image holds that is not loaded yet, such as RGB;16B."""
+    tiles = getattr(image, "tile", [])
+    arguments = tiles[0][3] if tiles else ""
+    return arguments if isinstance(arguments, str) else str(arguments[0])
+
+
+def _deep_values(image: Image.Image, content: bytes) -> np.ndarray | None:
+    """Returns the values of an upright image of more than 8 bits, [H, W, 1 or 3]; None for others."""
+    if _is_grey(image):
+        return _upright(image)[..., None]
+    if not _TWO_BYTES.fullmatch(_raw_mode(image)):
+        return None
+    with _open(content) as other:
+        # Told that the file has the other order of bytes, PIL keeps the lower one of each two.
+        other.tile = [(*tile[:3], _swapped(tile[3])) for tile in other.tile]  # type: ignore[attr-defined]
+        high, low = (_upright(each, "RGB").astype(np.uint16) for each in (image, other))
+    return high * 256 + low
+
+
+def _swapped(arguments: Any) -> Any:
+    if not isinstance(arguments, str):
+        return (_swapped(arguments[0]), *arguments[1:])
+    name, order = arguments[:-1], arguments[-1]
+    return name + ("B" if order == "L" or (order == "N" and sys.byteorder == "little") else "L")
+
+
+def _upright(image: Image.Image, mode: str | None = None) -> np.ndarray:
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.asarray(image if mode is None else image.convert(mode))
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -227,15 +274,10 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return image.height, image.width
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image in a known format"
-    return first_line(error)
-
-
 def _to_8_bit(values: np.ndarray, scale: Scale) -> np.ndarray:
-    """Scales grey values to 0..255."""
+    """Scales values to 0..255."""
     white = scale.floats if np.issubdtype(values.dtype, np.floating) else scale.integers
+    kind = "grey" if values.shape[2] == 1 else "colour"
     if not (values.min() >= 0 and values.max() <= white):
-        raise ValueError(f"grey values from {values.min()} to {values.max()}, expected 0 to {white}")
+        raise ValueError(f"{kind} values from {values.min()} to {values.max()}, expected 0 to {white}")
     return np.rint(values * (255 / white)).astype(np.uint8)

@@ -35,6 +35,8 @@ class ImageFacts:
         scale: Which stored values become 255, if there are grey images of more than 8 bits.
         lowest: Lowest value, after scaling to 0..255.
         highest: Highest value, after scaling.
+        looked_at: Images in the sample.
+        upper_bits: How many of them have more than 8 bits a colour, of which only the upper 8 are read.
     """
 
     smallest: tuple[int, int]
@@ -42,6 +44,8 @@ class ImageFacts:
     scale: Scale | None
     lowest: int
     highest: int
+    looked_at: int = 0
+    upper_bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,13 @@ def _images(images: ImageFacts) -> str:
     sizes = [f"{width} x {height}" for height, width in (images.smallest, images.largest)]
     size = sizes[0] if sizes[0] == sizes[1] else f"{sizes[0]} to {sizes[1]}"
     bits = "8 bits" if images.scale is None else images.scale.describe()
-    return f"Images of {size} pixels, {bits}, values {images.lowest} to {images.highest} of 255"
+    lost = (
+        f"; {images.upper_bits} of {images.looked_at} have more bits a colour, of which the upper 8 are read"
+    )
+    return (
+        f"Images of {size} pixels, {bits}, values {images.lowest} to {images.highest} of 255"
+        f"{lost if images.upper_bits else ''}"
+    )
 
 
 def list_names(names: Iterable[str], most: int = 6) -> str:

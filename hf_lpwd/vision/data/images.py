@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_lpwd.messages import BadInputError
-from hf_lpwd.vision.data.augmentation import Images, uniforms
+from hf_lpwd.vision.data.augmentation import Images, random_numbers
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import Scale, read_images
 from hf_lpwd.vision.data.facts import list_names
-from hf_lpwd.vision.data.image_sizes import default_augmentation, find_scale, fits_in_memory, undecoded
+from hf_lpwd.vision.data.sample import default_augmentation, find_scale, fits_in_memory, undecoded
 from hf_lpwd.vision.data.splits import Splits
 from hf_lpwd.vision.data.transforms import ImageTransform
 
@@ -31,16 +31,16 @@ class BadImageError(BadInputError):
     """An image that cannot be decoded."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader makes the error of a worker anew, from its whole traceback: the last line is ours.
+        # A DataLoader makes a worker's error again from its whole traceback: the last line is ours.
         super().__init__(message.rstrip().splitlines()[-1].rpartition("BadImageError: ")[-1])
 
 
 class ImageDataset(torch.utils.data.Dataset):
     """Images and labels of one split, ready for the model.
 
-    A stock `DataLoader` hands all indices of a batch to `__getitems__`, which augments them at once; use it
-    with `collate_fn=collate`. Where the decoded images take less than half of the free memory they are
-    decoded once, here, and workers share them; else each is decoded when it is asked for, in the workers.
+    A stock `DataLoader` passes all indices of a batch to `__getitems__`, which augments them at once; use it
+    with `collate_fn=collate`. Images that take less than half of the free memory are decoded once, here, and
+    shared by the workers; others are decoded by the workers when they are needed.
 
     Args:
         dataset: Rows with a `datasets.Image` and a `datasets.ClassLabel` column.
@@ -149,7 +149,7 @@ class ImageDataset(torch.utils.data.Dataset):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose augmentations are drawn; in a `Trainer`, `EpochCallback` sees to it."""
+        """Sets the epoch, on which the random numbers depend; in a `Trainer`, `EpochCallback` does."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -163,54 +163,56 @@ class ImageDataset(torch.utils.data.Dataset):
 
         If `unfinished`, `pixel_values` are as `ImageTransform.start` leaves them, with what it adds.
         """
-        draws = None
-        if self.transform.num_uniforms:
-            draws = uniforms(self.seed, int(self._epoch), indices, self.transform.num_uniforms)
-        batch = self.transform.start(self.images(indices, draws), draws)
+        numbers = None
+        if self.transform.num_random:
+            numbers = random_numbers(self.seed, int(self._epoch), indices, self.transform.num_random)
+        batch = self.transform.start(self.images(indices, numbers), numbers)
         batch["labels"] = self.labels[list(indices)]
         return batch if self.unfinished else self.transform.finish(batch)
 
-    def images(self, indices: Sequence[int], draws: np.ndarray | None = None) -> Images:
-        """Returns the images as decoded, uint8; with `draws`, the parts that the augmentation keeps.
+    def images(self, indices: Sequence[int], numbers: np.ndarray | None = None) -> Images:
+        """Returns the images as decoded, uint8; with `numbers`, the parts that the augmentation keeps.
 
         [B, 3, H, W] if all of the dataset are in memory and of one size, and whole; else a list, so that
         batches are alike.
 
         Args:
             indices: Which images.
-            draws: Uniform numbers [B, num_uniforms] of the transform.
+            numbers: Random numbers [B, num_random] of the transform.
         """
         if self._files is not None:
             rows = self._kept[list(indices)].tolist()
             # Of which a DataLoader's worker has one.
             threads = torch.get_num_threads()
-            return [torch.from_numpy(image) for _, image in self._decode(rows, draws=draws, threads=threads)]
-        if self._same_size is not None and (draws is None or self.transform.size is None):
+            return [
+                torch.from_numpy(image) for _, image in self._decode(rows, numbers=numbers, threads=threads)
+            ]
+        if self._same_size is not None and (numbers is None or self.transform.size is None):
             # Copies whole images, where indexing goes by the byte.
             return self._same_size.index_select(0, torch.tensor(list(indices)))
         whole = [
             self._pixels[start : start + 3 * height * width].view(3, height, width)
-            for start, height, width in self._places[list(indices)].tolist()
+            for start, height, width in self._extents[list(indices)].tolist()
         ]
-        return self.transform.cut(whole, draws)
+        return self.transform.cut(whole, numbers)
 
     def _store(self, pixels: bytearray, shapes: list[tuple[int, ...]]) -> None:
         """Keeps the pixels as one tensor: forked workers share it, others get it through shared memory."""
         self._pixels = torch.frombuffer(pixels, dtype=torch.uint8)
         sizes = torch.tensor(shapes)
         lengths = 3 * sizes.prod(dim=1)
-        self._places = torch.column_stack([lengths.cumsum(0) - lengths, sizes])
+        self._extents = torch.column_stack([lengths.cumsum(0) - lengths, sizes])
         self._same_size = self._pixels.view(-1, 3, *shapes[0]) if len(set(shapes)) == 1 else None
 
     def _decode(
-        self, rows: Sequence[int], skip: bool = False, draws: np.ndarray | None = None, threads: int = 1
+        self, rows: Sequence[int], skip: bool = False, numbers: np.ndarray | None = None, threads: int = 1
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields row and image, or its part by `draws`; leaves out what cannot be decoded if `skip`."""
+        """Yields row and image, or its part by `numbers`; leaves out what cannot be decoded if `skip`."""
         assert self._files is not None
         size = self.transform.size
         boxes: list[Any] = [None] * len(rows)
-        if draws is not None and size is not None:
-            boxes = [partial(self.transform.box, numbers) for numbers in draws]
+        if numbers is not None and size is not None:
+            boxes = [partial(self.transform.box, row) for row in numbers]
         cells = self._files[rows][self._column]
         for row, cell, image in zip(
             rows, cells, read_images(cells, boxes, size, threads, self._scale), strict=True
@@ -234,9 +236,10 @@ def finishes_later(device: torch.device) -> bool:
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the training data the epoch: with several processes, or resumed amid an epoch, nobody else does.
+    """Calls `set_epoch` on the training dataset.
 
-    accelerate's `DataLoaderShard.set_epoch` calls the dataset's only if it finds no sampler to call.
+    accelerate skips it in distributed runs and in runs that resume within an epoch: its
+    `DataLoaderShard.set_epoch` calls the dataset's only where there is no sampler to call.
     """
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""One whole split of a labelled dataset, with the classes of a model that is already trained."""
+"""One split of a labelled dataset, uncut, with the classes of a model that is already trained."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from hf_lpwd.checkpoints.run_record import read_record
 from hf_lpwd.messages import BadInputError, unknown
@@ -16,14 +17,11 @@ from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import Scale
 from hf_lpwd.vision.data.digits import DIGITS
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts
-from hf_lpwd.vision.data.image_sizes import look_at_images, undecoded
 from hf_lpwd.vision.data.labels import labels_by_name, stratified_subset
-from hf_lpwd.vision.data.layout import role_of
+from hf_lpwd.vision.data.sample import look_at_images, undecoded
 from hf_lpwd.vision.data.sources import load_source
+from hf_lpwd.vision.data.split_names import role_of
 from hf_lpwd.vision.data.splits import with_columns
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 _SHOWN = 10
 
@@ -128,12 +126,9 @@ def load_labelled(
 
 
 def may_be_training_images(run: Path, data: LabelledImages, config_name: str | None) -> bool:
-    """Whether a run was trained on the split of these images, or on what contains it, by the run's record.
+    """Whether a run (its folder or a checkpoint) was trained on the split of these images, by its record.
 
-    Args:
-        run: The output folder of the run, or one of its checkpoints; anything else was trained on nothing.
-        data: The images.
-        config_name: The configuration of their dataset on the Hub.
+    `config_name` is the configuration of their dataset on the Hub.
     """
     settings = read_record(run) or read_record(run.parent)
     if settings is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,14 +13,9 @@ from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.vision.data.facts import list_names
 from hf_lpwd.vision.data.labels import MISSING
 from hf_lpwd.vision.data.listing import File, Listing
+from hf_lpwd.vision.data.split_names import role_of, split_column
 from hf_lpwd.vision.data.tables import read_rows
 
-#: Role of a split -> the names that it usually has, in lower case, the most usual one first.
-ROLES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval"),
-}
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 
 logger = logging.getLogger(__name__)
@@ -56,17 +50,6 @@ class _Item:
     folders: tuple[str, ...]
 
 
-def role_of(name: str) -> str | None:
-    """Returns the role of a split or folder of this name; None if it is none of the usual names.
-
-    Example:
-        >>> [role_of(name) for name in ("Training", "val2017", "test_set", "dog")]
-        ['train', 'validation', 'test', None]
-    """
-    word = re.sub(r"[ _-]*(set|split|data|images?|imgs?)?[ _-]*\d*$", "", name.lower())
-    return next((role for role, names in ROLES.items() if word in names), None)
-
-
 def find_layout(
     listing: Listing, *, label_column: str | None = None, class_names: Sequence[str] | None = None
 ) -> Layout:
@@ -77,10 +60,9 @@ def find_layout(
     outermost ones, as in torchvision, with a warning. A metadata file with a column of labels goes first.
 
     Args:
-        listing: From `list_folder`.
+        listing: The files.
         label_column: Column of the labels in metadata files; default: one of `LABEL_COLUMNS`.
-        class_names: The classes of a model, by which the class folders are found; default: those of the
-            training images.
+        class_names: The classes of a model, by which class folders are found; default: the training images'.
 
     Raises:
         BadInputError: If no metadata file has `label_column`, or a validation or test image has a label that
@@ -88,11 +70,22 @@ def find_layout(
     """
     splits, left_out = _find_splits(listing)
     layout = Layout({}, {}, None, label_column or LABEL_COLUMNS[0], left_out)
-    metadata = _read_metadata(listing, layout, label_column)
+    metadata, named_splits = _read_metadata(listing, layout, label_column)
+    if len(splits) == 1 and named_splits:
+        [items] = splits.values()
+        splits = {}
+        # Images without a row are left out below.
+        train = next(split for split in named_splits.values() if role_of(split) == "train")
+        for item in items:
+            splits.setdefault(named_splits.get(_key(item.file), train), []).append(item)
     if label_column not in (None, LABEL_COLUMNS[0]) and not metadata:
         raise BadInputError(
             f"no metadata file has the label column {label_column!r}, and folders name the classes"
         )
+    with_images = {name for file in listing.images for name in file.folders}
+    empty = {folders[-1] for folders in listing.folders if folders} - with_images
+    if any(map(role_of, empty)):
+        _say(layout, f"Folders of splits without an image: {list_names(sorted(filter(role_of, empty)))}")
     # The training images come first: they define the classes.
     order = sorted(splits, key=lambda split: role_of(split) != "train")
     known = None if class_names is None else list(class_names)
@@ -120,7 +113,7 @@ def find_layout(
 
 
 def _find_splits(listing: Listing) -> tuple[dict[str, list[_Item]], Counter[str]]:
-    """Returns the images by the name of their split, ``"train"`` if there is none, and what lies beside."""
+    """Returns the images by the name of their split, ``"train"`` if there is none, and what is left out."""
     images = listing.images
     for depth in range(max((len(file.folders) for file in images), default=0)):
         inner = [file for file in images if len(file.folders) > depth]
@@ -221,10 +214,10 @@ def _require_known(labels: list[str], known: list[str], split: str) -> None:
     strange = Counter(label for label in labels if label not in set(known))
     if strange:
         name = next(iter(strange))
-        others = f", and {sum(strange.values()) - strange[name]} more images" if len(strange) > 1 else ""
         raise BadInputError(
-            f"{split}: {strange[name]} images are in {unknown('class folder', name, known)}{others}: "
-            f"the {len(known)} classes are {list_names(known)}; move it away or add training images"
+            f"{split}: {sum(strange.values())} images are of no class that the training images have: "
+            f"{unknown('class', name, known)} (the {len(known)} classes are {list_names(known)}); move them "
+            "away or add training images"
         )
 
 
@@ -238,9 +231,12 @@ def _say_empty(item: _Item, level: int, classes: set[str], layout: Layout, listi
         _say(layout, f"Class folders without an image that can be read: {list_names(empty)}")
 
 
-def _read_metadata(listing: Listing, layout: Layout, label_column: str | None) -> dict[tuple[str, ...], Any]:
-    """Returns the labels in the metadata files by the folders and the name of the image."""
+def _read_metadata(
+    listing: Listing, layout: Layout, label_column: str | None
+) -> tuple[dict[tuple[str, ...], Any], dict[tuple[str, ...], str]]:
+    """Returns labels, and splits if they are named, in metadata files, by folders and name of the image."""
     labels: dict[tuple[str, ...], Any] = {}
+    splits: dict[tuple[str, ...], str] = {}
     there = {_key(file) for file in listing.images}
     for file in listing.metadata:
         shown = "/".join(_key(file))
@@ -252,10 +248,10 @@ def _read_metadata(listing: Listing, layout: Layout, label_column: str | None) -
             _say(layout, f"{shown} has no label column (it has {list_names(rows)}) and is not used")
             continue
         layout.label_column = column
-        found = {
-            (*file.folders, *PurePosixPath(str(path).replace("\\", "/")).parts): label
-            for path, label in zip(rows[names[0]], rows[column], strict=True)
-        }
+        keys = [
+            (*file.folders, *PurePosixPath(str(path).replace("\\", "/")).parts) for path in rows[names[0]]
+        ]
+        found = dict(zip(keys, rows[column], strict=True))
         missing = [key for key in found if key not in there]
         if missing:
             raise BadInputError(
@@ -263,7 +259,11 @@ def _read_metadata(listing: Listing, layout: Layout, label_column: str | None) -
                 f"{'/'.join(missing[0][len(file.folders) :])[-100:]}"
             )
         labels |= found
-    return labels
+        of_splits = split_column(rows)
+        if of_splits is not None:
+            splits |= {key: str(split) for key, split in zip(keys, rows[of_splits], strict=True)}
+            layout.notes.append(f"The splits are those of the column {of_splits}")
+    return labels, splits
 
 
 def _key(file: File) -> tuple[str, ...]:

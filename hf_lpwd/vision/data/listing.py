@@ -11,16 +11,26 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
+
 from hf_lpwd.files import RECORD
 from hf_lpwd.messages import BadInputError, first_line
-from hf_lpwd.vision.data.decoding import image_suffixes
+from hf_lpwd.vision.data.decoding import HEIF, NEEDS_HEIF, image_suffixes
 from hf_lpwd.vision.data.tables import BUILDERS
 
 _ARCHIVES = tuple(suffix for _, suffixes, _ in shutil.get_unpack_formats() for suffix in suffixes)
-_HEIF = (".heic", ".heif", ".hif")
 _DOCUMENTS = re.compile(
     r"\.(txt|md|rst|pdf|html?|xml|ya?ml|toml|ini|log|py|ipynb|sh|mat|npy|npz|pkl|names|data|gitattributes)"
 )
+# Of macOS, network drives and file systems: thumbnails, copies and what was deleted.
+_SYSTEM_FOLDERS = {
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "$recycle.bin",
+    "lost+found",
+    "system volume information",
+}
 _SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini"}
 _METADATA = re.compile(r"metadata\.(csv|jsonl|parquet)", re.IGNORECASE)
 
@@ -66,9 +76,7 @@ class Listing:
 def list_folder(folder: str | os.PathLike[str], cache_dir: str | None = None) -> Listing:
     """Lists the images and tables in a folder, in the folders below it, and behind symbolic links.
 
-    Args:
-        folder: The folder.
-        cache_dir: Where archives are unpacked; default: where `datasets` keeps what it converts.
+    Archives are unpacked into `cache_dir`; default: where `datasets` keeps what it converts.
 
     Raises:
         BadInputError: If a symbolic link leads back to a folder that it is in, or if a folder cannot be read.
@@ -97,8 +105,6 @@ def unpack(path: str | os.PathLike[str], cache_dir: str | None = None) -> Path:
     Raises:
         BadInputError: If it is damaged, or holds links or paths that lead out of it.
     """
-    import datasets
-
     path = Path(path).absolute()
     state = path.stat()
     key = hashlib.sha256(f"{path} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
@@ -141,7 +147,7 @@ def _list(folder: Path, folders: tuple[str, ...], above: tuple[str, ...], listin
     for entry in entries:
         path = _link_as_text(entry) or entry.path
         if os.path.isdir(path):
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FOLDERS:
                 _count_hidden(entry, listing)
                 continue
             real = os.path.realpath(path)
@@ -156,7 +162,7 @@ def _list(folder: Path, folders: tuple[str, ...], above: tuple[str, ...], listin
 
 def _link_as_text(entry: os.DirEntry[str]) -> str | None:
     """Returns the folder that a file names if it is a symbolic link as git stores it where it has none."""
-    if "." in entry.name or not entry.is_file() or entry.stat().st_size > 1024:
+    if "." in entry.name or not os.path.isfile(entry.path) or entry.stat().st_size > 1024:
         return None
     with open(entry.path, "rb") as file:
         text = os.fsdecode(file.read())
@@ -181,8 +187,8 @@ def _add(file: File, listing: Listing) -> None:
         listing.tables.append(file)
     elif suffix in _ARCHIVES:
         listing.archives.append(file)
-    elif suffix in _HEIF:
-        listing.left_out[f"file {suffix}, which needs `pip install pillow-heif`"] += 1
+    elif suffix in HEIF:
+        listing.left_out[f"file {suffix}, {NEEDS_HEIF}"] += 1
     elif _DOCUMENTS.fullmatch(suffix):
         listing.left_out[f"document {suffix}"] += 1
     else:

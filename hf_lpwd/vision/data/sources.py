@@ -12,19 +12,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict
 
 from hf_lpwd.files import RECORD
 from hf_lpwd.messages import BadInputError, first_line
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.digits import DIGITS, load_digits
 from hf_lpwd.vision.data.facts import list_names
-from hf_lpwd.vision.data.layout import find_layout, role_of
+from hf_lpwd.vision.data.layout import find_layout
 from hf_lpwd.vision.data.listing import Listing, is_archive, list_folder, unpack
+from hf_lpwd.vision.data.split_names import by_column, role_of
 from hf_lpwd.vision.data.tables import BUILDERS, read_tables
-
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +68,16 @@ def load_source(
     Raises:
         BadInputError: If there is no such dataset, or it cannot be read; the message says why.
     """
-    import datasets
-
     if args.dataset_name is None and args.train_dir is None:
         return Source(DIGITS, load_digits())
     if args.train_dir is None:
-        return _load_named(args.dataset_name or "", args, cache_dir, token, class_names)
+        source = _load_named(args.dataset_name or "", args, cache_dir, token, class_names)
+        if len(source.splits) == 1:
+            source.splits, column = by_column(source.splits)
+            source.notes += [f"The splits are those of the column {column}"] * bool(column)
+        return source
 
-    source = Source(args.train_dir, datasets.DatasetDict())
+    source = Source(args.train_dir, DatasetDict())
     names = class_names
     for split, path in (("train", args.train_dir), ("validation", args.validation_dir)):
         if path is None:
@@ -115,7 +118,7 @@ def _load_named(
             raise BadInputError(f"no such file: {name}")
         if len(files) > 1:
             _refuse_mixed_splits(name, files)
-        return Source(name, _as_train(_read_tables(name, files, args, cache_dir)))
+        return Source(name, DatasetDict({"train": _read_tables(name, files, args, cache_dir)}))
     if is_path or os.path.isfile(path):
         _folder(name, cache_dir)
     options: dict[str, Any] = {"name": args.dataset_config_name, "token": token}
@@ -134,13 +137,12 @@ def _load_folder(
     class_names: Sequence[str] | None,
 ) -> Source:
     """Loads a folder of images, or of files that hold rows."""
-    import datasets
-
     if (folder / RECORD).is_file():
         raise BadInputError(f"{name} is the folder of a run of hf-lpwd, not a dataset")
-    if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+    saved_files = {"dataset_dict.json", "state.json", "dataset_info.json"} & set(os.listdir(folder))
+    if "dataset_dict.json" in saved_files or len(saved_files) == 2:
         saved = datasets.load_from_disk(str(folder))
-        return Source(name, saved if isinstance(saved, datasets.DatasetDict) else _as_train(saved))
+        return Source(name, saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved}))
     if _has_configuration(folder):
         return Source(name, _load_dataset(name, str(folder), cache_dir, name=args.dataset_config_name))
     if args.dataset_config_name is not None:
@@ -167,11 +169,9 @@ def _load_folder(
 def _images_of(
     listing: Listing, name: str, args: DataTrainingArguments, class_names: Sequence[str] | None
 ) -> Source:
-    import datasets
-
     layout = find_layout(listing, label_column=args.label_column_name, class_names=class_names)
     names = layout.class_names
-    splits = datasets.DatasetDict()
+    splits = DatasetDict()
     unlabelled = [split for split, labels in layout.labels.items() if all(label is None for label in labels)]
     for split, paths in layout.paths.items():
         labels = layout.labels[split]
@@ -184,21 +184,21 @@ def _images_of(
             )
         data = datasets.Dataset.from_dict({"image": paths, layout.label_column: labels}, features=features)
         splits[split] = data.cast_column("image", datasets.Image())
+    tables = ["/".join((*file.folders, file.name)) for file in listing.tables[:1]]
+    hint = f"; for labels in a table: --dataset_name {name}/{tables[0]}" if tables else ""
     if class_names is None and any(split == "train" or role_of(split) == "train" for split in unlabelled):
-        tables = ["/".join((*file.folders, file.name)) for file in listing.tables[:1]]
-        hint = f"; for labels in a table: --dataset_name {name}/{tables[0]}" if tables else ""
         raise BadInputError(
             f"{name}: the {len(layout.paths[unlabelled[0]])} images of {unlabelled[0]} have no labels: they "
             f"need a folder for each class, or a metadata.csv with the columns file_name and label{hint}"
         )
+    if class_names is None and hint and names is not None and len(names) == 1:
+        raise BadInputError(f"{name}: all images are in one class folder, {names[0]}{hint}")
     left_out = layout.left_out + Counter({"table": len(listing.tables)})
     return Source(name, splits, left_out, layout.notes)
 
 
 def _tables_of(listing: Listing, name: str, args: DataTrainingArguments, cache_dir: str | None) -> Source:
     """Loads the files of a folder that hold rows, each for the split that its name or folder says."""
-    import datasets
-
     splits: dict[str, list[str]] = {}
     rest: list[str] = []
     files = listing.tables + listing.metadata
@@ -212,7 +212,7 @@ def _tables_of(listing: Listing, name: str, args: DataTrainingArguments, cache_d
         split: _read_tables(name, paths, args, cache_dir)
         for split, paths in (splits or {"train": rest}).items()
     }
-    return Source(name, datasets.DatasetDict(parts))
+    return Source(name, DatasetDict(parts))
 
 
 def _read_tables(name: str, paths: list[str], args: DataTrainingArguments, cache_dir: str | None) -> Dataset:
@@ -223,12 +223,6 @@ def _read_tables(name: str, paths: list[str], args: DataTrainingArguments, cache
             may_lack_images=args.skip_bad_images,
             cache_dir=cache_dir,
         )
-
-
-def _as_train(data: Dataset) -> DatasetDict:
-    import datasets
-
-    return datasets.DatasetDict({"train": data})
 
 
 def _folder(path: str, cache_dir: str | None) -> Path:
@@ -270,8 +264,6 @@ def _warn_of_loss(source: Source) -> None:
 
 
 def _load_dataset(label: str, path: str, cache_dir: str | None, **kwargs: Any) -> DatasetDict:
-    import datasets
-
     with _one_line_errors(label, kwargs.get("token")):
         return datasets.load_dataset(path, cache_dir=cache_dir, **kwargs)
 
@@ -279,8 +271,6 @@ def _load_dataset(label: str, path: str, cache_dir: str | None, **kwargs: Any) -
 @contextlib.contextmanager
 def _one_line_errors(name: str, token: str | bool | None = None) -> Iterator[None]:
     """Makes what fails in `datasets` a `BadInputError` of one line, without the token."""
-    import datasets
-
     try:
         yield
     except BadInputError:

@@ -14,11 +14,12 @@ from datasets import ClassLabel, Dataset, Image, Value
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
-from hf_lpwd.vision.data.image_sizes import look_at_images
+from hf_lpwd.vision.data.image_files import count_shared_images
 from hf_lpwd.vision.data.labels import encode_labels, stratified_cut, stratified_subset
-from hf_lpwd.vision.data.layout import LABEL_COLUMNS, ROLES, role_of
-from hf_lpwd.vision.data.shared_images import count_shared_images
+from hf_lpwd.vision.data.layout import LABEL_COLUMNS
+from hf_lpwd.vision.data.sample import look_at_images
 from hf_lpwd.vision.data.sources import Source, load_source
+from hf_lpwd.vision.data.split_names import ROLES, role_of
 from hf_lpwd.vision.data.tables import IMAGE_COLUMNS
 
 # The same for every seed of a run, so that no run trains on the test images of another one.
@@ -74,13 +75,10 @@ def load_splits(
 
     Args:
         args: Which data, which columns, how many rows.
-        seed: Seed of the validation cut and of `max_train_samples` and `max_eval_samples`.
+        seed: Of the validation cut and of `max_train_samples` and `max_eval_samples`.
         cache_dir: Where `datasets` keeps what it downloads and converts.
         token: Hub token for private datasets.
         test_split: As `args.test_split` where that is None, but a dataset's own test split is used.
-
-    Returns:
-        The splits, with columns and classes found and checked.
 
     Raises:
         BadInputError: If there is no such dataset or column, fewer than two classes to train on, or a label
@@ -104,7 +102,8 @@ def load_splits(
     ):
         if fraction is not None and role not in rows:
             of_train = rows["train"]
-            rest, cut = cut_split(labels["train"][of_train], fraction, cut_seed)
+            size = min(max(1, round(fraction * len(of_train))), len(of_train) - 1)
+            rest, cut = stratified_cut(labels["train"][of_train], size, cut_seed)
             rows["train"], rows[role] = of_train[rest], of_train[cut]
             parts[role], labels[role], sources[role] = parts["train"], labels["train"], sources["train"]
     available = {role: len(index) for role, index in rows.items()}
@@ -116,6 +115,10 @@ def load_splits(
         if role in rows and limit is not None and limit < len(rows[role]):
             rows[role] = rows[role][stratified_subset(labels[role][rows[role]], limit, seed)]
 
+    alike = _alike(class_names)
+    if alike:
+        source.notes.append(f"Classes whose names differ in case or spaces alone: {list_names(alike)}")
+        logger.warning("%s", source.notes[-1])
     used = {role: labels[role][rows[role]] for role in rows}
     _require_two_classes(used["train"], class_names, source.name)
     chosen = {role: parts[role].select(index) for role, index in rows.items()}
@@ -151,24 +154,6 @@ def load_splits(
     )
 
 
-def cut_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts a fraction of the training rows off for another split: stratified, one of every class is left.
-
-    Args:
-        labels: Label of each training row.
-        fraction: Between 0 and 1.
-        seed: Seed of the draw.
-
-    Returns:
-        The row numbers that remain for training and those cut off, both sorted.
-
-    Raises:
-        BadInputError: If there is only one row of each class.
-    """
-    total = len(labels)
-    return stratified_cut(labels, min(max(1, round(fraction * total)), total - 1), seed)
-
-
 def _assign_roles(source: Source) -> dict[str, str]:
     """Returns which split of the dataset is the training, validation and test split; notes which is none."""
     loaded, name = source.splits, source.name
@@ -198,23 +183,15 @@ def with_columns(
 ) -> tuple[dict[str, Dataset], tuple[str, str]]:
     """Finds the columns of images and labels, and makes the images a `datasets.Image` column in every split.
 
-    Args:
-        parts: The splits by role.
-        args: Which columns; default: those with usual names, or the only one of the feature's type.
-
-    Returns:
-        The splits, and the names of the two columns.
+    Without names in `args`, they are those with usual names, or the only one of the feature's type.
 
     Raises:
         BadInputError: If there is no such column.
     """
     first = next(iter(parts.values()))
-    image_column = _find_column(first, args.image_column_name, IMAGE_COLUMNS, "image")
-    label_column = _find_column(first, args.label_column_name, LABEL_COLUMNS, "label")
-    return {role: _as_images(part, image_column) for role, part in parts.items()}, (
-        image_column,
-        label_column,
-    )
+    images = _find_column(first, args.image_column_name, IMAGE_COLUMNS, "image")
+    labels = _find_column(first, args.label_column_name, LABEL_COLUMNS, "label")
+    return {role: _as_images(part, images) for role, part in parts.items()}, (images, labels)
 
 
 def _find_column(dataset: Dataset, given: str | None, usual: tuple[str, ...], what: str) -> str:
@@ -254,6 +231,13 @@ def _require_two_classes(labels: np.ndarray, class_names: list[str], name: str) 
         raise BadInputError(
             f"{name}: the training data has one class only ({shown}); a classifier needs at least two"
         )
+
+
+def _alike(class_names: list[str]) -> list[str]:
+    """Returns the names that another one equals apart from case and spaces."""
+    plain = ["".join(name.split()).casefold() for name in class_names]
+    counts = Counter(plain)
+    return [name for name, text in zip(class_names, plain, strict=True) if counts[text] > 1]
 
 
 def _unlabelled(

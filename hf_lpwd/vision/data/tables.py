@@ -14,15 +14,14 @@ import sys
 from collections.abc import Sequence
 from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
+from datasets import Dataset
 from PIL import Image
 
 from hf_lpwd.messages import BadInputError, first_line
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 #: Suffix of a file that holds rows -> the builder of `datasets` that reads it; None: `read_rows` does.
 BUILDERS: dict[str, str | None] = {
@@ -52,15 +51,13 @@ def read_tables(
 
     Args:
         paths: The files.
-        image_column: Column of the images; default: one of `IMAGE_COLUMNS`.
+        image_column: Default: one of `IMAGE_COLUMNS`.
         may_lack_images: Keep rows whose image file is not there.
         cache_dir: Where `datasets` keeps what it converts.
 
     Raises:
         BadInputError: If a file cannot be read, or names image files that are not there.
     """
-    import datasets
-
     parts = []
     for (folder, suffix), group in groupby(
         sorted(paths, key=_kind) if len({_kind(path) for path in paths}) > 1 else paths, _kind
@@ -88,7 +85,8 @@ def read_csv(path: str) -> dict[str, list[str]]:
     So "007" keeps its zeros, and "None" and "NA" are values like others.
 
     Raises:
-        BadInputError: If the file is empty or not UTF-8, or a line has another number of values.
+        BadInputError: If the file is empty or not UTF-8, has two columns of one name, or a line has another
+            number of values.
     """
     name = os.path.basename(path)
     limit = csv.field_size_limit(sys.maxsize)  # an image in base64 is longer than the usual 131,072
@@ -99,6 +97,9 @@ def read_csv(path: str) -> dict[str, list[str]]:
             file.seek(0)
             lines = csv.reader(file, delimiter=separator, skipinitialspace=True)
             columns = [column.strip() for column in next(lines, [])]
+            twice = next((column for column in columns if columns.count(column) > 1), None)
+            if twice is not None:
+                raise BadInputError(f"{name} has two columns {twice!r}: rename one")
             rows = []
             for values in lines:
                 if len(values) == len(columns):
@@ -155,8 +156,6 @@ def _is_text(feature: Any) -> bool:
 
 def _with_images(part: Dataset, column: str, folder: str, path: str, may_lack_images: bool) -> Dataset:
     """Replaces the text in the column by the images that it names or holds."""
-    import datasets
-
     texts: list[str | None] = part.select_columns([column])[:][column]
     first = next((text for text in texts if text), "")
     if not _is_there(first, folder) and _decode(first) is not None:

@@ -1,4 +1,4 @@
-"""Batch of uint8 images -> what the model takes: per-sample augmentation, then the image processor."""
+"""Batch of uint8 images -> what the model takes: augmentation of each image, then the image processor."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from transformers.image_utils import PILImageResampling
 
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.augmentation import (
-    NUM_UNIFORMS,
+    RANDOM_NUMBERS,
     Images,
     crop_and_flip,
     crop_boxes,
-    draw_erasing,
-    draw_places,
+    crop_offsets,
     erase,
+    erase_boxes,
     rand_augment,
     resize_each,
 )
@@ -31,20 +31,19 @@ _TRIED = ((40, 50), (70, 60), (300, 420))
 
 
 class ImageTransform:
-    """Augments images, each in its own way, and hands them to the model's image processor.
+    """Augments images, each with its first random numbers, and gives them to the model's image processor.
 
     Without augmentation the result equals that of the processor, and so of the `image-classification`
     pipeline, for the same images. `random_resized_crop` replaces the processor's resizing and cropping.
 
-    The work has three parts: `cut`, which decoding can do as well, by `box`; `start`, in the workers of a
-    DataLoader; and `finish`, where the model is. On an accelerator, `start` leaves to `finish` all that gives
-    the same there, so that what travels is uint8.
+    There are three steps: `cut`, which decoding can do too, by `box`; `start`, in the workers of a
+    DataLoader; and `finish`, on the device of the model. `start` leaves to `finish` all that gives the same
+    result there, so that uint8 values are transferred.
 
     Args:
         processor: Image processor of the model.
         augmentation: One of `AUGMENTATIONS`.
-        rand_augment: Magnitude of `torchvision.transforms.v2.RandAugment`, after the augmentation; None for
-            none.
+        rand_augment: Magnitude of `torchvision.transforms.v2.RandAugment`, after the augmentation; None: off.
         random_erase: Probability of `torchvision.transforms.v2.RandomErasing`, after normalising.
 
     Raises:
@@ -68,8 +67,9 @@ class ImageTransform:
         self.augmentation = augmentation
         self.rand_augment = rand_augment
         self.random_erase = random_erase
-        self._num_own = NUM_UNIFORMS[augmentation]
-        self.num_uniforms = self._num_own + (rand_augment is not None) + 2 * (random_erase > 0)
+        self._num_first = RANDOM_NUMBERS[augmentation]
+        #: How many random numbers an image needs.
+        self.num_random = self._num_first + (rand_augment is not None) + 2 * (random_erase > 0)
         self._sizes: dict[tuple[int, int, bool], tuple[int, int] | None] = {}
         #: Height and width to which parts of the images are resized; None if no part is cut out.
         self.size: tuple[int, int] | None = None
@@ -81,56 +81,50 @@ class ImageTransform:
                 )
             self.size = (shape[-2], shape[-1])
 
-    def __call__(self, images: Images, draws: np.ndarray | None = None) -> Tensor:
+    def __call__(self, images: Images, numbers: np.ndarray | None = None) -> Tensor:
         """Returns the pixel values, float32 [B, 3, h, w].
 
         Args:
             images: uint8 images.
-            draws: Uniform numbers [B, num_uniforms]; None without augmentation.
+            numbers: Random numbers [B, num_random]; None without augmentation.
         """
-        return self.finish(self.start(self.cut(images, draws), draws))["pixel_values"]
+        return self.finish(self.start(self.cut(images, numbers), numbers))["pixel_values"]
 
-    def box(self, draws: np.ndarray, height: int, width: int) -> list[int]:
-        """Returns top, left, height and width of the part of one image that `cut` keeps.
+    def box(self, numbers: np.ndarray, height: int, width: int) -> list[int]:
+        """Returns top, left, height and width of the part of one image that `cut` keeps."""
+        return crop_boxes(np.array([height]), np.array([width]), numbers[None, : self._num_first])[0].tolist()
 
-        Args:
-            draws: Uniform numbers [num_uniforms].
-            height: Height of the image in pixels.
-            width: Its width.
-        """
-        return crop_boxes(np.array([height]), np.array([width]), draws[None, : self._num_own])[0].tolist()
-
-    def cut(self, images: Images, draws: np.ndarray | None) -> Images:
-        """Returns of each uint8 image the part that the augmentation keeps, not yet resized."""
-        if self.size is None or draws is None:
+    def cut(self, images: Images, numbers: np.ndarray | None) -> Images:
+        """Returns the part of each uint8 image that `random_resized_crop` keeps, not yet resized."""
+        if self.size is None or numbers is None:
             return images
         sizes = np.array([image.shape[-2:] for image in images])
-        boxes = crop_boxes(sizes[:, 0], sizes[:, 1], draws[:, : self._num_own]).tolist()
+        boxes = crop_boxes(sizes[:, 0], sizes[:, 1], numbers[:, : self._num_first]).tolist()
         return [tvf.crop(image, *box) for image, box in zip(images, boxes, strict=True)]
 
-    def start(self, images: Images, draws: np.ndarray | None = None) -> dict[str, Tensor]:
+    def start(self, images: Images, numbers: np.ndarray | None = None) -> dict[str, Tensor]:
         """Does what has to be done on the CPU.
 
         Args:
-            images: uint8 images, as `cut` leaves them.
-            draws: Uniform numbers [B, num_uniforms]; None without augmentation.
+            images: uint8 images, as `cut` returns them.
+            numbers: Random numbers [B, num_random]; None without augmentation.
 
         Returns:
-            A batch for `finish`: `pixel_values`, uint8 where `finish` can rescale and normalise them;
-            `places`, see `draw_places`, where they are also still to be cropped, flipped and resized; and
-            `erase`, see `draw_erasing`, where a part is to be erased.
+            A batch for `finish`: `pixel_values`, uint8 if they are still to be rescaled and normalised; with
+            `offsets`, see `crop_offsets`, if they are still to be cropped, flipped and resized; with `erase`,
+            see `erase_boxes`, if boxes are to be erased.
         """
-        draws = np.empty((len(images), 0)) if draws is None else draws
-        own = draws[:, : self._num_own]
+        numbers = np.empty((len(images), 0)) if numbers is None else numbers
+        first = numbers[:, : self._num_first]
         resized = self.size is not None
         if self.size is not None:
-            images, own = resize_each(images, self.size, own[:, -1] < 0.5), own[:, :0]
+            images, first = resize_each(images, self.size, first[:, -1] < 0.5), first[:, :0]
         size = self._size_by_steps(images, resized)
         resize_later = size is not None and isinstance(images, Tensor) and not resized and not self._lanczos
         if self.rand_augment is not None or not resize_later:
-            images, own = _crop_and_flip_each(images, own), own[:, :0]
+            images, first = _crop_and_flip_each(images, first), first[:, :0]
         if self.rand_augment is not None:
-            images = rand_augment(images, draws[:, self._num_own], self.rand_augment)
+            images = rand_augment(images, numbers[:, self._num_first], self.rand_augment)
         batch: dict[str, Tensor] = {}
         if size is None:
             batch["pixel_values"] = self._process(images, resized)
@@ -139,25 +133,25 @@ class ImageTransform:
         else:
             batch["pixel_values"] = torch.cat([self._resize(image[None]) for image in images])
         if resize_later:
-            batch["places"] = draw_places(np.array(images[0].shape[-2:]), own)
+            batch["offsets"] = crop_offsets(np.array(images[0].shape[-2:]), first)
         if self.random_erase:
             height, width = size or batch["pixel_values"].shape[-2:]
-            batch["erase"] = draw_erasing(draws[:, -2:], self.random_erase, (height, width))
+            batch["erase"] = erase_boxes(numbers[:, -2:], self.random_erase, (height, width))
         return batch
 
     def finish(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Makes float32 `pixel_values` of what `start` returned, on the device where it lies.
+        """Makes float32 `pixel_values` of what `start` returned, on its device.
 
-        Everything else in the batch, such as labels, is handed on; a finished batch stays as it is.
+        Everything else in the batch, such as labels, stays; a finished batch stays as it is.
         """
         images = batch["pixel_values"]
-        if "places" in batch:
-            images = self._resize(crop_and_flip(images, batch["places"]))
+        if "offsets" in batch:
+            images = self._resize(crop_and_flip(images, batch["offsets"]))
         if images.dtype == torch.uint8:
             images = self._normalize(images)
         if "erase" in batch:
             images = erase(images, batch["erase"])
-        others = {name: values for name, values in batch.items() if name not in ("places", "erase")}
+        others = {name: values for name, values in batch.items() if name not in ("offsets", "erase")}
         return others | {"pixel_values": images}
 
     def _size_by_steps(self, images: Images, resized: bool) -> tuple[int, int] | None:
@@ -229,11 +223,13 @@ class ImageTransform:
         return tvf.normalize(images.float().div_(255), list(mean), list(std), inplace=True)
 
 
-def _crop_and_flip_each(images: Images, draws: np.ndarray) -> Images:
+def _crop_and_flip_each(images: Images, numbers: np.ndarray) -> Images:
     if isinstance(images, Tensor):
-        return crop_and_flip(images, draw_places(np.array(images.shape[-2:]), draws))
-    places = draw_places(np.array([image.shape[-2:] for image in images]), draws)
-    return [crop_and_flip(image[None], place[None])[0] for image, place in zip(images, places, strict=True)]
+        return crop_and_flip(images, crop_offsets(np.array(images.shape[-2:]), numbers))
+    offsets = crop_offsets(np.array([image.shape[-2:] for image in images]), numbers)
+    return [
+        crop_and_flip(image[None], offset[None])[0] for image, offset in zip(images, offsets, strict=True)
+    ]
 
 
 def _noise(height: int, width: int) -> Tensor:

@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from hf_lpwd.files import FACTS, write_bytes, write_json
 from hf_lpwd.messages import hide_tokens
 from hf_lpwd.plan_table import TEXT_COLUMNS, layer_table
-from hf_lpwd.vision.run_yaml import changed_settings
+from hf_lpwd.vision.run_settings import changed_settings
 
 if TYPE_CHECKING:
     from hf_lpwd.vision.prepare import Run
@@ -38,16 +38,8 @@ _ALWAYS_SHOWN = (
 )
 #: Left out of the command: they follow from others, or do not change what a run computes.
 _NOT_SHOWN = {
-    *(
-        "output_dir",
-        "cache_dir",
-        "run_name",
-        "report_to",
-        "model_license",
-        "do_train",
-        "do_eval",
-        "do_predict",
-    ),
+    *("output_dir", "cache_dir", "run_name", "report_to", "model_license"),
+    *("do_train", "do_eval", "do_predict"),
     *("save_strategy", "save_total_limit", "greater_is_better", "activation_checkpointing", "log_layers"),
     *("per_device_eval_batch_size", "dataloader_num_workers", "dataloader_persistent_workers"),
 }
@@ -66,10 +58,6 @@ def command_of(run: Run, parts: Sequence[Any]) -> str:
 
     A setting that has its default is left out, except for the most important ones. Of full paths only the
     last part is shown. The augmentation is the one in use, also where the data chose it.
-
-    Args:
-        run: The run, as `hf_lpwd.vision.prepare.prepare` made it.
-        parts: Its `ModelArguments`, `DataTrainingArguments` and `ImageTrainingArguments`.
     """
     settings = changed_settings(parts)
     for part in parts:
@@ -119,10 +107,9 @@ def card_facts(
     """Returns all that a card says of a run, as JSON, so that it can be written again without model and data.
 
     Args:
-        run: The run, as `finetune.prepare` made it.
+        run: The run.
         metrics: Split -> metric -> value.
-        parts: Its `ModelArguments`, `DataTrainingArguments` and `ImageTrainingArguments`; the last part of
-            `output_dir` is the model's name.
+        parts: Its arguments; the last part of `output_dir` is the model's name.
         decay_findings: What `measure_decay` found odd about the optimizer; None if it was not measured.
     """
     settings, args = run.settings, parts[-1]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
@@ -66,16 +66,12 @@ class PushCallback(TrainerCallback):
         if isinstance(end, SystemExit) and self.last is not None and not self.last.done():
             leave_within_grace(end.code if isinstance(end.code, int) else 1)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Makes the repository, so that a wrong token is known at the start."""
         if state.is_world_process_zero:
             self.last = self.thread.submit(self._push, None, "")
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Starts the upload of the checkpoint that was saved just now."""
         busy = self.last is not None and not self.last.done()
         if self.strategy == HubStrategy.END or not state.is_world_process_zero or (busy and not self.always):
@@ -96,29 +92,14 @@ class PushCallback(TrainerCallback):
             logger.warning_once(f"{error}; training goes on, and each save tries again")
 
     def finish(self) -> str:
-        """Uploads the finished run, card and metrics included, after the uploads under way.
-
-        Returns:
-            The address of the commit.
-
-        Raises:
-            PushError: It did not succeed; the message says how to do it later.
-        """
+        """Does as `push_run`, after the uploads under way."""
         self.last = finished = self.thread.submit(push_run, self.folder, self.repo_id, **self.options)
         # Waited for in a thread, as a signal would else wait for the Hub's answer.
         return finished.result()
 
 
 def push_run(folder: Path, repo_id: str, **options: Any) -> str:
-    """Uploads a finished run.
-
-    Args:
-        folder: Its output folder.
-        repo_id: ``user/name``, or a name under the token's user.
-        **options: For `hf_lpwd.vision.hub.push.upload`, e.g. `token`.
-
-    Returns:
-        The address of the commit.
+    """Uploads a finished run, with the options of `upload`; returns the address of the commit.
 
     Raises:
         PushError: It did not succeed; the message says how to do it later.

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_lpwd.checkpoints.run_record import differences
 from hf_lpwd.vision.arguments import parse_args
-from hf_lpwd.vision.data.batch_augmentation import make_mixer, mixed_loss, training_loss
+from hf_lpwd.vision.data.augmentation import make_mixer, mixed_loss, training_loss
 from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.run_settings import run_settings
 
@@ -123,6 +123,11 @@ class Seen(ImageTrainer):
         prepared = super()._prepare_inputs(inputs)
         self.seen.append((self.model.training, dict(inputs), prepared))
         return prepared
+
+    def try_batch(self, most=16):
+        found = super().try_batch(most)
+        self.seen.clear()  # before the training
+        return found
 
 
 def furthest(one, other):
@@ -240,7 +245,7 @@ def test_left_to_the_device_a_run_is_the_same(tmp_path, several_sizes, leave_to_
     assert len(on_cpu) == len(on_device) >= 6
     assert {training for training, _, _ in on_device} == {True, False}
     for (training, sent, given), (_, finished, expected) in zip(on_device, on_cpu, strict=True):
-        drawn = ({"places"} if of_one_size else set()) | ({"erase"} if training and erased else set())
+        drawn = ({"offsets"} if of_one_size else set()) | ({"erase"} if training and erased else set())
         assert sent.keys() == {"pixel_values", "labels", *drawn}
         assert sent["pixel_values"].dtype == torch.uint8
         assert {sent[name].dtype for name in sent.keys() - {"pixel_values"}} == {torch.int64}

@@ -16,7 +16,15 @@ from PIL import Image
 
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.decoding import HEIF, image_suffixes
 from hf_lpwd.vision.data.splits import Splits, load_splits
+
+
+@pytest.fixture(autouse=True)
+def _without_heif(monkeypatch):
+    """As where pillow-heif is not installed."""
+    suffixes = image_suffixes() - set(HEIF)
+    monkeypatch.setattr("hf_lpwd.vision.data.listing.image_suffixes", lambda: suffixes)
 
 
 def make(root: Path, *names: str) -> Path:
@@ -227,8 +235,9 @@ def test_a_class_folder_in_test_that_is_no_class_is_refused_with_the_number(tmp_
     with pytest.raises(BadInputError) as error:
         load(tmp_path / "set")
     assert str(error.value) == (
-        "test: 2 images are in unknown class folder 'Dog': did you mean 'dog'?: the 2 classes are cat, dog; "
-        "move it away or add training images"
+        "test: 2 images are of no class that the training images have: unknown class 'Dog': did you mean "
+        "'dog'? (the 2 classes are cat, dog); "
+        "move them away or add training images"
     )
 
 
@@ -269,6 +278,9 @@ def test_files_that_are_no_images_are_counted_by_extension(tmp_path, caplog):
         "cat/desktop.ini",
         ".gitattributes",
         "dog/.ipynb_checkpoints/3.png",
+        "dog/@eaDir/3.png/SYNOFILE_THUMB_M.png",
+        "@eaDir/4.png",
+        "lost+found/5.png",
         "__MACOSX/dog/._3.png",
     )
     with caplog.at_level(logging.WARNING):
@@ -280,11 +292,13 @@ def test_files_that_are_no_images_are_counted_by_extension(tmp_path, caplog):
         "file .raw": 1,
         "hidden file": 2,
         "image in the hidden folder .ipynb_checkpoints": 1,
+        "image in the hidden folder @eaDir": 2,
+        "image in the hidden folder lost+found": 1,
         "document .txt": 1,
         "table": 1,
     }
     [warning] = [message for message in caplog.messages if "left out" in message]
-    assert warning.startswith(f"{tmp_path / 'set'}: 7 files are left out: ")
+    assert warning.startswith(f"{tmp_path / 'set'}: 10 files are left out: ")
 
 
 @pytest.mark.parametrize("extra", [(), ("cat/0.txt",)])
@@ -295,15 +309,60 @@ def test_a_class_folder_without_an_image_is_named(tmp_path, extra):
     assert splits.facts.notes == ["Class folders without an image that can be read: fox, wolf"]
 
 
+def test_a_split_folder_without_images_is_told(tmp_path):
+    (tmp_path / "set" / "val" / "cat").mkdir(parents=True)
+    splits = load(make(tmp_path / "set", *(f"train/{name}" for name in TWO_EACH), "test/cat/x.txt"))
+    assert set(splits.sources.values()) == {"train"}
+    assert splits.facts.notes == ["Folders of splits without an image: test, val"]
+
+
+def test_a_file_of_another_program_makes_no_saved_dataset(tmp_path):
+    root = make(tmp_path / "set", *TWO_EACH)
+    (root / "state.json").write_text("{}")
+    assert names(load(root)) == {"train": ALL}
+
+
+def test_classes_that_differ_in_case_or_spaces_alone_are_told(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        splits = load(make(tmp_path / "set", *TWO_EACH, "Cat/4.png", "c at/5.png", "cats/6.png"))
+    assert splits.class_names == ["Cat", "c at", "cat", "cats", "dog"]
+    sentence = "Classes whose names differ in case or spaces alone: Cat, c at, cat"
+    assert splits.facts.notes == [sentence]
+    assert sentence in caplog.messages
+
+
+def test_a_table_beside_one_folder_of_images_is_named(tmp_path):
+    root = make(tmp_path / "set", "images/0.png", "images/1.png", "labels.csv")
+    with pytest.raises(BadInputError) as error:
+        load(root)
+    assert str(error.value) == (
+        f"{root}: all images are in one class folder, images; for labels in a table: --dataset_name "
+        f"{root}/labels.csv"
+    )
+
+
+def test_a_metadata_file_may_name_the_splits(tmp_path):
+    """Whichever of them are there; images without a row are left out."""
+    root = make(tmp_path / "set", *(f"im/{number}.png" for number in range(7)))
+    splits = ("Train", "Train", "Train", "Train", "test", "val")
+    rows = [f"im/{number}.png,{'ab'[number % 2]},{split}" for number, split in enumerate(splits)]
+    (root / "metadata.csv").write_text("\n".join(["file_name,label,split", *rows]))
+    splits = load(root)
+    assert names(splits) == {"Train": ["a/0", "a/2", "b/1", "b/3"], "test": ["a/4"], "val": ["b/5"]}
+    assert splits.facts.notes == ["The splits are those of the column split"]
+    assert splits.facts.left_out == {"image without a row in its metadata file": 1}
+
+
 def test_symbolic_links_are_followed(tmp_path):
     make(tmp_path / "elsewhere", "fox/0.png", "fox/1.png", "single.png")
     make(tmp_path / "set", "cat/2.png", "dog/3.png", "dog/4.png")
     (tmp_path / "set" / "fox").symlink_to("../elsewhere/fox")
     (tmp_path / "set" / "cat" / "5.png").symlink_to(tmp_path / "elsewhere" / "single.png")
     (tmp_path / "set" / "cat" / "6.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "set" / "cat" / "itself").symlink_to("itself")
     splits = load(tmp_path / "set")
     assert names(splits) == {"train": ["cat/0", "cat/2", "dog/1", "dog/2", "fox/0", "fox/1"]}
-    assert splits.facts.left_out == {"broken symbolic link": 1}
+    assert splits.facts.left_out == {"broken symbolic link": 2}
 
 
 def test_a_link_that_git_stores_as_text_is_followed(tmp_path):

@@ -1,7 +1,7 @@
 import psutil
 import pytest
 
-from hf_lpwd.vision.data.free_memory import free_memory
+from hf_lpwd.vision.data.sample import free_memory
 
 GIB = 1024**3
 V1_UNLIMITED = 9223372036854771712

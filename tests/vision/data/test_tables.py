@@ -187,6 +187,28 @@ def test_what_is_wrong_with_a_table_is_said_in_one_short_line(folder, text, mess
     assert len(str(error.value)) < 300
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.parquet"])
+@pytest.mark.parametrize("column", ["split", "Subset"])
+def test_the_test_rows_of_a_table_are_not_trained_on(folder, name, column):
+    """A column says which they are."""
+    splits = ["train", "test", "train", "validation"]
+    frame = pandas.DataFrame({"image": PATHS, "label": list("abba"), column: splits})
+    suffix = name.removeprefix("a.")
+    frame.to_csv(folder / name, index=False) if suffix == "csv" else None
+    frame.to_json(folder / name, orient="records") if suffix == "json" else None
+    frame.to_parquet(folder / name) if suffix == "parquet" else None
+    found = load(folder / name)
+    assert (reds(found.train), reds(found.test), reds(found.validation)) == ([50, 52], [51], [53])
+    assert found.facts.notes == [f"The splits are those of the column {column}"]
+
+
+@pytest.mark.parametrize("splits", [["train"] * 4, ["1", "2", "1", "2"], ["red", "train", "blue", "red"]])
+def test_a_column_that_only_sounds_like_splits_is_none(folder, splits):
+    frame = pandas.DataFrame({"image": PATHS, "label": list("abab"), "set": splits})
+    frame.to_csv(folder / "a.csv", index=False)
+    assert rows(load(folder / "a.csv")) == EXPECTED
+
+
 def test_a_table_that_is_not_utf_8(folder):
     (folder / "a.csv").write_bytes("image,label\nimages/0.png,Löwe\n".encode("latin-1"))
     with pytest.raises(BadInputError, match=r"^a\.csv is not text in UTF-8: save it in this encoding$"):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -8,7 +10,15 @@ from pictures import cell, encode, noise, pngs
 from PIL import Image
 from transformers.image_utils import load_image
 
-from hf_lpwd.vision.data.decoding import Scale, image_size, read_image, read_images
+from hf_lpwd.vision.data.decoding import (
+    Scale,
+    deep_highest,
+    image_size,
+    image_suffixes,
+    keeps_upper_bits,
+    read_image,
+    read_images,
+)
 
 PALETTE = Image.fromarray(noise(9, 7, 3)).convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
 
@@ -111,6 +121,109 @@ def test_the_scale_may_be_given(value, dtype, scale, expected):
     assert np.unique(read_image(cell(content), scale=scale)).tolist() == [expected]
     [decoded] = read_images([cell(content)], [None], scale=scale)
     assert np.unique(decoded).tolist() == [expected]
+
+
+def png_16(values, channels, orientation=None):
+    """Returns a PNG of 16 bits a channel, which PIL cannot write; uint16 [H, W, channels]."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = values.shape[:2]
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    exif = b""
+    if orientation is not None:
+        tags = Image.Exif()
+        tags[0x0112] = orientation
+        exif = chunk(b"eXIf", tags.tobytes().removeprefix(b"Exif\0\0"))
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), exif, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(("highest", "white"), [(200, 255), (1000, 1023), (4095, 4095), (65535, 65535)])
+def test_16_bits_a_colour_are_read_and_scaled(channels, highest, white):
+    values = np.random.default_rng(0).integers(0, highest, (5, 7, channels), np.uint16)
+    values[0, 0] = highest
+    content = cell(png_16(values, channels))
+    colours = values[..., :3] if channels > 2 else values[..., [0, 0, 0]]
+    expected = np.rint(colours * (255 / white)).astype(np.uint8).transpose(2, 0, 1)
+    decoded = read_image(content)
+    assert (decoded == expected).all()
+    assert decoded.transpose(1, 2, 0).flags["C_CONTIGUOUS"]
+    assert deep_highest(content) == highest
+    assert not keeps_upper_bits(content)
+    assert image_size(content) == (5, 7)
+    part = read_image(content, lambda height, width: [1, 2, 3, 4], (3, 4))
+    assert (part == expected[:, 1:4, 2:6]).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_16_bits_a_colour_are_turned_as_8_are(orientation):
+    values = noise(5, 7, 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = read_image(cell(encode(Image.fromarray(values), exif=exif)))
+    deep = read_image(cell(png_16(values * np.uint16(257), 3, orientation)), scale=Scale())
+    assert (deep == turned).all()
+
+
+def test_a_damaged_file_of_16_bits_a_colour_is_refused():
+    content = png_16(np.zeros((50, 50, 3), np.uint16) + np.arange(50, dtype=np.uint16)[:, None, None], 3)
+    with pytest.raises(ValueError, match="truncated"):
+        read_image(cell(content[: len(content) // 2]))
+
+
+def test_of_grey_with_alpha_and_16_bits_the_upper_ones_are_read():
+    values = np.random.default_rng(0).integers(0, 65535, (5, 7, 2), np.uint16)
+    content = cell(png_16(values, 2))
+    assert keeps_upper_bits(content)
+    assert deep_highest(content) is None
+    assert (read_image(content) == values[..., 0] >> 8).all()
+    assert not any(map(keeps_upper_bits, map(cell, (*pngs(1), png_16(values[..., :1], 1)))))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", "<>")
+def test_a_tiff_of_16_bits_a_colour_is_read_whole(order, compressed):
+    values = np.random.default_rng(0).integers(0, 4095, (4, 6, 3), np.uint16)
+    strip = values.astype(f"{order}u2").tobytes()
+    strip = zlib.compress(strip) if compressed else strip
+    bits_at = 8 + len(strip)
+    tags = [
+        *(("H", 256, 6), ("H", 257, 4), ("I", 258, bits_at), ("H", 259, 8 if compressed else 1)),
+        *(("H", 262, 2), ("I", 273, 8), ("H", 277, 3), ("H", 278, 4), ("I", 279, len(strip))),
+    ]
+    content = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", bits_at + 6) + strip
+    content += struct.pack(f"{order}HHHH", 16, 16, 16, len(tags))
+    for kind, tag, value in tags:
+        count = 3 if tag == 258 else 1
+        form = 3 if kind == "H" or tag == 258 else 4
+        content += struct.pack(f"{order}HHI{kind}", tag, form, count, value).ljust(12, b"\0")
+    content = cell(content + bytes(4))
+    assert deep_highest(content) == values.max()
+    assert not keeps_upper_bits(content)
+    expected = np.rint(values * (255 / 4095)).astype(np.uint8).transpose(2, 0, 1)
+    assert (read_image(content) == expected).all()
+
+
+def test_a_heic_file_says_what_reads_it(monkeypatch):
+    """Also one that is called something else, as it comes from telephones."""
+    content = b"\0\0\0\x1cftypheic" + bytes(100)
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    with pytest.raises(ValueError, match=r"^a HEIC image, which needs `pip install pillow-heif`$"):
+        read_image(cell(content))
+
+
+def test_a_heic_file_is_read_where_its_library_is():
+    pytest.importorskip("pillow_heif")
+    flat = Image.new("RGB", (64, 32), (200, 100, 50))
+    decoded = read_image(cell(encode(flat, "HEIF", quality=100)))
+    assert decoded.shape == (3, 32, 64)
+    assert np.abs(decoded.mean(axis=(1, 2)) - (200, 100, 50)).max() < 3
+    assert {".heic", ".heif"} <= image_suffixes()
 
 
 def test_a_value_above_the_scale_is_refused():

@@ -13,11 +13,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTImageProcessor
 
-from hf_lpwd.vision.data.augmentation import uniforms
+from hf_lpwd.vision.data.augmentation import random_numbers
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import Scale, read_image
-from hf_lpwd.vision.data.image_sizes import default_augmentation, look_at_images
 from hf_lpwd.vision.data.images import BadImageError, EpochCallback, ImageDataset, collate
+from hf_lpwd.vision.data.sample import default_augmentation, look_at_images
 from hf_lpwd.vision.data.splits import load_splits
 from hf_lpwd.vision.data.transforms import ImageTransform
 
@@ -177,7 +177,7 @@ def test_the_random_numbers_are_those_of_seed_epoch_and_index():
     transform = ImageTransform(PROCESSOR, "crop_flip")
     data = ImageDataset(dataset_of(pngs(5)), transform, seed=5)
     data.set_epoch(2)
-    expected = transform(data.images([4, 1]), uniforms(5, 2, [4, 1], 3))
+    expected = transform(data.images([4, 1]), random_numbers(5, 2, [4, 1], 3))
     assert torch.equal(data.__getitems__([4, 1])["pixel_values"], expected)
 
 
@@ -306,7 +306,7 @@ def test_training_pictures_alone_are_augmented():
         role: ImageDataset.from_split(splits, role, PROCESSOR, args).transform for role in splits.sources
     }
     settings = {
-        role: (each.augmentation, each.rand_augment, each.random_erase, each.num_uniforms)
+        role: (each.augmentation, each.rand_augment, each.random_erase, each.num_random)
         for role, each in transforms.items()
     }
     assert settings == {
@@ -315,7 +315,7 @@ def test_training_pictures_alone_are_augmented():
         "test": ("none", None, 0.0, 0),
     }
     off = ImageDataset.from_split(splits, "train", PROCESSOR, DataTrainingArguments()).transform
-    assert (off.augmentation, off.rand_augment, off.num_uniforms) == ("crop", None, 2)
+    assert (off.augmentation, off.rand_augment, off.num_random) == ("crop", None, 2)
 
 
 @pytest.mark.parametrize("sizes", [[(16, 16)] * 6, [(10, 20), (16, 16), (16, 16), (30, 8), (1, 1), (9, 9)]])
@@ -333,7 +333,7 @@ def test_unfinished_batches_hold_uint8_pictures_and_are_finished_later(sizes, wo
             "pixel_values": torch.uint8,
             "labels": torch.int64,
             "erase": torch.int64,
-            **({"places": torch.int64} if one_size else {}),
+            **({"offsets": torch.int64} if one_size else {}),
         }
         expected = finished.__getitems__(indices)
         actual = transform.finish(batch)

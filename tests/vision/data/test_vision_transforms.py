@@ -21,14 +21,14 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.augmentation import (
     crop_boxes,
-    draw_erasing,
-    draw_places,
+    crop_offsets,
     erase,
+    erase_boxes,
     horizontal_flip,
     rand_augment,
+    random_numbers,
     resize_each,
     shift_crop,
-    uniforms,
 )
 from hf_lpwd.vision.data.data_args import AUGMENTATIONS
 from hf_lpwd.vision.data.transforms import ImageTransform
@@ -108,7 +108,7 @@ def test_random_resized_crop_replaces_the_processors_resizing_alone(name):
     processor = PROCESSORS[name]()
     transform = ImageTransform(processor, "random_resized_crop")
     arrays = pictures((60, 40), (40, 64), (90, 100), (64, 64))
-    draws = np.random.default_rng(1).random((4, transform.num_uniforms))
+    draws = np.random.default_rng(1).random((4, transform.num_random))
     actual = transform(tensors(arrays), draws)
     expected_size = ImageTransform(processor)(tensors(arrays[:1])).shape[-2:]
     assert transform.size == tuple(expected_size)
@@ -139,7 +139,7 @@ def test_an_unknown_augmentation():
 def test_random_resized_crop_equals_torchvisions_for_the_same_box():
     images = tensors(pictures((60, 40), (200, 300), (90, 90)))
     transform = ImageTransform(ViTImageProcessor(size={"height": 32, "width": 48}), "random_resized_crop")
-    draws = np.random.default_rng(2).random((3, transform.num_uniforms))
+    draws = np.random.default_rng(2).random((3, transform.num_random))
     draws[:, -1] = [0.2, 0.5, 0.8]
     boxes = crop_boxes(np.array([60, 200, 90]), np.array([40, 300, 90]), draws)
     parts = transform.cut(images, draws)
@@ -158,14 +158,14 @@ def test_nothing_is_cut_out_but_by_random_resized_crop(augmentation):
     transform = ImageTransform(ViTImageProcessor(), augmentation)
     images = tensors(pictures((60, 40)))
     assert transform.size is None
-    assert transform.cut(images, np.zeros((1, transform.num_uniforms))) is images
+    assert transform.cut(images, np.zeros((1, transform.num_random))) is images
 
 
 def test_shift_crop_is_a_crop_of_the_zero_padded_picture():
     images = torch.stack(tensors(pictures((16, 24), (16, 24), (16, 24), seed=3)))
     draws = np.array([[0.0, 0.0], [0.999, 0.5], [0.41, 0.999]])
     # Up to 2 of 16 rows and 3 of 24 columns each way: 5 and 7 places.
-    drawn = draw_places(np.array([16, 24]), draws)
+    drawn = crop_offsets(np.array([16, 24]), draws)
     assert drawn.dtype == torch.int64
     places = [(0, 0), (4, 3), (2, 6)]
     assert drawn.tolist() == [list(place) for place in places]
@@ -179,7 +179,7 @@ def test_all_shifts_are_equally_likely():
     # A one-pixel picture's place in its frame tells the shift; 8 pixels a side: -1, 0 or 1 each way.
     images = torch.zeros(9000, 1, 8, 8, dtype=torch.uint8)
     images[:, :, 4, 4] = 1
-    shifted = shift_crop(images, draw_places(np.array([8, 8]), uniforms(0, 0, range(9000), 2)))
+    shifted = shift_crop(images, crop_offsets(np.array([8, 8]), random_numbers(0, 0, range(9000), 2)))
     counts = shifted.sum(dim=(0, 1)).numpy()[3:6, 3:6]
     assert counts.sum() == 9000
     assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000)
@@ -187,7 +187,7 @@ def test_all_shifts_are_equally_likely():
 
 def test_half_of_the_pictures_are_flipped():
     images = torch.arange(4, dtype=torch.uint8).view(1, 1, 1, 4).expand(10000, 1, 2, 4)
-    places = draw_places(np.array([2, 4]), uniforms(0, 0, range(10000), 3))
+    places = crop_offsets(np.array([2, 4]), random_numbers(0, 0, range(10000), 3))
     flipped = horizontal_flip(images, places[:, 2])
     first = flipped[:, 0, 0, 0]
     assert set(first.tolist()) == {0, 3}
@@ -225,24 +225,28 @@ def test_a_picture_that_no_try_fits_is_cropped_in_its_middle():
 
 
 def test_uniforms_depend_on_seed_epoch_and_index_alone():
-    whole = uniforms(7, 3, range(50), 5)
+    whole = random_numbers(7, 3, range(50), 5)
     assert whole.shape == (50, 5)
-    assert (uniforms(7, 3, [41, 2, 41], 5) == whole[[41, 2, 41]]).all()
-    assert (uniforms(7, 3, range(50), 2) == whole[:, :2]).all()
-    for other in (uniforms(8, 3, range(50), 5), uniforms(7, 4, range(50), 5), uniforms(3, 7, range(50), 5)):
+    assert (random_numbers(7, 3, [41, 2, 41], 5) == whole[[41, 2, 41]]).all()
+    assert (random_numbers(7, 3, range(50), 2) == whole[:, :2]).all()
+    for other in (
+        random_numbers(8, 3, range(50), 5),
+        random_numbers(7, 4, range(50), 5),
+        random_numbers(3, 7, range(50), 5),
+    ):
         assert not np.isin(other, whole).any()
     assert len(np.unique(whole)) == whole.size
-    assert kstest(uniforms(0, 0, range(2000), 3).ravel(), "uniform").pvalue > 1e-3
+    assert kstest(random_numbers(0, 0, range(2000), 3).ravel(), "uniform").pvalue > 1e-3
 
 
 @pytest.mark.parametrize("augmentation", ["crop", "crop_flip"])
 def test_batch_and_list_are_augmented_alike(augmentation):
     transform = ImageTransform(ViTImageProcessor(size={"height": 16, "width": 16}), augmentation)
     images = torch.stack(tensors(pictures(*[(16, 16)] * 20)))
-    draws = np.random.default_rng(0).random((20, transform.num_uniforms))
+    draws = np.random.default_rng(0).random((20, transform.num_random))
     batch = transform(images, draws)
     assert torch.equal(batch, transform(list(images), draws))
-    places = draw_places(np.array([16, 16]), draws)
+    places = crop_offsets(np.array([16, 16]), draws)
     moved = shift_crop(images, places[:, :2])
     if augmentation == "crop_flip":
         moved = horizontal_flip(moved, places[:, 2])
@@ -251,10 +255,10 @@ def test_batch_and_list_are_augmented_alike(augmentation):
 
 def test_places_of_pictures_of_several_sizes():
     draws = np.array([[0.999, 0.999, 0.4], [0.999, 0.999, 0.6], [0.5, 0.0, 0.5]])
-    places = draw_places(np.array([[16, 24], [3, 40], [100, 8]]), draws)
+    places = crop_offsets(np.array([[16, 24], [3, 40], [100, 8]]), draws)
     # An eighth, at least a pixel, each way.
     assert places.tolist() == [[4, 6, 1], [2, 10, 0], [12, 0, 0]]
-    assert draw_places(np.array([16, 16]), draws[:, :0]).shape == (3, 0)
+    assert crop_offsets(np.array([16, 16]), draws[:, :0]).shape == (3, 0)
 
 
 SEVERAL_SIZES = [(60, 40), (40, 64), (90, 100), (60, 40), (64, 64), (48, 48)]
@@ -280,7 +284,7 @@ def by_hand(processor, augmentation, images, draws, extras):
             image = tvf.horizontal_flip(image) if own[0, -1] < 0.5 else image
             options = {"do_resize": False}
         elif augmentation != "none":
-            top, left, *flip = draw_places(np.array(image.shape[-2:]), own)[0].tolist()
+            top, left, *flip = crop_offsets(np.array(image.shape[-2:]), own)[0].tolist()
             pad_y, pad_x = (max(1, round(side / 8)) for side in image.shape[-2:])
             image = tvf.crop(tvf.pad(image, [pad_x, pad_y]), top, left, *image.shape[-2:])
             image = tvf.horizontal_flip(image) if flip == [1] else image
@@ -314,7 +318,7 @@ def test_started_and_finished_it_is_what_each_picture_gets_by_itself(name, sizes
     transform = ImageTransform(processor, augmentation, **EXTRAS[extras])
     images = tensors(pictures(*sizes))
     images = torch.stack(images) if len(set(sizes)) == 1 else images
-    draws = np.random.default_rng(3).random((6, transform.num_uniforms))
+    draws = np.random.default_rng(3).random((6, transform.num_random))
     state = torch.get_rng_state()
     sent = transform.start(transform.cut(images, draws), draws)
     assert torch.equal(torch.get_rng_state(), state)
@@ -329,12 +333,12 @@ def test_started_and_finished_it_is_what_each_picture_gets_by_itself(name, sizes
     )
     assert sent["pixel_values"].dtype == (torch.uint8 if by_steps else torch.float32)
     as_they_are = by_steps and len(set(sizes)) == 1 and augmentation != "random_resized_crop"
-    expected = {"pixel_values"} | ({"places"} if as_they_are else set())
+    expected = {"pixel_values"} | ({"offsets"} if as_they_are else set())
     assert sent.keys() == expected | ({"erase"} if "random_erase" in EXTRAS[extras] else set())
     if as_they_are:
         assert sent["pixel_values"].shape == (6, 3, 32, 32)
         drawn = {"none": 0, "crop": 2, "crop_flip": 3}[augmentation]
-        assert sent["places"].shape == (6, 0 if "rand_augment" in EXTRAS[extras] else drawn)
+        assert sent["offsets"].shape == (6, 0 if "rand_augment" in EXTRAS[extras] else drawn)
     assert torch.equal(
         finished["pixel_values"], by_hand(processor, augmentation, list(images), draws, EXTRAS[extras])
     )
@@ -359,7 +363,7 @@ def test_finishing_needs_nothing_of_the_cpu(augmentation):
     processor = ViTImageProcessor(size={"height": 48, "width": 48})
     transform = ImageTransform(processor, augmentation, random_erase=0.5)
     images = torch.stack(tensors(pictures(*[(32, 32)] * 3)))
-    sent = transform.start(images, np.random.default_rng(0).random((3, transform.num_uniforms)))
+    sent = transform.start(images, np.random.default_rng(0).random((3, transform.num_random)))
     finished = transform.finish({name: values.to("meta") for name, values in sent.items()})
     values = finished["pixel_values"]
     assert (values.device.type, values.dtype, values.shape) == ("meta", torch.float32, (3, 3, 48, 48))
@@ -367,7 +371,7 @@ def test_finishing_needs_nothing_of_the_cpu(augmentation):
 
 def test_rand_augment_is_drawn_for_each_picture():
     image = tensors(pictures((24, 24)))[0]
-    draws = uniforms(0, 0, range(60), 1)[:, 0]
+    draws = random_numbers(0, 0, range(60), 1)[:, 0]
     whole = rand_augment(image.expand(60, 3, 24, 24), draws, 9)
     assert len({tuple(picture.flatten().tolist()) for picture in whole}) > 45
     for indices in ([7], [59, 7, 0]):
@@ -377,8 +381,8 @@ def test_rand_augment_is_drawn_for_each_picture():
 
 def test_erased_boxes_are_distributed_as_torchvisions():
     count = 3000
-    draws = uniforms(1, 0, range(count), 2)
-    boxes = draw_erasing(draws, 0.25, (40, 60))
+    draws = random_numbers(1, 0, range(count), 2)
+    boxes = erase_boxes(draws, 0.25, (40, 60))
     erased = boxes[:, 2] > 0
     assert (erased.numpy() == (draws[:, 0] < 0.25)).all()
     assert (boxes[~erased] == 0).all()
@@ -388,7 +392,7 @@ def test_erased_boxes_are_distributed_as_torchvisions():
     for side in range(4):
         assert kstest(boxes[erased][:, side].numpy(), theirs[:, side]).pvalue > 1e-3
     # Nothing fits into one pixel.
-    assert (draw_erasing(draws[:50], 1.0, (1, 1))[:, 2:] == 0).all()
+    assert (erase_boxes(draws[:50], 1.0, (1, 1))[:, 2:] == 0).all()
 
 
 def test_erasing_sets_the_box_to_the_mean():

@@ -1,9 +1,9 @@
-import math
+"""What a study measures during training, by hand."""
 
 import pytest
 import torch
 
-from hf_lpwd.diagnostics import layer_norms, opposing_penalty_rate, rounds_to_nothing
+from hf_lpwd.study.callbacks import opposing_penalty_rate
 
 
 def test_opposing_penalty_rate_counts_by_hand():
@@ -25,21 +25,3 @@ def test_opposing_penalty_rate_is_over_decayed_scalars():
 def test_opposing_penalty_rate_wants_as_many_of_each():
     with pytest.raises(ValueError, match="shorter"):
         opposing_penalty_rate([torch.ones(1)], [torch.ones(1)], [])
-
-
-def test_layer_norms_are_over_all_tensors_of_a_layer():
-    tensors = {
-        0: [torch.tensor([3.0]), torch.tensor([[0.0], [4.0]])],
-        "head": [torch.full((2, 2), 0.5, dtype=torch.float64, requires_grad=True)],
-        "none": [],
-    }
-    assert layer_norms(tensors) == {0: 5.0, "head": 1.0}
-    assert layer_norms({}) == {}
-    mixed = {0: [torch.full((4,), 2.0, dtype=torch.bfloat16), torch.tensor([3.0])]}
-    assert layer_norms(mixed) == {0: 5.0}
-    assert math.isinf(layer_norms({0: [torch.tensor([math.inf])]})[0])
-
-
-def test_rounds_to_nothing_at_the_edges():
-    assert not rounds_to_nothing(1.0, torch.bfloat16)
-    assert rounds_to_nothing(1e-20, torch.float64)

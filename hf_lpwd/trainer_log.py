@@ -1,11 +1,14 @@
-"""What a Trainer logs of each layer: its rate, weight norm, and gradient-to-weight ratio."""
+"""What a Trainer logs: each layer's rate, weight norm and gradient-to-weight ratio; what really decays."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -16,8 +19,11 @@ from transformers import (
 )
 from transformers.trainer_utils import IntervalStrategy
 
-from hf_lpwd.diagnostics import layer_norms
+from hf_lpwd.decay_measurement import DecayMeasurement, measure_decay
+from hf_lpwd.parameters import whole
 from hf_lpwd.plan import LayerPlan, layer_name
+
+Key = TypeVar("Key", bound=Hashable)
 
 #: First part of the keys of the per-layer values in the Trainer's logs.
 LAYER_LOG_KEYS = ("weight_decay", "weight_norm", "grad_to_weight")
@@ -111,3 +117,65 @@ def layer_values(groups: list[dict[str, Any]], plan: LayerPlan) -> dict[str, flo
         for key, values in zip(LAYER_LOG_KEYS, (rates, weight_norms, ratios), strict=True)
         for stack, index in sorted(values)
     }
+
+
+def layer_norms(tensors_by_layer: Mapping[Key, Sequence[Tensor]]) -> dict[Key, float]:
+    """Returns the L2 norm over all tensors of each layer, with one transfer from the device.
+
+    Args:
+        tensors_by_layer: Layer -> tensors of any shapes; shards of `DTensor` count as the whole tensor.
+
+    Returns:
+        Layer -> norm, for the layers that have a tensor.
+    """
+    norms = {
+        layer: whole(get_total_norm([tensor.detach() for tensor in tensors])).float()
+        for layer, tensors in tensors_by_layer.items()
+        if tensors
+    }
+    if not norms:
+        return {}
+    device = next(iter(norms.values())).device
+    return dict(zip(norms, torch.stack([norm.to(device) for norm in norms.values()]).tolist(), strict=True))
+
+
+class DecayReport(TrainerCallback):
+    """Measures the optimizer's decay when training begins, prints it, and keeps it in the Trainer's log.
+
+    Training is the same, bit for bit, with and without it. Under DeepSpeed, or around an optimizer that needs
+    a closure, it prints the reason why nothing was measured.
+
+    Args:
+        plan: What is to be expected; see `measure_decay`. `LPWDTrainer` has it as `trainer.layer_plan`.
+        quiet: Neither print nor log: only keep the `measurement`.
+
+    Attributes:
+        measurement: The measurement, once training has begun; None if there is none.
+
+    Example:
+        ``Trainer(..., callbacks=[DecayReport()])``
+    """
+
+    def __init__(self, plan: LayerPlan | None = None, *, quiet: bool = False) -> None:
+        self.plan = plan
+        self.quiet = quiet
+        self.measurement: DecayMeasurement | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measures; prints and logs, unless it is quiet."""
+        try:
+            self.measurement = measure_decay(kwargs["optimizer"], kwargs["model"], plan=self.plan)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if state.is_world_process_zero and not self.quiet:
+                print(f"The decay was not measured: {error}")
+            return
+        if self.quiet:
+            return
+        if state.is_world_process_zero:
+            print(self.measurement)
+        # A run that goes on from a checkpoint has it already.
+        if not any("decay_findings" in entry for entry in state.log_history):
+            found = {"decay_findings": self.measurement.findings, "decay_layers": self.measurement.rows()}
+            state.log_history.append({"step": state.global_step, "epoch": state.epoch or 0.0, **found})
