@@ -88,7 +88,7 @@ def _split(module: nn.Module, path: str, blocks: list[str]) -> dict[str, list[st
     if (
         (models and len(children) >= 2)
         or len(towers) >= 2
-        or children.keys() == {"encoder", "decoder"}
+        or children.keys() >= {"encoder", "decoder"}
         or any(len(inner) > 1 for inner in stacks.values())
     ):
         return {

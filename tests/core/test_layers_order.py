@@ -440,6 +440,19 @@ def test_what_enters_a_stack_is_its_stem_whatever_it_is_called_and_wherever_it_s
     _assert_layers(_transformers(name), expected)
 
 
+def test_encoder_and_decoder_count_apart_also_beside_a_third_stack():
+    """The quantizer, which runs between them, is registered behind them."""
+    with pytest.warns(UserWarning, match=r"'decoder.conv1.weight' is used, so it is taken for the stem"):
+        places = layer_index_map(_transformers("DacModel")).places
+    found = {name.removesuffix(".weight"): place[:2] for name, place in places.items()}
+    assert found["encoder.conv1"] == ("encoder", 0)
+    assert found["encoder.conv2"] == ("encoder", 13)
+    assert found["quantizer.quantizers.0.in_proj"] == ("quantizer", 1)
+    assert found["decoder.conv1"] == ("decoder", 0)
+    assert found["decoder.block.0.res_unit1.conv1"] == ("decoder", 1)
+    assert found["decoder.conv2"] == ("decoder", 13)
+
+
 def test_the_running_order_of_a_mixture_of_experts_is_known():
     """Its experts are multiplied in groups, which the meta device refuses in float32."""
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
