@@ -174,7 +174,8 @@ def made_up_inputs(model: nn.Module) -> Iterator[dict[str, Tensor | bool]]:
 def _inputs_by_name(model: nn.Module) -> dict[str, Tensor]:
     """Inputs as transformers' models call them."""
     channels, height, width = _image_size(model)
-    ids = torch.ones(1, _TOKENS, dtype=torch.long, device="meta")
+    choices = (2,) if type(model).__name__.endswith("MultipleChoice") else ()
+    ids = torch.ones(1, *choices, _TOKENS, dtype=torch.long, device="meta")
     bins = setting(model, "num_mel_bins", "feature_size", default=80)
     return {
         "input_ids": ids,

@@ -453,6 +453,12 @@ def test_encoder_and_decoder_count_apart_also_beside_a_third_stack():
     assert found["decoder.conv2"] == ("decoder", 13)
 
 
+def test_lists_in_turn_are_told_where_inputs_have_choices():
+    model = _transformers("FlaubertForMultipleChoice", n_layers=3, emb_dim=16, n_heads=2)
+    expected = {f"transformer.{kind}.{i}": i + 1 for kind in ("attentions", "ffns") for i in range(3)}
+    _assert_layers(model, expected)
+
+
 def test_the_running_order_of_a_mixture_of_experts_is_known():
     """Its experts are multiplied in groups, which the meta device refuses in float32."""
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
