@@ -25,6 +25,16 @@ CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 # Convolutional stems and the hybrid ViTs' whole backbones are lists of blocks too, but stand for the stem.
 STEM_NAME = re.compile(r"(?<!sy)stem|embed(?!_out)", re.IGNORECASE)
 DOWNSAMPLE_NAME = re.compile(r"down_?samp|patch_?merg|patch_embed|transition|reduction", re.IGNORECASE)
+# Models like DETR call their heads embeddings, and what embeds their queries' positions (reference points)
+# a head.
+HEAD_NAME = re.compile(
+    r"(?!query_pos|ref(?:erence)?_)(?:.*_)?(?:head|heads|classifier|pooler|score|logit\w*)(?:_.*)?|(?:.*_)?(?:class|bbox)_embed",
+    re.IGNORECASE,
+)
+INPUT_NAME = re.compile(
+    rf"{STEM_NAME.pattern}|input_proj|quer(?:y|ies)|ref(?:erence)?_(?:point|anchor)|prompt", re.IGNORECASE
+)
+NORM_NAME = re.compile(r"norm|(?:^|\.)ln_?\w*\.(?:weight|bias)$", re.IGNORECASE)
 _NO_BLOCKS = re.compile(rf"{STEM_NAME.pattern}|{DOWNSAMPLE_NAME.pattern}|pos_?enc", re.IGNORECASE)
 # Lists of these run in parallel, or each element inside of a block.
 _PARTS_NAME = re.compile(r"(?:^|_)(?:experts?|mlps|reassemble_stage)$")

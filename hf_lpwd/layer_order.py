@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.fx.experimental import _config as fx_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_lpwd.layer_widths import has_matrices
-from hf_lpwd.parameters import is_partitioned
+from hf_lpwd.parameters import has_matrices, is_partitioned
 
 _TOKENS, _SAMPLES, _FRAMES = 16, 16_000, 3_000
 
@@ -38,12 +38,14 @@ class Order:
         return running_order(self.model)
 
     def first_use(self, path: str) -> int | None:
-        """Rank of the first use of a module's parameters."""
-        parameters = self.model.get_submodule(path).parameters()
+        """Rank of the first use of a parameter, or of those of a module."""
+        owner, _, name = path.rpartition(".")
+        found = getattr(self.model.get_submodule(owner), name)
+        parameters = [found] if isinstance(found, nn.Parameter) else found.parameters()
         return min((self._rank[id(p)] for p in parameters if id(p) in self._rank), default=None)
 
     def blocks_before(self, path: str, blocks: list[str]) -> int | None:
-        """Number of blocks that begin before a module does; None if that is not known."""
+        """Number of blocks that begin before a module or parameter does; None if that is not known."""
         start = self.first_use(path)
         starts = [self.first_use(block) for block in blocks]
         if start is None or None in starts:
@@ -107,6 +109,8 @@ def first_uses(model: nn.Module, inputs: dict[str, Any]) -> dict[int, int]:
             torch.random.fork_rng(devices=[]),
             torch.device("meta"),
             torch.no_grad(),
+            # Where a mask selects, everything is selected.
+            fx_config.patch(meta_nonzero_assume_all_nonzero=True),  # type: ignore[attr-defined]
             seen,
         ):
             functional_call(model, state, (), inputs, strict=False)
@@ -171,7 +175,7 @@ def _inputs_by_name(model: nn.Module) -> dict[str, Tensor]:
     """Inputs as transformers' models call them."""
     channels, height, width = _image_size(model)
     ids = torch.ones(1, _TOKENS, dtype=torch.long, device="meta")
-    bins = _setting(model, "num_mel_bins", "feature_size", default=80)
+    bins = setting(model, "num_mel_bins", "feature_size", default=80)
     return {
         "input_ids": ids,
         "attention_mask": ids,
@@ -186,11 +190,11 @@ def _image_size(model: nn.Module) -> tuple[int, int, int]:
     for module in model.modules():
         if isinstance(size := (getattr(module, "pretrained_cfg", None) or {}).get("input_size"), tuple):
             return size
-    size = _setting(model, "image_size", default=224)
-    return _setting(model, "num_channels", default=3), size, size
+    size = setting(model, "image_size", default=224)
+    return setting(model, "num_channels", default=3), size, size
 
 
-def _setting(model: nn.Module, *names: str, default: int) -> int:
+def setting(model: nn.Module, *names: str, default: int) -> int:
     """A number of the first configuration in the model, or of one inside of it, that has it."""
     for module in model.modules():
         if config := getattr(module, "config", None):

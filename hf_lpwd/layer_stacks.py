@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -16,6 +17,7 @@ from hf_lpwd.layer_blocks import (
     numbered_attributes,
 )
 from hf_lpwd.layer_order import Order
+from hf_lpwd.parameters import unwrap_name
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,29 @@ class Stack:
     """Blocks that data flows through one after another.
 
     Attributes:
+        name: Its path without wrappers' prefixes; ``""`` where the model is one stack.
         path: Module that holds the whole stack with what stands before and after its blocks.
         blocks: Paths of the blocks, in order.
     """
 
+    name: str
     path: str
     blocks: list[str]
+
+
+class Place(NamedTuple):
+    """Where a parameter stands.
+
+    Attributes:
+        stack: Name of its stack; ``""`` where the model is one.
+        layer: 0 (stem) to n (head).
+        module: What decides it: ``"stem"``, ``"block vit.layers.3"``, ``"feeds block ..."``,
+            ``"after block ..."``, ``"final norm"``, ``"pooler"``, ``"head"``, or a rule of the user.
+    """
+
+    stack: str
+    layer: int
+    module: str
 
 
 def find_stacks(model: nn.Module, order: Order) -> list[Stack]:
@@ -42,12 +61,15 @@ def find_stacks(model: nn.Module, order: Order) -> list[Stack]:
         Stacks in the order of registration; none if nothing is repeated.
     """
     blocks = find_blocks(model)
-    stacks = _split(model, "", blocks) if blocks else []
-    return [_without_lists_in_turn(model, stack, order) for stack in stacks]
+    stacks = _split(model, "", blocks) if blocks else {}
+    return [
+        Stack(unwrap_name(path) if len(stacks) > 1 else "", path, _without_lists_in_turn(model, inner, order))
+        for path, inner in stacks.items()
+    ]
 
 
-def _split(module: nn.Module, path: str, blocks: list[str]) -> list[Stack]:
-    """Separates backbone, towers, encoder and decoder: sibling models that each count from 0."""
+def _split(module: nn.Module, path: str, blocks: list[str]) -> dict[str, list[str]]:
+    """Separates backbone, towers, encoder and decoder, by path: sibling models that each count from 0."""
     children = _with_blocks(module, path, blocks)
     stacks = {
         name: _split(child, join(path, name), inner)
@@ -66,15 +88,15 @@ def _split(module: nn.Module, path: str, blocks: list[str]) -> list[Stack]:
     if (
         (models and len(children) >= 2)
         or len(towers) >= 2
-        or children.keys() == {"encoder", "decoder"}
+        or children.keys() >= {"encoder", "decoder"}
         or any(len(inner) > 1 for inner in stacks.values())
     ):
-        return [
-            stack
+        return {
+            inner_path: found
             for name, (_, inner) in children.items()
-            for stack in stacks.get(name, [Stack(join(path, name), inner)])
-        ]
-    return [Stack(path, blocks)]
+            for inner_path, found in stacks.get(name, {join(path, name): inner}).items()
+        }
+    return {path: blocks}
 
 
 def _with_blocks(module: nn.Module, path: str, blocks: list[str]) -> dict[str, tuple[nn.Module, list[str]]]:
@@ -105,17 +127,17 @@ def _embeds(module: nn.Module) -> bool:
     )
 
 
-def _without_lists_in_turn(model: nn.Module, stack: Stack, order: Order) -> Stack:
+def _without_lists_in_turn(model: nn.Module, blocks: list[str], order: Order) -> list[str]:
     """Of lists whose elements run in turn (XLM: attentions, feed-forward layers) the first has the blocks.
 
     They stand side by side, are of one length, and hold different classes.
     """
     lists: dict[str, list[str]] = {}
-    for block in stack.blocks:
+    for block in blocks:
         lists.setdefault(block.rpartition(".")[0], []).append(block)
     by_place: dict[tuple[str, int], list[str]] = {}
-    for path, blocks in lists.items():
-        by_place.setdefault((path.rpartition(".")[0], len(blocks)), []).append(path)
+    for path, elements in lists.items():
+        by_place.setdefault((path.rpartition(".")[0], len(elements)), []).append(path)
     dropped: set[str] = set()
     for (_, length), (first, *others) in by_place.items():
         for other in others:
@@ -126,4 +148,4 @@ def _without_lists_in_turn(model: nn.Module, stack: Stack, order: Order) -> Stac
                     order.taken_for(other, f"blocks behind {first}")
                 elif start < end:
                     dropped |= set(lists[other])
-    return Stack(stack.path, [block for block in stack.blocks if block not in dropped])
+    return [block for block in blocks if block not in dropped]

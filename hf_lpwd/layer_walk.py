@@ -7,7 +7,6 @@ block's width and makes another is a head). Where they tell nothing, the order o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from torch import nn
@@ -15,26 +14,18 @@ from torch import nn
 from hf_lpwd.layer_blocks import (
     CONTAINERS,
     DOWNSAMPLE_NAME,
-    STEM_NAME,
+    HEAD_NAME,
+    INPUT_NAME,
+    NORM_NAME,
     is_called,
     join,
     numbered_attributes,
 )
 from hf_lpwd.layer_order import Order
-from hf_lpwd.layer_stacks import Stack
-from hf_lpwd.layer_widths import block_widths, has_matrices, in_and_out
+from hf_lpwd.layer_stacks import Place, Stack
+from hf_lpwd.parameters import block_widths, full_shape, has_matrices, in_and_out
 
-# Models like DETR call their heads embeddings, and what embeds the positions of their queries a head.
-HEAD_NAME = re.compile(
-    r"(?!query_pos)(?:.*_)?(?:head|heads|classifier|pooler|score|logit\w*)(?:_.*)?|(?:.*_)?(?:class|bbox)_embed",
-    re.IGNORECASE,
-)
-INPUT_NAME = re.compile(rf"{STEM_NAME.pattern}|input_proj|quer(?:y|ies)|prompt", re.IGNORECASE)
-_NORM_NAME = re.compile(r"norm|(?:^|\.)ln_?\w*\.(?:weight|bias)$", re.IGNORECASE)
 _MOST_CHANNELS_OF_AN_IMAGE = 4
-
-#: A layer's index, and what decides it.
-Position = tuple[int, str]
 
 
 class Walk:
@@ -51,18 +42,18 @@ class Walk:
         }
         self.widths = [block_widths(model.get_submodule(block)) for block in stack.blocks]
         #: Elements of a list that goes along with a list of stages or blocks.
-        self.beside: dict[str, Position] = {}
+        self.beside: dict[str, Place] = {}
 
-    def positions(self) -> Iterator[tuple[str, Position]]:
+    def places(self) -> Iterator[tuple[str, Place]]:
         """Yields each parameter of the stack by name."""
         path = self.stack.path
         module = self.model.get_submodule(path)
         if path in self.index_of:
-            yield from self._all_of(path, module, (1, f"block {path}"))
+            yield from self._all_of(path, module, self._place(1, f"block {path}"))
         else:
             yield from self._scope(path, module, in_stage=False)
 
-    def _scope(self, path: str, module: nn.Module, in_stage: bool) -> Iterator[tuple[str, Position]]:
+    def _scope(self, path: str, module: nn.Module, in_stage: bool) -> Iterator[tuple[str, Place]]:
         """A module that holds blocks."""
         self._find_lists_beside(path, module)
         for name, _ in module.named_parameters(recurse=False):
@@ -78,56 +69,52 @@ class Walk:
         for i, (child_path, child) in enumerate(children):
             if child_path in self.index_of:
                 self.passed = self.index_of[child_path]
-                position = self.passed, f"block {child_path}"
+                place = self._place(self.passed, f"block {child_path}")
             elif child_path in holders:
                 stages = isinstance(module, CONTAINERS) and len(holders) > 1
                 yield from self._scope(child_path, child, in_stage or stages)
                 continue
             elif self.passed == 0:
-                position = self._feeding(1)
+                place = self._feeding(1)
                 if type(module) is not nn.Sequential:
-                    position = self._before_all(child_path, child, has_other_stem, not stem_began)
-                stem_began = stem_began or (position[0] == 0 and has_matrices(child))
+                    place = self._before_all(child_path, child, has_other_stem, not stem_began)
+                stem_began = stem_began or (place.layer == 0 and has_matrices(child))
             elif i < last:
-                position = self._feeding(self.passed + 1)
+                place = self._feeding(self.passed + 1)
             elif self.passed < self.n - 1 or (in_stage and not _only_norms(children[i:])):
-                position = self._behind_stage(child_path, child, first)
+                place = self._behind_stage(child_path, child, first)
             else:
-                position = self._behind_all(child_path, child, unordered)
-            yield from self._all_of(child_path, child, position)
+                place = self._behind_all(child_path, child, unordered)
+            yield from self._all_of(child_path, child, place)
 
-    def _all_of(self, path: str, module: nn.Module, position: Position) -> Iterator[tuple[str, Position]]:
+    def _all_of(self, path: str, module: nn.Module, place: Place) -> Iterator[tuple[str, Place]]:
         """The parameters inside of a module that holds no block."""
         for inner_path, inner in module.named_modules(prefix=path):
-            index, what = position = self.beside.get(inner_path, position)
+            place = self.beside.get(inner_path, place)
             for name, _ in inner.named_parameters(recurse=False):
                 full_name = join(inner_path, name)
-                if what == "head" and "pooler" in full_name:
-                    yield full_name, (index, "pooler")
-                elif what == "head" and (_NORM_NAME.search(full_name) or is_called(_NORM_NAME, "", inner)):
-                    yield full_name, (index, "final norm")
+                if place.module != "head":
+                    yield full_name, place
+                elif "pooler" in full_name:
+                    yield full_name, place._replace(module="pooler")
+                elif NORM_NAME.search(full_name) or is_called(NORM_NAME, "", inner):
+                    yield full_name, place._replace(module="final norm")
                 else:
-                    yield full_name, position
+                    yield full_name, place
 
-    def _before_all(self, path: str, child: nn.Module, has_other_stem: bool, is_first: bool) -> Position:
+    def _before_all(self, path: str, child: nn.Module, has_other_stem: bool, is_first: bool) -> Place:
         """What is registered before the first block: the stem, or a head that was made first.
 
-        Args:
-            path: Path of the child.
-            child: The module.
-            has_other_stem: The sibling that holds the first block has a stem of its own.
-            is_first: No sibling before it has weights.
+        The sibling that holds the first block may have another stem; `is_first` has no weights before it.
         """
-        name = path.rpartition(".")[2]
-        stem, head = self._feeding(1), (self.n, "head")
+        name, stem, head = path.rpartition(".")[2], self._feeding(1), self._feeding(self.n)
+        takes, makes = in_and_out(child)
+        takes_image = takes is not None and takes <= _MOST_CHANNELS_OF_AN_IMAGE
+        if takes_image and any(len(full_shape(parameter)) == 4 for parameter in child.parameters()):
+            return stem
         if not isinstance(child, nn.Embedding) and (HEAD_NAME.fullmatch(name) or "final" in name):
             return head
-        takes, makes = in_and_out(child)
-        if (
-            not has_matrices(child)
-            or is_called(INPUT_NAME, name, child)
-            or (takes is not None and takes <= _MOST_CHANNELS_OF_AN_IMAGE)
-        ):
+        if not has_matrices(child) or is_called(INPUT_NAME, name, child) or takes_image:
             return stem
         enters, leaves = makes in self.widths[0], takes in self.widths[-1]
         if leaves and not enters and (is_first or _upsamples(child)):
@@ -146,7 +133,7 @@ class Walk:
                 return True
         return False
 
-    def _behind_stage(self, path: str, child: nn.Module, first: int) -> Position:
+    def _behind_stage(self, path: str, child: nn.Module, first: int) -> Place:
         """What is registered behind the blocks of a stage, the first of which has the index `first`."""
         if is_called(DOWNSAMPLE_NAME, path.rpartition(".")[2], child):
             takes, makes = in_and_out(child)
@@ -160,7 +147,7 @@ class Walk:
             return self._asked(path, self._behind(self.passed), warns=False)
         return self._behind(self.passed)
 
-    def _behind_all(self, path: str, child: nn.Module, unordered: bool) -> Position:
+    def _behind_all(self, path: str, child: nn.Module, unordered: bool) -> Place:
         """What is registered behind the last block: the final norm and the head, or embeddings."""
         if self._enters_by_name(path, child):
             stem = self._feeding(1)
@@ -169,31 +156,34 @@ class Walk:
         if unordered and has_matrices(child) and not HEAD_NAME.fullmatch(path.rpartition(".")[2]):
             takes, makes = in_and_out(child)
             enters = makes in self.widths[0] and takes not in self.widths[-1]
-            return self._asked(path, self._feeding(1) if enters else (self.n, "head"))
-        return self.n, "head"
+            return self._asked(path, self._feeding(1) if enters else self._feeding(self.n))
+        return self._feeding(self.n)
 
     def _enters_by_name(self, path: str, child: nn.Module) -> bool:
         name = path.rpartition(".")[2]
         return is_called(INPUT_NAME, name, child) and not HEAD_NAME.fullmatch(name)
 
-    def _asked(self, path: str, otherwise: Position, warns: bool = True) -> Position:
+    def _asked(self, path: str, otherwise: Place, warns: bool = True) -> Place:
         """The place of a module by the running order, where there is one."""
         before = self.order.blocks_before(path, self.stack.blocks)
         if before is None:
             if warns:
-                self.order.taken_for(path, otherwise[1])
+                self.order.taken_for(path, otherwise.module)
             return otherwise
-        return otherwise if before == otherwise[0] else self._feeding(before + 1)
+        return otherwise if before == otherwise.layer else self._feeding(before + 1)
 
-    def _feeding(self, index: int) -> Position:
+    def _feeding(self, index: int) -> Place:
         if index == 1:
-            return 0, "stem"
+            return self._place(0, "stem")
         if index == self.n:
-            return self.n, "head"
-        return index, f"feeds block {self.stack.blocks[index - 1]}"
+            return self._place(self.n, "head")
+        return self._place(index, f"feeds block {self.stack.blocks[index - 1]}")
 
-    def _behind(self, index: int) -> Position:
-        return index, f"after block {self.stack.blocks[index - 1]}"
+    def _behind(self, index: int) -> Place:
+        return self._place(index, f"after block {self.stack.blocks[index - 1]}")
+
+    def _place(self, layer: int, module: str) -> Place:
+        return Place(self.stack.name, layer, module)
 
     def _find_lists_beside(self, path: str, module: nn.Module) -> None:
         """Finds lists that go along with a list of stages or of blocks, an element each.
@@ -253,4 +243,58 @@ def _upsamples(module: nn.Module) -> bool:
 
 
 def _only_norms(children: list[tuple[str, nn.Module]]) -> bool:
-    return all(is_called(_NORM_NAME, path.rpartition(".")[2], child) for path, child in children)
+    return all(is_called(NORM_NAME, path.rpartition(".")[2], child) for path, child in children)
+
+
+def place_outside(
+    model: nn.Module, places: dict[str, Place], walks: dict[str, Walk], order: Order
+) -> dict[str, Place]:
+    """Places what is in no stack.
+
+    Embeddings and input projections are the stem of the stack before which they stand, projections and heads
+    the head of the one behind which they stand.
+    """
+    owners = {
+        join(path, name): module
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)
+    }
+    labels, found = list(walks), {}
+    next_stack: dict[str, str | None] = {}
+    after = None
+    for name in reversed(owners):
+        next_stack[name] = after = places[name].stack if name in places else after
+    previous = None
+    for name, owner in owners.items():
+        after = next_stack[name]
+        if name in places:
+            previous = places[name].stack
+            continue
+        is_embedding = isinstance(owner, nn.Embedding)
+        is_head = not is_embedding and any(map(HEAD_NAME.fullmatch, name.split(".")))
+        if previous is None and after is not None and not is_head:
+            takes, makes = in_and_out(owner)
+            is_head = takes in walks[after].widths[-1] and makes not in walks[after].widths[0]
+        called = _stack_called(name, labels)
+        enters = not is_head and (previous is None or INPUT_NAME.search(name) is not None)
+        if enters and after is not None:
+            # A tower may stand between a projection and the stack that it feeds.
+            candidates = labels[labels.index(after) :]
+            fed = (one for one in candidates if order.blocks_before(name, walks[one].stack.blocks) == 0)
+            label = called or next(fed, after)
+        else:
+            label = called or previous or labels[0]
+            # Behind all stacks there are heads, and what DETR's kin embed their queries' positions with.
+            is_asked = after is None and not is_head and has_matrices(owner)
+            enters = is_asked and order.blocks_before(name, walks[label].stack.blocks) == 0
+        found[name] = Place(label, 0, "stem") if enters else Place(label, walks[label].n, "head")
+    return found
+
+
+def _stack_called(name: str, labels: list[str]) -> str | None:
+    """The stack whose name begins as a parameter's does: ``visual_projection``, ``vision_model``.
+
+    Queries enter the decoder.
+    """
+    beginnings = {part[:3] for part in name.split(".")} | ({"dec"} if "quer" in name else set())
+    return next((label for label in labels if label.split(".")[-1][:3] in beginnings), None)

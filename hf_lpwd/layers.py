@@ -11,10 +11,10 @@ group of a stage (PVTv2, MViTv2, GCViT, EfficientFormer and others).
 matches nothing puts a parameter into the last layer. transformers' `_no_split_modules` says what has to stay
 on one device: ViT lists its embeddings, Swin its stages, PVT nothing.
 
-**The search**, step by step, each step a file, on a network of two stages:
+**The search**, `find_places`, step by step, each step a file, on a network of two stages:
 
 >>> from collections import OrderedDict
->>> from hf_lpwd.layer_stacks import Order, find_blocks, find_stacks
+>>> from hf_lpwd.layer_stacks import find_blocks, find_stacks
 >>> def block(width):
 ...     return nn.TransformerEncoderLayer(width, nhead=2, dim_feedforward=16)
 >>> network = nn.Sequential(OrderedDict(
@@ -34,15 +34,14 @@ on one device: ViT lists its embeddings, Swin its stages, PVT nothing.
 2. `layer_stacks`: blocks of one tower, encoder or decoder; here there is one.
 
 >>> find_stacks(network, Order(network))
-[Stack(path='', blocks=['stage1.0', 'stage2.0', 'stage2.1'])]
+[Stack(name='', path='', blocks=['stage1.0', 'stage2.0', 'stage2.1'])]
 
 3. `layer_walk`: the modules in the order of registration, which is nearly always the order in which they
-   run. Names, classes and widths (`layer_widths`) tell where it is not. Where they tell nothing,
-   `layer_order` asks a forward pass on the meta device: for a layer that fits before the blocks as well as
-   behind them, for lists of equal length, which may run in turn, and for what stands behind the blocks of a
-   stage. If the model's inputs are not known, the order of registration holds; where that may be wrong, a
-   warning names the parameter.
-4. `layer_places`: what stands outside of all stacks; tied parameters have their first place.
+   run. Names, classes and widths tell where it is not. Where they tell nothing, `layer_order` asks a forward
+   pass on the meta device: for a layer that fits before the blocks as well as behind them, for lists of equal
+   length, which may run in turn, and for what stands behind the blocks of a stage. If the model's inputs are
+   not known, the order of registration holds; where that may be wrong, a warning names the parameter. At the
+   end, what stands outside of all stacks.
 
 >>> for name, place in layer_index_map(network).places.items():
 ...     if name in ("embed.weight", "downsample.weight", "norm.weight", "head.weight") or "norm2.w" in name:
@@ -61,11 +60,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TypeAlias
 
 from torch import nn
 
-from hf_lpwd.layer_places import Place, find_places
+from hf_lpwd.layer_order import Order
+from hf_lpwd.layer_stacks import Place, find_stacks
+from hf_lpwd.layer_walk import Walk, place_outside
 from hf_lpwd.parameters import unwrap_name
 
 
@@ -150,6 +152,39 @@ def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
         _check_covers(layers, names)
         return layers
     return LayerMap(*find_places(model)) if layers is None else _map_by_rules(names, layers)
+
+
+def find_places(model: nn.Module) -> tuple[dict[str, Place], dict[str, int]]:
+    """Finds the layer of each parameter in a model's structure.
+
+    Returns:
+        Parameter name -> place, for `model.named_parameters()`; and stack -> n.
+
+    Raises:
+        ValueError: There are no repeated blocks.
+    """
+    order = Order(model)
+    stacks = find_stacks(model, order)
+    if not stacks:
+        raise ValueError(
+            f"{type(model).__name__} has no repeated stack of blocks (a ModuleList or Sequential that holds "
+            "several modules of one class): pass layers, such as "
+            r"{r'stem\..*': 'stem', r'body\.(\d+)\..*': 'block', '.*': 'head'}"
+        )
+    walks = {stack.name: Walk(model, stack, order) for stack in stacks}
+    places = {name: place for walk in walks.values() for name, place in walk.places()}
+    places |= place_outside(model, places, walks, order)
+    # A tied parameter has several names here, and its first place.
+    names_of: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names_of.setdefault(id(parameter), []).append(name)
+    first = {
+        names[0]: min((places[name] for name in names), key=attrgetter("layer"))
+        for names in names_of.values()
+    }
+    order.warn()
+    n = {name: walk.n for name, walk in walks.items()}
+    return {name: first[name] for name, _ in model.named_parameters()}, n
 
 
 def _with_names(layer_map: LayerMap, names: Sequence[str]) -> LayerMap:

@@ -46,7 +46,12 @@ def error_words(error: Exception) -> str:
 
 
 def first_line(error: BaseException, most: int = 150) -> str:
-    """Returns the first line of an error's text, cut between words; its type if it has no text."""
+    r"""Returns the first line of an error's text, cut between words; its type if it has no text.
+
+    Example:
+        >>> first_line(OSError("see 'https://example.org/help'\nfor more"), most=10)
+        'see...'
+    """
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return line if len(line) <= most else line[:most].rpartition(" ")[0] + "..."
 

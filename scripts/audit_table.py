@@ -20,6 +20,7 @@ def clip() -> torch.nn.Module:
 
 MODELS = {
     "ViT": lambda: model_skeleton("vit"),
+    "DINOv2": lambda: model_skeleton("dinov2"),
     "Swin": lambda: model_skeleton("swin"),
     "ConvNeXtV2": lambda: model_skeleton("convnextv2"),
     "BERT": lambda: model_skeleton("bert"),

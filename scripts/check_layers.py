@@ -22,15 +22,17 @@ import re
 import signal
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 import transformers
+from layer_inputs import inputs_of
 from torch import nn
 
 from hf_lpwd.layer_order import first_uses, made_up_inputs
@@ -39,8 +41,21 @@ from hf_lpwd.layers import LayerMap, layer_index_map
 _DEPTH = re.compile(r"(?:num_)?(?:hidden_|encoder_|decoder_)?layers?|n_layers?|depth")
 _MOST_LAYERS = 3
 
-#: Name, family, and what builds it.
-Case = tuple[str, str, Callable[[], nn.Module]]
+Inputs = Callable[[nn.Module], Iterable[dict[str, Any]]]
+#: Name, family, and what builds it: the first that runs counts.
+Case = tuple[str, str, list[Callable[[], nn.Module]]]
+
+#: Classes -> what their configurations lack.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "Autoformer.*|Informer.*|TimeSeriesTransformer.*": {"prediction_length": 4},
+    "BeitForSemanticSegmentation": {"out_indices": [3, 5, 7, 11]},
+    "BridgeTowerForContrastiveLearning": {"contrastive_hidden_size": 512, "logit_scale_init_value": 2.0},
+    "(ConvNext|FocalNet).*Backbone": {"hidden_sizes": [96, 192, 384, 768]},
+    "DeepseekV2.*": {"num_experts_per_tok": 2},
+    "Esm.*": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "HunYuan.*": {"head_dim": 128},
+    "Nemotron(For.*|Model)": {"num_key_value_heads": 8, "head_dim": 128},
+}
 
 
 def timm_models(only: str = "") -> Iterator[Case]:
@@ -48,7 +63,7 @@ def timm_models(only: str = "") -> Iterator[Case]:
     for name in timm.list_models():
         family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
         if re.search(only, family):
-            yield name, family, lambda name=name: timm.create_model(name, pretrained=False, num_classes=10)
+            yield name, family, [partial(timm.create_model, name, pretrained=False, num_classes=10)]
 
 
 def transformers_models(only: str = "") -> Iterator[Case]:
@@ -62,7 +77,7 @@ def transformers_models(only: str = "") -> Iterator[Case]:
             try:
                 module = importlib.import_module(f"transformers.models.{family.name}.{file.name}")
             except ImportError as error:  # needs a package that is not installed
-                yield file.name, family.name, partial(_fail, error)
+                yield file.name, family.name, [partial(_fail, error)]
                 continue
             for name in getattr(module, "__all__", []):
                 cls = getattr(module, name)
@@ -73,18 +88,20 @@ def transformers_models(only: str = "") -> Iterator[Case]:
                     and not re.search(r"Pre[Tt]rained", name)
                     and cls.config_class is not None
                 ):
-                    yield name, family.name, lambda cls=cls: _build(cls)
+                    yield name, family.name, _builders(cls)
 
 
 def _fail(error: Exception) -> nn.Module:
     raise error
 
 
-def _build(cls: type[nn.Module]) -> nn.Module:
-    try:
-        return cls(_cut(cls.config_class()))
-    except Exception:  # a configuration that cannot be cut
-        return cls(cls.config_class())
+def _builders(cls: type[nn.Module]) -> list[Callable[[], nn.Module]]:
+    """With three layers a stack, and with all where a configuration cannot be cut."""
+    settings = next((more for names, more in _SETTINGS.items() if re.fullmatch(names, cls.__name__)), {})
+    return [
+        lambda: cls(_cut(cls.config_class(**settings))),
+        lambda: cls(cls.config_class(**settings)),
+    ]
 
 
 def _cut(config: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
@@ -105,7 +122,7 @@ def _cut(config: transformers.PretrainedConfig) -> transformers.PretrainedConfig
     return config
 
 
-def first_calls(model: nn.Module) -> dict[str, int]:
+def first_calls(model: nn.Module, candidates: Iterable[dict[str, Any]]) -> dict[str, int]:
     """Path of each module that runs -> rank of its first call.
 
     Raises:
@@ -120,7 +137,7 @@ def first_calls(model: nn.Module) -> dict[str, int]:
     for path, module in model.named_modules():
         module.register_forward_pre_hook(lambda *_, path=path: note(path))
     error: Exception = ValueError("its inputs are not known")
-    for inputs in made_up_inputs(model):
+    for inputs in candidates:
         rank.clear()
         try:
             first_uses(model, inputs)
@@ -158,12 +175,46 @@ def disagreements(model: nn.Module, layer_map: LayerMap, rank: dict[str, int]) -
     return found
 
 
+class TookTooLong(BaseException):
+    """A model's time is over; no `except Exception` of a library catches it."""
+
+
 def _in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def check(build: Callable[[], nn.Module]) -> tuple[str, list[str]]:
-    """Builds a model and tells how it fares, with what disagrees."""
+def check(builders: list[Callable[[], nn.Module]], seconds: int = 60) -> tuple[str, list[str]]:
+    """Builds a model and tells how it fares, with what disagrees or why it does not run.
+
+    Args:
+        builders: Ways to build it; the first that runs counts, and of others the first that builds is tried
+            with more inputs than the package makes up.
+        seconds: Of the processor, at most.
+    """
+
+    def stop(*_: object) -> None:
+        raise TookTooLong
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        outcome = "not built", ["nothing builds it"]
+        inputs = inputs_of
+        for build in builders:
+            outcome = _check(build, inputs)
+            if not outcome[0].startswith("not"):
+                break
+            if outcome[0] != "not built":
+                inputs = made_up_inputs
+        return outcome
+    except TookTooLong:
+        return "took too long", [f"more than {seconds} seconds"]
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def _check(build: Callable[[], nn.Module], candidates: Inputs) -> tuple[str, list[str]]:
     try:
         with torch.device("meta"):
             model = build()
@@ -177,32 +228,11 @@ def check(build: Callable[[], nn.Module]) -> tuple[str, list[str]]:
             return "no layers found", [str(error)]
     told = [str(w.message) for w in caught if "structure does not tell" in str(w.message)]
     try:
-        rank = first_calls(model)
+        rank = first_calls(model, candidates(model))
     except Exception as error:
         return ("not run, with a warning" if told else "not run"), [*told, _in_a_line(error)]
     faults = disagreements(model, layer_map, rank)
     return ("disagrees" if faults else "agrees"), faults
-
-
-class TookTooLong(BaseException):
-    """A model's time is over; no `except Exception` of a library catches it."""
-
-
-def check_in_time(build: Callable[[], nn.Module], seconds: int) -> tuple[str, list[str]]:
-    """As `check`, but for at most some seconds."""
-
-    def stop(*_: object) -> None:
-        raise TookTooLong
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        return check(build)
-    except TookTooLong:
-        return "took too long", [f"more than {seconds} seconds"]
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def main() -> None:
@@ -211,7 +241,7 @@ def main() -> None:
     parser.add_argument("library", choices=["timm", "transformers"])
     parser.add_argument("--only", default="", help="regular expression of families")
     parser.add_argument("--results", type=Path, help="file of JSON lines; models in it are not run again")
-    parser.add_argument("--seconds", type=int, default=120, help="time limit for each model")
+    parser.add_argument("--seconds", type=int, default=60, help="of the processor, for each model")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     results = args.results or Path(f"check_layers_{args.library}.jsonl")
@@ -219,10 +249,10 @@ def main() -> None:
     done = {(line["family"], line["model"]): line for line in map(json.loads, lines)}
     models = timm_models if args.library == "timm" else transformers_models
     with results.open("a") as file:
-        for name, family, build in models(args.only):
+        for name, family, builders in models(args.only):
             if (family, name) in done:
                 continue
-            status, about = check_in_time(build, args.seconds)
+            status, about = check(builders, args.seconds)
             line = {"family": family, "model": name, "status": status, "about": about}
             done[family, name] = line
             print(json.dumps(line), file=file, flush=True)

@@ -28,7 +28,6 @@ from hf_lpwd.messages import BadInputError
 
 #: In the folder of a run that is under way; a killed run can leave it behind, unlocked.
 LOCK = ".lock"
-#: How long a run is, of which most schedules of the learning rate depend.
 # What a checkpoint's weights and its optimizer's state decide, whatever the flags say.
 _IN_THE_STATE = {
     *("model_type", "config_name", "config_overrides", "class_names"),

@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs `hf-lpwd card`; returns its exit code."""
     parser = command_parser(
         "card",
-        "Write the card of a run anew, with the mean and its 95% interval over the same command run with "
+        "Write the card of a run again, with the mean and its 95% interval over the same command run with "
         "several seeds. The weights, and the figures in the metadata, stay those of the run.",
     )
     parser.add_argument("output_dir", help="output folder of a run of hf-lpwd train, whose card is written")

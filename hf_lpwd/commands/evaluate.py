@@ -70,7 +70,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     from hf_lpwd.vision.data.data_args import DataTrainingArguments
     from hf_lpwd.vision.data.labelled import load_labelled, may_be_training_images
     from hf_lpwd.vision.evaluation import (
-        class_rows,
+        class_table,
         classes_csv,
         classes_text,
         confusion_csv,
@@ -109,7 +109,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     if not labels:
         raise BadInputError(f"{data.where}: none of {len(data.rows)} images can be read")
     matrix = confusion_matrix(np.array(labels), np.array(logits).argmax(axis=1), len(names))
-    rows = class_rows(matrix, names)
+    table = class_table(matrix, names)
     results = {
         "model": args.run,
         "dataset": data.facts.name,
@@ -119,16 +119,16 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
         "unreadable": unreadable,
         "training_images": training_images,
         "data": data.facts.to_dict(),
-        "classes_without_images": [row.name for row in rows if row.images == 0],
+        "classes_without_images": table["class"][table["images"] == 0].tolist(),
         "metrics": compute_metrics(EvalPrediction(predictions=np.array(logits), label_ids=np.array(labels))),
     }
     out = Path(args.out) if args.out else _folder(args.run, data)
     title = f"{Path(data.where).name}: accuracy {results['metrics']['accuracy']:.4f}"
     write_json(out / "results.json", results)
-    write_bytes(out / "classes.csv", classes_csv(rows).encode())
+    write_bytes(out / "classes.csv", classes_csv(table).encode())
     write_bytes(out / "confusion.csv", confusion_csv(matrix, names).encode())
     write_bytes(out / "confusion.svg", confusion_svg(matrix, names, title))
-    print(classes_text(rows))
+    print(classes_text(table))
     for count, what in (
         (len(results["classes_without_images"]), f"of the model's {len(names)} classes have no image here"),
         (len(unreadable), f"of {len(unreadable) + len(labels)} images could not be read and are left out"),

@@ -62,11 +62,6 @@ class Study:
         """Those of all primary questions."""
         return [comparison for _, comparisons in self.primary for comparison in comparisons]
 
-    @property
-    def unfinished(self) -> bool:
-        """Whether planned runs have no record."""
-        return self.plan is not None and self.counts["missing"] > 0
-
 
 def analyse(
     records: Sequence[Record],

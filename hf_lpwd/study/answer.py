@@ -53,8 +53,8 @@ def _headline(study: Study, task: str, mine: Sequence[Comparison]) -> str:
     results = {result.name: result for result in study.results[task]}
     if not mine:
         return "Nothing was compared: only one method was run, or the baseline is not among them."
-    if study.unfinished:
-        counts = study.counts
+    counts = study.counts
+    if study.plan is not None and counts["missing"]:
         done = counts["planned"] - counts["missing"]
         return f"No answer yet: {done} of {counts['planned']} planned runs are done."
     if all(c.withheld for c in mine):

@@ -69,10 +69,7 @@ def opposing_penalty_rate(
     Args:
         weights: theta, tensors of any shape.
         updated: a, the same shapes.
-        fractions: eta * lambda of each tensor.
-
-    Returns:
-        R_op, between 0 and 1, over the elements of tensors that decay; 0.0 if there are none.
+        fractions: eta * lambda of each tensor; where it is 0, elements do not count.
 
     Source: the delay defect of *Layer-wise Pre-weight Decay* (OpenReview 0GZ1Bq4Tfr).
     """
@@ -95,11 +92,7 @@ def decayed(optimizer: Any) -> Iterator[tuple[str, Tensor, float]]:
 
 
 class StepTimes(TrainerCallback):
-    """Measures how long each step takes.
-
-    Attributes:
-        seconds: Of each step.
-    """
+    """Measures the seconds of each step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -115,16 +108,9 @@ class StepTimes(TrainerCallback):
 
 
 class TestAfterEpoch(TrainerCallback):
-    """Reads the test split after every epoch, which only the paper's metric needs.
+    """Measures test accuracy after every epoch, which only the paper's metric needs.
 
     Nothing else sees what it reads: the checkpoint is still selected on validation.
-
-    Args:
-        images: The test split.
-        batch_size: Images at a time.
-
-    Attributes:
-        accuracies: Test accuracy after each epoch.
     """
 
     def __init__(self, images: ImageDataset, batch_size: int) -> None:

@@ -94,7 +94,7 @@ def _over_tasks(made: Sequence[Comparison]) -> Comparison:
         by_seed=by_seed,
         tried=(sum(c.tried[0] for c in used), sum(c.tried[1] for c in used)),
         diverged=(sum(c.diverged[0] for c in used), sum(c.diverged[1] for c in used)),
-        left_out=[f"mean over {', '.join(c.task for c in used)}", *left_out],
+        left_out=[f"mean over {len(used)} of {len(made)} tasks", *left_out],
         withheld=too_few,
     )
 
@@ -216,9 +216,7 @@ def _of_cells(
     """The difference in test accuracy, mean over pairs of runs."""
     both = list(pairs.values())
     differences = np.mean([[test_score(a[s]) - test_score(b[s]) for s in seeds] for a, b in both], axis=0)
-    made = _of_differences(base, differences, seeds, both, 1.0 / math.sqrt(len(both)), chances)
-    sides = [[runs[seed] for runs in side for seed in seeds] for side in zip(*both, strict=True)]
-    return replace(made, image_variance=image_variance(*sides))
+    return _of_differences(base, differences, seeds, both, 1.0 / math.sqrt(len(both)), chances)
 
 
 def _of_differences(
@@ -237,6 +235,7 @@ def _of_differences(
         paired=paired(differences, floor * granularity_floor(num_images(everyone)), chances),
         by_seed=dict(zip(seeds, differences.tolist(), strict=True)),
         diverged=(diverged[0], diverged[1]),
+        image_variance=image_variance(*sides) if base.question.measure == "accuracy" else None,
         withheld=_differing_data(everyone, {"train"} if _of_the_task(base.question) else set()),
     )
 

@@ -13,7 +13,7 @@ from hf_lpwd.study.comparison import Comparison
 from hf_lpwd.study.plotting import INK, Figure, new_canvas, percent, saved, style
 from hf_lpwd.study.record import test_score
 from hf_lpwd.study.results import MethodResult, decay_curve
-from hf_lpwd.study.stats import Estimate, mean_interval
+from hf_lpwd.study.stats import mean_interval
 
 
 def draw_figures(results: Sequence[MethodResult], baseline: str) -> list[Figure]:
@@ -66,8 +66,8 @@ def draw_forest(comparisons: Sequence[Comparison], name: str, title: str, with_t
 def _decay_curves(results: Sequence[MethodResult], baseline: str) -> Figure | None:
     """A panel a method, with the baseline in each: bands of several methods would hide each other."""
     curves = {result.name: _test_by_decay(result) for result in results}
-    curves = {name: curve for name, curve in curves.items() if curve}
-    decays = sorted(set().union(*curves.values()))
+    curves = {name: curve for name, curve in curves.items() if len(curve)}
+    decays = sorted(set().union(*(curve.index for curve in curves.values())))
     if len(decays) < 2:
         return None
     columns = min(2, len(curves))
@@ -79,36 +79,29 @@ def _decay_curves(results: Sequence[MethodResult], baseline: str) -> Figure | No
         texts = []
         for number, (panel, (name, curve)) in enumerate(zip(panels.flat, curves.items(), strict=False)):
             if baseline in curves:
-                _, values, _, _ = _columns(curves[baseline])
-                panel.plot(list(curves[baseline]), values, color="grey", linestyle=":")
-            rates, values, lows, highs = _columns(curve)
+                panel.plot(curves[baseline]["value"], color="grey", linestyle=":")
             look = style(number)
-            panel.plot(rates, values, **look)
-            panel.fill_between(rates, lows, highs, color=look["color"], alpha=0.2, linewidth=0)
+            panel.plot(curve["value"], **look)
+            panel.fill_between(curve.index, curve["low"], curve["high"], color=look["color"], alpha=0.2, lw=0)
             panel.set_title(name, fontsize=9)
             panel.set_xscale("log")
             panel.minorticks_off()
             panel.set_xticks(decays, [f"{decay:g}" for decay in decays])
             panel.grid(alpha=0.3)
-            texts.append(
-                f"{name}: " + ", ".join(f"{v:.1f} at {r:g}" for r, v in zip(rates, values, strict=True))
-            )
+            texts.append(f"{name}: " + ", ".join(f"{v:.1f} at {r:g}" for r, v in curve["value"].items()))
         canvas.supxlabel(f"decay rate (dotted: {baseline})", fontsize=9)
         canvas.supylabel("test accuracy, %", fontsize=9)
         alt = f"Test accuracy in percent against the decay rate. {'; '.join(texts)}."
         return saved(canvas, "decay", "Accuracy against the decay rate, with 95% bands over seeds", alt)
 
 
-def _test_by_decay(result: MethodResult) -> dict[float, Estimate]:
-    return {
-        rate: mean_interval([test_score(run) for run in runs.values()]).clipped()
+def _test_by_decay(result: MethodResult) -> pd.DataFrame:
+    """Test accuracy in percent with its bounds, by decay rate."""
+    found = {
+        rate: percent(mean_interval([test_score(run) for run in runs.values()]).clipped())
         for rate, runs in decay_curve(result.method, result.setting.learning_rate).items()
     }
-
-
-def _columns(curve: dict[float, Estimate]) -> tuple[list[float], list[float], list[float], list[float]]:
-    values, lows, highs = zip(*map(percent, curve.values()), strict=True)
-    return list(curve), list(values), list(lows), list(highs)
+    return pd.DataFrame.from_dict(found, orient="index", columns=["value", "low", "high"])
 
 
 def _heat_maps(results: Sequence[MethodResult]) -> Figure | None:

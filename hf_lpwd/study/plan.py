@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hf_lpwd.files import write_json
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.records import PLAN, plan_text
-from hf_lpwd.study.stats import DEFAULT_MARGIN
 
 #: AdamW: plain decay, the same rate in each layer.
 DEFAULT_BASELINE = "wd uniform"
@@ -49,7 +48,7 @@ class Question(_Part):
     to: Side = DEFAULT_BASELINE
     at: Literal["best", "equal"] = "best"
     measure: Literal["accuracy", "range"] = "accuracy"
-    margin: Annotated[float, Field(gt=0.0, le=100.0)] = 100.0 * DEFAULT_MARGIN
+    margin: Annotated[float, Field(gt=0.0, le=100.0)] = 0.3
     over_tasks: bool = False
     verdict: bool = True
 

@@ -37,13 +37,9 @@ _FEWEST_RATES = 3
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial of a few steps measured.
+    """What a few steps tell of a whole run: its seconds, the number of test images, its steps.
 
-    Attributes:
-        seconds: Estimate for a whole run.
-        test_images: Number of test images.
-        steps: Steps of a whole run.
-        data: Name of the dataset, if its test images are cut from the training images.
+    `data` is the name of the dataset, if its test images are cut from the training images.
     """
 
     seconds: float

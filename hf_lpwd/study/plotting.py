@@ -26,15 +26,7 @@ INK = "#010101"
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure in two formats.
-
-    Attributes:
-        name: File name without extension.
-        title: A heading.
-        alt: What it shows, in words.
-        png: PNG file.
-        svg: SVG file.
-    """
+    """A figure in two formats; `name` is that of its files, and `alt` says in words what it shows."""
 
     name: str
     title: str

@@ -12,9 +12,6 @@ from hf_lpwd.study.record import Record, test_score
 from hf_lpwd.study.stats import Estimate, mean_interval
 from hf_lpwd.study.tasks import Method, Setting, Task
 
-#: How many of a run's best test accuracies the paper averages.
-PAPER_BEST = 10
-
 
 @dataclass(frozen=True)
 class Robustness:
@@ -149,7 +146,7 @@ def decay_robustness(scores: ArrayLike, decays: ArrayLike) -> Robustness:
     return Robustness(mean_interval(worst), mean_interval(best - worst), mean_interval(area))
 
 
-def best_epochs_mean(test_scores: ArrayLike, best: int = PAPER_BEST) -> float:
+def best_epochs_mean(test_scores: ArrayLike, best: int = 10) -> float:
     """The paper's metric: mean of the 10 best test accuracies among the epochs of one run.
 
     It selects on the test set, and so is too high; it stands in a report beside the honest figure only.

@@ -57,8 +57,7 @@ def compute_record(spec: RunSpec, folder: str) -> dict[str, Any]:
         - `weight_norms`: steps, and each layer's weight norm at them;
         - `opposing_penalty`: steps, and R_op of each layer at them; without steps where it is not defined;
         - `pairing`: hashes of the initial weights and of the validation rows, equal for equal seeds;
-        - `data`: number of classes, of each split its size and a hash of its images and labels, and whether
-          the test split was cut from the training images;
+        - `data`: number of classes, of each split its size and a hash of its images and labels;
         - `correct`: which test images were classified right, as bits in base64;
         - `weight_decay`: the rate, which the study may have given as total decay.
     """

@@ -18,8 +18,6 @@ CONFIDENCE = 0.95
 POWER = 0.8
 #: With fewer seeds there is no verdict.
 MIN_SEEDS = 5
-#: Points / 100: a difference that would matter, where a study does not say.
-DEFAULT_MARGIN = 0.003
 
 Array: TypeAlias = NDArray[np.float64]
 Verdict: TypeAlias = Literal["better", "worse", "equivalent", "undecided"]
@@ -76,16 +74,11 @@ class Paired:
         nearest = (margin - abs(self.mean)) / self.error
         return float(np.minimum(1.0, self.chances * stats.t.sf(nearest, self.df)))
 
-    def detectable(self, num_tests: int = 1, power: float = POWER) -> float:
-        """The smallest true difference that this many seeds with this error find with probability `power`.
-
-        Args:
-            num_tests: Tests in the family; the power is that at Holm's first step.
-            power: Of the two-sided test.
-        """
+    def detectable(self, num_tests: int) -> float:
+        """The smallest true difference that such runs find with 80% power, at the first of Holm's tests."""
         if self.num_seeds < 2:
             return math.nan
-        return self.error * smallest_shift(self.num_seeds, num_tests * self.chances, power)
+        return self.error * smallest_shift(self.num_seeds, num_tests * self.chances)
 
 
 def paired(differences: ArrayLike, floor: float = 0.0, chances: int = 1) -> Paired:
@@ -156,15 +149,12 @@ def verdict(mean: float, p_difference: float, p_equivalence: float) -> Verdict:
     return "undecided"
 
 
-def smallest_shift(num_seeds: int, num_tests: int = 1, power: float = POWER) -> float:
-    """The true mean, in standard errors, that the two-sided t test finds with probability `power`.
+def smallest_shift(num_seeds: int, num_tests: int = 1) -> float:
+    """The true mean, in standard errors, that the two-sided t test of n >= 2 seeds finds with 80% power.
 
-    Args:
-        num_seeds: n >= 2.
-        num_tests: The level is divided by it.
-        power: Above the level.
+    The level is divided by the number of tests.
     """
-    return float(optimize.brentq(lambda x: t_power(num_seeds, x, num_tests) - power, 0.0, 1e4))
+    return float(optimize.brentq(lambda x: t_power(num_seeds, x, num_tests) - POWER, 0.0, 1e4))
 
 
 def t_power(num_seeds: int, shift: float, num_tests: int = 1) -> float:

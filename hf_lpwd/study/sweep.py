@@ -192,13 +192,7 @@ def _finite(value: Any) -> Any:
 
 
 class Progress:
-    """Reports each record that appears, and estimates the time that is left from how long runs took.
-
-    Args:
-        paths: Where the records of all runs are or will be.
-        side_by_side: How many runs are done at a time.
-        report: Called with each line.
-    """
+    """Reports each record that appears at `paths`, and estimates the time left from how long runs took."""
 
     def __init__(self, paths: Sequence[Path], side_by_side: int, report: Callable[[str], None]) -> None:
         self.missing = [path for path in paths if not path.exists()]

@@ -23,7 +23,6 @@ from hf_lpwd.files import RUN_FACTS, write_bytes, write_json
 from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.trainer_log import DecayReport
-from hf_lpwd.vision.curves import draw_curves
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import EpochCallback, collate
 from hf_lpwd.vision.data.transforms import ImageTransform
@@ -35,7 +34,7 @@ from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.metrics import compute_metrics, logits_only
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.prepare import Run, named_checkpoint, prepare
-from hf_lpwd.vision.progress import EpochLines, how_it_went
+from hf_lpwd.vision.progress import EpochLines, draw_curves, how_it_went
 from hf_lpwd.vision.run_facts import with_time
 from hf_lpwd.vision.run_settings import RUN_YAML, run_yaml
 from hf_lpwd.vision.training_args import ImageTrainingArguments
@@ -110,18 +109,16 @@ def _finetune(
     callbacks = [*([push] if push else []), stop, StopWhereNotFinite(), decay]
     with push or nullcontext():
         trainer = make_trainer(run, training_args, callbacks)
-        if run.facts is not None:
-            run = replace(run, facts=with_time(run.facts, trainer))
-        EpochLines((run.facts or run.splits.facts).describe()).print_instead_of(trainer)
-        if training_args.do_train:
-            if trainer.is_world_process_zero():
-                _say_what_is_replaced(training_args)
-                first = _WriteWhatItWillDo(run, (model_args, data_args, training_args))
-                trainer.callback_handler.callbacks.insert(0, first)
-            train(trainer)
+        run = replace(run, facts=with_time(run.facts, trainer))
+        EpochLines(run.facts.describe()).print_instead_of(trainer)
+        parts = (model_args, data_args, training_args)
+        if trainer.is_world_process_zero():
+            _say_what_is_replaced(training_args)
+            trainer.callback_handler.callbacks.insert(0, _WriteWhatItWillDo(run, parts))
+        train(trainer)
         metrics = evaluate(run, trainer)
         if trainer.is_world_process_zero():
-            write_results(run, trainer, metrics, (model_args, data_args, training_args), decay)
+            write_results(run, trainer, metrics, parts, decay)
             _print_results(run, trainer, metrics)
             if push:
                 print(f"pushed: {push.finish()}")
@@ -140,8 +137,7 @@ class _WriteWhatItWillDo(TrainerCallback):
         folder = Path(str(args.output_dir))
         write_record(folder, self.run.settings)
         write_bytes(folder / RUN_YAML, run_yaml(self.parts).encode())
-        if self.run.facts is not None:
-            write_json(folder / RUN_FACTS, self.run.facts.to_dict())
+        write_json(folder / RUN_FACTS, self.run.facts.to_dict())
 
 
 def _say_what_is_replaced(args: ImageTrainingArguments) -> None:
@@ -218,10 +214,9 @@ def write_results(
     # The plan that the optimizer was made from, if one was made.
     run = replace(run, plan=trainer.layer_plan or run.plan)
     write_json(folder / "layer_rates.json", run.plan.to_dict())
-    if trainer.args.do_train:
-        write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
-        findings = decay.measurement.findings if decay.measurement else None
-        write_card(folder, card_facts(run, metrics, parts, findings))
+    write_bytes(folder / "curves.png", draw_curves(trainer.state.log_history, folder.name))
+    findings = decay.measurement.findings if decay.measurement else None
+    write_card(folder, card_facts(run, metrics, parts, findings))
 
 
 def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | None:
@@ -238,9 +233,7 @@ def _resume_from(trainer: ImageTrainer, args: ImageTrainingArguments) -> str | N
 def _print_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str, float]]) -> None:
     """Prints how the training went, the accuracies with the images that they are of, and what to do next."""
     folder = trainer.args.output_dir
-    went = how_it_went(trainer.state, trainer.args)
-    if went is not None:
-        print(went)
+    print(how_it_went(trainer.state, trainer.args))
     accuracies = [
         f"{role} accuracy {values['accuracy']:.4f} ({_measured(run, role)})"
         for role, values in metrics.items()
@@ -249,8 +242,7 @@ def _print_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str,
         accuracies.append("no labelled test split")
     # What was decided about the data, such as which folders are the classes, bears on these figures.
     print("; ".join([", ".join(accuracies), *run.splits.facts.notes, f"saved in {folder}"]))
-    if trainer.args.do_train:
-        print(f"next: hf-lpwd predict {shlex.quote(str(folder))} IMAGES")
+    print(f"next: hf-lpwd predict {shlex.quote(str(folder))} IMAGES")
 
 
 def _measured(run: Run, role: str) -> str:

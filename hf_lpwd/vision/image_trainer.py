@@ -73,7 +73,7 @@ class ImageTrainer(CompleteCheckpointsMixin, LPWDTrainer):
             strict=True,
         )
         self.model.eval()
-        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+        with torch.random.fork_rng(devices=[]):
             for _ in range(2):  # the first one warms up
                 start = time.perf_counter()
                 batch = self.data_collator(self.train_dataset.__getitems__(list(rows)))

@@ -40,7 +40,7 @@ class Run:
     mix: Mixer | None
     plan: LayerPlan
     settings: dict[str, Any]
-    facts: RunFacts | None
+    facts: RunFacts
 
 
 def prepare(
@@ -50,13 +50,7 @@ def prepare(
     *,
     test_split: float | None = None,
 ) -> Run:
-    """Loads data and model, and checks all that can be checked before the first step.
-
-    Args:
-        model_args: Which model.
-        data_args: Which data.
-        training_args: How to train.
-        test_split: See `load_splits`.
+    """Loads data and model, and checks all that can be checked before the first step; see `load_splits`.
 
     Raises:
         ValueError: Something in the input is wrong; the message says what, in one line.
@@ -80,11 +74,7 @@ def prepare(
     plan = plan_layers(model, LPWDConfig.from_args(training_args))
     # Refuses what the optimizer would, before the data is read; it allocates nothing until its first step.
     optimizer_from_plan(plan, model, torch.optim.SGD, lr=training_args.learning_rate)
-    wanted = {
-        "train": training_args.do_train,
-        "validation": training_args.do_eval,
-        "test": training_args.do_predict,
-    }
+    wanted = {"train": True, "validation": training_args.do_eval, "test": training_args.do_predict}
     images = {
         role: ImageDataset.from_split(
             splits,
@@ -101,11 +91,7 @@ def prepare(
         if dataset.num_skipped:
             logger.warning(f"{role}: {dataset.num_skipped} images that cannot be decoded are left out")
     mix = make_mixer(len(splits.class_names), data_args.mixup_alpha, data_args.cutmix_alpha)
-    facts = None
-    if "train" in images:
-        mixing = [("MixUp", data_args.mixup_alpha), ("CutMix", data_args.cutmix_alpha)]
-        in_words = ", ".join(f"{name} {alpha:g}" for name, alpha in mixing if alpha)
-        facts = run_facts(splits.facts, images["train"].transform, in_words, plan, training_args)
+    facts = run_facts(splits.facts, images["train"].transform, data_args, plan, training_args)
     return Run(model, processor, splits, images, mix, plan, settings, facts)
 
 

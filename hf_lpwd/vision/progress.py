@@ -1,9 +1,12 @@
-"""What a run prints: a paragraph at its start, one line an epoch, and how it went."""
+"""What a run shows: a paragraph at its start, one line an epoch, how it went, and its curves."""
 
 from __future__ import annotations
 
+import io
 import sys
 import time
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
@@ -13,6 +16,7 @@ from hf_lpwd.trainer_log import QuietPrinter, QuietProgress
 
 #: Steps after which the time that a run takes is estimated.
 FIRST_STEPS = 10
+_SERIES = (("loss", "training"), ("eval_loss", "validation"), ("eval_accuracy", "validation"))
 
 
 class ProgressBar(ProgressCallback):
@@ -130,11 +134,9 @@ def best_of(evaluations: list[tuple[float, float]], args: Any) -> tuple[float, f
     return (max if args.greater_is_better else min)(evaluations, key=lambda entry: entry[1])
 
 
-def how_it_went(state: TrainerState, args: Any) -> str | None:
-    """Returns ``trained in 0:12, best epoch 3 of 6 (accuracy 0.593)``; None of a run that did not train."""
-    seconds = next((entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry), None)
-    if seconds is None:
-        return None
+def how_it_went(state: TrainerState, args: Any) -> str:
+    """Returns ``trained in 0:12, best epoch 3 of 6 (accuracy 0.593)``."""
+    seconds = next(entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry)
     evaluations = evaluated(state, args)
     if not evaluations or not args.load_best_model_at_end:
         return f"trained in {clock(seconds)}"
@@ -149,3 +151,30 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def draw_curves(log_history: Iterable[Mapping[str, Any]], title: str) -> bytes:
+    """Draws training and validation loss, and validation accuracy, against the epoch; returns a PNG file.
+
+    `log_history` is that of `TrainerState`.
+    """
+    from matplotlib.figure import Figure
+
+    # What follows the training's own summary was measured with the best checkpoint, not with the last.
+    entries = list(takewhile(lambda entry: "train_runtime" not in entry, log_history))
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    for key, label in _SERIES:
+        points = [(entry["epoch"], entry[key]) for entry in entries if key in entry]
+        if points:
+            axes = accuracy if key == "eval_accuracy" else loss
+            axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 60 else "")
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    figure.suptitle(title, parse_math=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

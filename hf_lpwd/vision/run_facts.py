@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hf_lpwd.plan import LayerPlan
+from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts
 from hf_lpwd.vision.data.transforms import ImageTransform
 from hf_lpwd.vision.image_trainer import ImageTrainer
@@ -55,9 +56,13 @@ class RunFacts:
 
 
 def run_facts(
-    data: DataFacts, transform: ImageTransform, mixing: str, plan: LayerPlan, args: ImageTrainingArguments
+    data: DataFacts,
+    transform: ImageTransform,
+    data_args: DataTrainingArguments,
+    plan: LayerPlan,
+    args: ImageTrainingArguments,
 ) -> RunFacts:
-    """Collects the facts of a run before its first step; `mixing` is MixUp and CutMix in words."""
+    """Collects the facts of a run before its first step."""
     accumulated = args.gradient_accumulation_steps
     batch = args.train_batch_size * args.world_size
     batches = math.ceil(data.splits["train"].images / batch)
@@ -68,10 +73,12 @@ def run_facts(
     done = [transform.augmentation]
     done += [f"RandAugment {transform.rand_augment}"] if transform.rand_augment is not None else []
     done += [f"random erasing {transform.random_erase:g}"] if transform.random_erase else []
+    mixing = {"MixUp": data_args.mixup_alpha, "CutMix": data_args.cutmix_alpha}
+    done += [f"{name} {alpha:g}" for name, alpha in mixing.items() if alpha]
     return RunFacts(
         data=data,
         decay=_decay_in_words(plan, args),
-        augmentation=", ".join([*done, *([mixing] if mixing else [])]),
+        augmentation=", ".join(done),
         device=_device_name(args),
         epochs=float(f"{steps / steps_per_epoch:.4g}"),
         steps=steps,

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from dataclasses import fields
 from enum import Enum
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from hf_lpwd.config import SETTINGS
-from hf_lpwd.vision.data.data_args import DataTrainingArguments
-from hf_lpwd.vision.data.splits import Splits
-from hf_lpwd.vision.model_args import ModelArguments
-from hf_lpwd.vision.training_args import ImageTrainingArguments
+
+if TYPE_CHECKING:  # which take seconds to import; commands that write a card need none of them
+    from hf_lpwd.vision.data.data_args import DataTrainingArguments
+    from hf_lpwd.vision.data.splits import Splits
+    from hf_lpwd.vision.model_args import ModelArguments
+    from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 #: The name of the file in the folder of a run.
 RUN_YAML = "run.yaml"
@@ -27,9 +29,6 @@ _LEFT_OUT = {
 }
 _LIBRARIES = ("hf-lpwd", "torch", "transformers", "datasets", "timm")
 _NOT_THE_RUN = {"cache_dir", "token", "trust_remote_code"}
-_ORDER = next(
-    field.default for field in fields(ImageTrainingArguments) if field.name == "train_sampling_strategy"
-)
 _OF_THE_RUN = (
     *SETTINGS,
     *("optim", "optim_args", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
@@ -53,7 +52,8 @@ def run_settings(
     settings |= {name: getattr(training_args, name) for name in _OF_THE_RUN}
     # None as in the records of runs that were made before it counted.
     order = training_args.train_sampling_strategy
-    settings["train_sampling_strategy"] = None if order == _ORDER else order
+    default = {field.name: field.default for field in fields(training_args)}["train_sampling_strategy"]
+    settings["train_sampling_strategy"] = None if order == default else order
     settings["devices"] = training_args.world_size * max(1, training_args.n_gpu)
     return json.loads(json.dumps(settings, default=str))
 

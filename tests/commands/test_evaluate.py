@@ -87,7 +87,9 @@ def test_classes_are_matched_by_name_and_every_image_is_measured(run, tmp_path, 
     assert results["images"] == len(rows)
     assert results["metrics"]["accuracy"] == expected.trace() / len(rows)
     assert results["classes_without_images"] == list("01245689")
-    assert "8 of the model's 10 classes have no image here" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "8 of the model's 10 classes have no image here" in told
+    assert f"{folder}: {len(rows)} images (the only split); 10 classes (0, 1, 2, " in told
 
 
 def test_what_cannot_be_read_is_named_counted_and_left_out(run, tmp_path, capsys):

@@ -16,27 +16,38 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
+_HEAD_OF_EACH_BLOCK = "what a decoder predicts before or behind a layer guides the next one"
 #: Families of which a module does not run in one line with the blocks, and why.
 OUT_OF_LINE = {
-    "coat": "the position encodings of a stage are called by each of its blocks",
-}
-_HEAD_OF_EACH_BLOCK = "what a decoder's layer predicts guides the next one"
-_DETRS = ["conditional_detr", "d_fine", "dab_detr", "deimv2", "rt_detr", "rt_detr_v2", "pp_doclayout_v3"]
-OUT_OF_LINE |= dict.fromkeys(_DETRS, _HEAD_OF_EACH_BLOCK)
-OUT_OF_LINE |= {
     "bridgetower": "the embeddings of the cross-modal layers are used behind both towers",
     "canine": "the pooler runs before the last, shallow encoder",
+    "d_fine": _HEAD_OF_EACH_BLOCK,
+    "deimv2": _HEAD_OF_EACH_BLOCK,
+    "lxmert": "the image's layers are registered behind the cross-modal ones, and run before them",
+    "mask2former": _HEAD_OF_EACH_BLOCK,
+    "pp_doclayout_v3": _HEAD_OF_EACH_BLOCK,
+    "pp_doclayout_v4": _HEAD_OF_EACH_BLOCK,
+    "rt_detr": _HEAD_OF_EACH_BLOCK,
+    "rt_detr_v2": _HEAD_OF_EACH_BLOCK,
     "sam2": "two convolutions of the decoder run on the backbone's features",
+    "sam3": _HEAD_OF_EACH_BLOCK,
+    "sam3_lite_text": _HEAD_OF_EACH_BLOCK,
     "sam3_tracker": "two convolutions of the decoder run on the backbone's features",
     "videomt": "the masks of each frame guide the next one",
     "vjepa2": "the pooler's cross-attention runs behind its self-attention",
 }
 #: Models of transformers in which nothing is repeated.
-WITHOUT_BLOCKS = {"GlmImageVQVAE", "InklingAudioModel", "Molmo2Adapter"}
+WITHOUT_BLOCKS = {
+    "GlmImageVQVAE",
+    "InklingAudioModel",
+    "Molmo2Adapter",
+    "SLANetSLAHead",
+    "SLANeXtSLAHead",
+}
 
 
 def _check(models):
-    statuses = {name: check_layers.check(build) for name, build in models.items()}
+    statuses = {name: check_layers.check(builders) for name, builders in models.items()}
     if all(status == "not built" for status, _ in statuses.values()):
         pytest.skip("builds from no configuration of its own")
     assert {name for name, (status, _) in statuses.items() if status == "no layers found"} <= WITHOUT_BLOCKS
@@ -47,11 +58,13 @@ def _check(models):
     "family", sorted({model_entrypoint(name).__module__.rpartition(".")[2] for name in timm.list_models()})
 )
 def test_timm(family):
-    disagree = _check({name: build for name, _, build in check_layers.timm_models(f"^{family}$")})
+    disagree = _check({name: builders for name, _, builders in check_layers.timm_models(f"^{family}$")})
     assert disagree == {} or family in OUT_OF_LINE
 
 
 @pytest.mark.parametrize("family", [one.name for one in pkgutil.iter_modules(transformers.models.__path__)])
 def test_transformers(family):
-    disagree = _check({name: build for name, _, build in check_layers.transformers_models(f"^{family}$")})
+    disagree = _check(
+        {name: builders for name, _, builders in check_layers.transformers_models(f"^{family}$")}
+    )
     assert disagree == {} or family in OUT_OF_LINE

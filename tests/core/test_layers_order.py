@@ -13,6 +13,7 @@ from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from tiny_models import HandWritten, ResidualBlock
 from torch import nn
 
+from hf_lpwd.layer_order import running_order
 from hf_lpwd.layers import layer_index_map
 
 
@@ -420,3 +421,64 @@ def test_equal_lists_one_behind_the_other():
 def test_hand_written_network_is_told_without_a_forward_pass(monkeypatch):
     monkeypatch.setattr(HandWritten, "forward", None)
     _assert_layers(HandWritten(), {"project": 0, "body.2": 3, "last_norm": 4, "out": 4})
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ConditionalDetrModel", {"decoder.ref_point_head": ("decoder", 0)}),
+        (
+            "DabDetrModel",
+            dict.fromkeys(("decoder.ref_point_head", "decoder.ref_anchor_head"), ("decoder", 0)),
+        ),
+        ("DeformableDetrModel", {"reference_points": ("decoder", 0), "level_embed": ("encoder", 0)}),
+        ("GroundingDinoModel", {"input_proj_vision": ("encoder", 0), "enc_output": ("encoder", 7)}),
+        ("UVDocBackbone", {"resnet.resnet_head": ("resnet", 0)}),
+    ],
+)
+def test_what_enters_a_stack_is_its_stem_whatever_it_is_called_and_wherever_it_stands(name, expected):
+    _assert_layers(_transformers(name), expected)
+
+
+def test_encoder_and_decoder_count_apart_also_beside_a_third_stack():
+    """The quantizer, which runs between them, is registered behind them."""
+    with pytest.warns(UserWarning, match=r"'decoder.conv1.weight' is used, so it is taken for the stem"):
+        places = layer_index_map(_transformers("DacModel")).places
+    found = {name.removesuffix(".weight"): place[:2] for name, place in places.items()}
+    assert found["encoder.conv1"] == ("encoder", 0)
+    assert found["encoder.conv2"] == ("encoder", 13)
+    assert found["quantizer.quantizers.0.in_proj"] == ("quantizer", 1)
+    assert found["decoder.conv1"] == ("decoder", 0)
+    assert found["decoder.block.0.res_unit1.conv1"] == ("decoder", 1)
+    assert found["decoder.conv2"] == ("decoder", 13)
+
+
+def test_the_running_order_of_a_mixture_of_experts_is_known():
+    """Its experts are multiplied in groups, which the meta device refuses in float32."""
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    sizes |= {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "vocab_size": 20,
+        "num_hidden_layers": 2,
+    }
+    model = _transformers("Qwen3MoeForCausalLM", **sizes)
+    rank = running_order(model)
+    first = [rank[id(layer.mlp.experts.down_proj)] for layer in model.model.layers]
+    assert rank[id(model.model.embed_tokens.weight)] < first[0] < first[1] < rank[id(model.lm_head.weight)]
+
+
+def test_the_running_order_of_a_model_that_selects_by_a_mask_is_known():
+    class Selects(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.late, self.early = nn.Linear(4, 2), nn.Linear(4, 4)
+
+        def forward(self, pixel_values):
+            hidden = self.early(pixel_values.mean(1)[..., :4])
+            return self.late(hidden[hidden.sum(-1) > 0])
+
+    model = Selects()
+    rank = running_order(model)
+    assert rank[id(model.early.weight)] < rank[id(model.late.weight)]

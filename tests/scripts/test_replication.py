@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import matplotlib
 import pytest
 import timm
 import yaml
@@ -77,8 +78,11 @@ def test_the_records_make_every_table_and_figure_of_the_page(monkeypatch, tmp_pa
     records = write_page.PAGE.parent / "replication"
     assert write_page.fill(text, records, tmp_path / "figures") == text
     made = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
-    assert made == {path.name: path.read_bytes() for path in (records / "figures").iterdir()}
-    assert "differences.svg" in made
+    kept = {path.name: path.read_bytes() for path in (records / "figures").iterdir()}
+    assert list(made) == list(kept) == ["differences.svg"]
+    # Another version of Matplotlib may draw other bytes.
+    if f"Matplotlib v{matplotlib.__version__}," in kept["differences.svg"].decode():
+        assert made == kept
     # What is not from the records is seen: a figure of a table that somebody edited.
     edited = text.replace("| C1 | 330 |", "| C1 | 331 |")
     assert edited != text

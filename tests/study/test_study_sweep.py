@@ -272,7 +272,7 @@ def test_killed_and_resumed_or_shared_the_records_are_the_same(tmp_path):
     """One sweep in one go, one killed twice, two at once: the same records apart from times."""
     study = tmp_path / "study.yaml"
     study.write_text(DIGITS)
-    subprocess.run(command(study, tmp_path / "plain", "--n_jobs", "2"), check=True, timeout=300)
+    subprocess.run(command(study, tmp_path / "plain", "--n_jobs", "2"), check=True, timeout=1200)
     expected = without_times(tmp_path / "plain")
     assert len(expected) == 6
 
@@ -285,7 +285,7 @@ def test_killed_and_resumed_or_shared_the_records_are_the_same(tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert 3 <= len(record_files(killed)) < 6
-    subprocess.run(command(study, killed, "--n_jobs", "2"), check=True, timeout=300)
+    subprocess.run(command(study, killed, "--n_jobs", "2"), check=True, timeout=1200)
     assert without_times(killed) == expected
 
     shared = tmp_path / "shared"
@@ -293,7 +293,7 @@ def test_killed_and_resumed_or_shared_the_records_are_the_same(tmp_path):
         subprocess.Popen(command(study, shared, "--n_jobs", "1"), stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    outputs = [process.communicate(timeout=300)[0] for process in both]
+    outputs = [process.communicate(timeout=1200)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     # Every run was done by one of the two, and each did some.
     done = [int(output.split()[0]) for output in outputs]
@@ -347,6 +347,6 @@ def test_on_ray_the_records_are_the_same(tmp_path):
     study.write_text(DIGITS.replace("[0, 1, 2]", "[0]"))
     for backend in ("loky", "ray"):
         argv = command(study, tmp_path / backend, "--n_jobs", "2", "--backend", backend)
-        subprocess.run(argv, check=True, timeout=300)
+        subprocess.run(argv, check=True, timeout=1200)
     assert without_times(tmp_path / "ray") == without_times(tmp_path / "loky")
     assert len(without_times(tmp_path / "ray")) == 2

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
-from hf_lpwd.vision.evaluation import class_rows, classes_csv, confusion_csv, confusion_matrix, confusion_svg
+from hf_lpwd.vision.evaluation import (
+    class_table,
+    classes_csv,
+    classes_text,
+    confusion_csv,
+    confusion_matrix,
+    confusion_svg,
+)
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 3, 3, 3])
 PREDICTIONS = np.array([0, 0, 1, 3, 1, 0, 3, 3, 3])
@@ -28,15 +35,25 @@ def test_rows_are_classes_and_columns_predictions(matrix):
 
 
 def test_the_figures_of_each_class_are_those_of_scikit_learn(matrix):
-    rows = class_rows(matrix, NAMES)
+    classes = class_table(matrix, NAMES)
     expected = precision_recall_fscore_support(LABELS, PREDICTIONS, labels=range(4), zero_division=np.nan)
-    figures = [[row.precision, row.recall, row.f1, row.images] for row in rows]
-    np.testing.assert_allclose(np.array(figures).T, np.array(expected), rtol=1e-12)
-    assert math.isnan(rows[2].recall)
-    assert [row.confused_with for row in rows] == ["$dog$", "cat", "", ""]
-    table = list(csv.DictReader(io.StringIO(classes_csv(rows))))
+    figures = classes[["precision", "recall", "f1", "images"]].to_numpy()
+    np.testing.assert_allclose(figures.T, np.array(expected), rtol=1e-12)
+    assert math.isnan(classes["recall"][2])
+    assert classes["confused_with"].tolist() == ["$dog$", "cat", "", ""]
+    table = list(csv.DictReader(io.StringIO(classes_csv(classes))))
     assert list(table[0].values()) == ["cat", "4", "3", "0.500000", "0.666667", "0.571429", "$dog$"]
     assert (table[2]["images"], table[2]["recall"], table[2]["f1"]) == ("0", "", "")
+
+
+def test_the_table_for_a_terminal():
+    matrix = np.array([[1200, 34, 0], [0, 7, 0], [0, 0, 0]])
+    assert classes_text(class_table(matrix, ["cat", "a dog", "fox"])).splitlines() == [
+        "class images  recall  precision     f1 most often taken for",
+        "cat    1,234  0.9724     1.0000 0.9860 a dog",
+        "a dog      7  1.0000     0.1707 0.2917",
+        "fox        0       -          -      -",
+    ]
 
 
 @pytest.mark.parametrize(

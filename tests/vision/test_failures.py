@@ -19,10 +19,10 @@ from hf_lpwd.checkpoints.corruption import damage
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.training_args import LPWDTrainingArguments
 from hf_lpwd.vision import prepare
-from hf_lpwd.vision.curves import draw_curves
 from hf_lpwd.vision.data.images import ImageDataset
 from hf_lpwd.vision.failures import StopWhereNotFinite, failure_line
 from hf_lpwd.vision.image_trainer import ImageTrainer
+from hf_lpwd.vision.progress import draw_curves
 
 DIVERGING = [
     *("--optim", "sgd", "--learning_rate", "1e4", "--max_grad_norm", "0", "--weight_decay", "0"),

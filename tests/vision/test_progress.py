@@ -81,4 +81,3 @@ def test_how_it_went():
     assert how_it_went(state_of(0.5, 0.25, trained=3.0), args_for(max_steps=40)) == (
         "trained in 0:03, best step 10 of 40 (accuracy 0.5)"
     )
-    assert how_it_went(state_of(0.5), args_for()) is None

@@ -1,4 +1,5 @@
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessor,
 )
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from hf_lpwd.vision.model_args import ModelArguments
-from hf_lpwd.vision.models import load_model_and_processor, model_skeleton
+from hf_lpwd.vision.models import load_model_and_processor, load_processor, model_skeleton
 
 NAMES = ["cat", "dog", "eel"]
 TINY = (
@@ -180,6 +182,22 @@ def written_by_transformers(folder, model):
 
 
 OLD = [f"old {i}" for i in range(1000)]
+
+
+def test_timms_processor_is_loaded_without_a_warning(tmp_path):
+    written_by_timm(tmp_path, timm.create_model("test_resnet", num_classes=3))
+    logger = logging.getLogger("transformers.models.auto.image_processing_auto")
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logging.Logger.warning_once.cache_clear()
+    logger.addHandler(handler)
+    try:
+        processor = load_processor(str(tmp_path))
+    finally:
+        logger.removeHandler(handler)
+    assert isinstance(processor, TimmWrapperImageProcessor)
+    assert records == []
 
 
 @pytest.mark.parametrize("write", [written_by_timm, written_by_older_timm, written_by_transformers])

@@ -35,21 +35,21 @@ class DataTrainingArguments:
     )
     train_val_split: float = field(
         default=0.15,
-        metadata={"help": "Share of the training data cut off for validation where the dataset has none."},
+        metadata={"help": "Fraction of the training data cut off for validation where the dataset has none."},
     )
     test_split: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the training data cut off for a test split first, where the dataset has none; "
-            "the same images for every seed."
+            "help": "Fraction of the training data cut off for a test split first, where the dataset has "
+            "none; the same images for every seed."
         },
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on at most this many images, drawn by seed and class."}
+        default=None, metadata={"help": "Train on at most this many images, chosen by seed and class."}
     )
     max_eval_samples: int | None = field(
         default=None,
-        metadata={"help": "Validate and test on at most this many images each, drawn by seed and class."},
+        metadata={"help": "Validate and test on at most this many images each, chosen by seed and class."},
     )
     image_column_name: str | None = field(
         default=None, metadata={"help": "Column of the images. Default: image or img."}
@@ -95,7 +95,7 @@ class DataTrainingArguments:
     mixup_alpha: float = field(
         default=0.0,
         metadata={
-            "help": "MixUp: average each training image and its label with another's by a share drawn from "
+            "help": "MixUp: average each training image and its label with another's by a fraction from "
             "Beta(alpha, alpha), e.g. 0.2. 0: off."
         },
     )
@@ -103,7 +103,7 @@ class DataTrainingArguments:
         default=0.0,
         metadata={
             "help": "CutMix: put a box of another training image into each one, and mix the labels by its "
-            "area, drawn from Beta(alpha, alpha), e.g. 1.0. 0: off. With mixup_alpha: one of both a batch."
+            "area, from Beta(alpha, alpha), e.g. 1.0. 0: off. With mixup_alpha: one of both a batch."
         },
     )
 

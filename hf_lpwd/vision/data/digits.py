@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import datasets
 import numpy as np
+from datasets import DatasetDict
 
 from hf_lpwd.vision.data.labels import stratified_cut
-
-if TYPE_CHECKING:
-    from datasets import DatasetDict
 
 #: Name of the dataset in messages and records.
 DIGITS = "digits"
@@ -22,7 +19,6 @@ def load_digits() -> DatasetDict:
 
     The values 0..16 become 0..255. A fifth, stratified by label with a fixed seed, is the test split.
     """
-    import datasets
     from sklearn.datasets import load_digits as sklearn_digits
 
     digits = sklearn_digits()

@@ -1,4 +1,4 @@
-"""One whole split of a labelled dataset, with the classes of a model that is already trained."""
+"""One split of a labelled dataset, uncut, with the classes of a model that is already trained."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from hf_lpwd.checkpoints.run_record import read_record
 from hf_lpwd.messages import BadInputError, unknown
@@ -21,9 +22,6 @@ from hf_lpwd.vision.data.sample import look_at_images, undecoded
 from hf_lpwd.vision.data.sources import load_source
 from hf_lpwd.vision.data.split_names import role_of
 from hf_lpwd.vision.data.splits import with_columns
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 _SHOWN = 10
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 import numpy as np
+from datasets import Dataset
 
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.vision.data.facts import list_names
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +48,6 @@ def encode_labels(
     Raises:
         BadInputError: If the column holds something else, or a label is missing or is none of the classes.
     """
-    import datasets
-
     names_of = labels_by_name(parts, sources, column)
     feature = parts["train"].features[column]
     if isinstance(feature, datasets.ClassLabel):
@@ -77,8 +74,8 @@ def encode_labels(
 def stratified_cut(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts `size` rows off, with every class in proportion, and leaves at least one row of every class.
 
-    Where `size`, or what remains, is smaller than the number of classes, the rows are drawn without regard to
-    the class, with a warning. Where the classes cannot spare `size` rows, fewer are cut off, with a warning.
+    If `size`, or what remains, is smaller than the number of classes, the rows are chosen without regard to
+    the class, with a warning. If the classes cannot spare `size` rows, fewer are cut off, with a warning.
 
     Returns:
         The row numbers that remain and those cut off, both sorted.
@@ -143,8 +140,6 @@ def labels_by_name(
     Raises:
         BadInputError: If a label is neither text nor a whole number nor a class.
     """
-    import datasets
-
     names: dict[str, list[str | None]] = {}
     for role, part in parts.items():
         values = _values(part, column)

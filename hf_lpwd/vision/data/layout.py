@@ -113,7 +113,7 @@ def find_layout(
 
 
 def _find_splits(listing: Listing) -> tuple[dict[str, list[_Item]], Counter[str]]:
-    """Returns the images by the name of their split, ``"train"`` if there is none, and what lies beside."""
+    """Returns the images by the name of their split, ``"train"`` if there is none, and what is left out."""
     images = listing.images
     for depth in range(max((len(file.folders) for file in images), default=0)):
         inner = [file for file in images if len(file.folders) > depth]

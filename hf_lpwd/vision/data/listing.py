@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
+
 from hf_lpwd.files import RECORD
 from hf_lpwd.messages import BadInputError, first_line
 from hf_lpwd.vision.data.decoding import HEIF, NEEDS_HEIF, image_suffixes
@@ -103,8 +105,6 @@ def unpack(path: str | os.PathLike[str], cache_dir: str | None = None) -> Path:
     Raises:
         BadInputError: If it is damaged, or holds links or paths that lead out of it.
     """
-    import datasets
-
     path = Path(path).absolute()
     state = path.stat()
     key = hashlib.sha256(f"{path} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]

@@ -126,9 +126,9 @@ def _left_by_groups(root: Path) -> Iterator[int]:
         mount = root / "sys/fs/cgroup" / folder
         group = mount / path.lstrip("/")
         # In a container, the group may be mounted where its path says the whole tree is.
-        for place in (group, *group.parents):
-            if place.is_relative_to(mount):
-                yield from _left(place, *files)
+        for parent in (group, *group.parents):
+            if parent.is_relative_to(mount):
+                yield from _left(parent, *files)
 
 
 def _left(group: Path, limit: str, usage: str, cache: str) -> Iterator[int]:

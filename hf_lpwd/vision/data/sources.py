@@ -12,7 +12,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict
 
 from hf_lpwd.files import RECORD
 from hf_lpwd.messages import BadInputError, first_line
@@ -23,9 +26,6 @@ from hf_lpwd.vision.data.layout import find_layout
 from hf_lpwd.vision.data.listing import Listing, is_archive, list_folder, unpack
 from hf_lpwd.vision.data.split_names import by_column, role_of
 from hf_lpwd.vision.data.tables import BUILDERS, read_tables
-
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,6 @@ def load_source(
     Raises:
         BadInputError: If there is no such dataset, or it cannot be read; the message says why.
     """
-    import datasets
-
     if args.dataset_name is None and args.train_dir is None:
         return Source(DIGITS, load_digits())
     if args.train_dir is None:
@@ -79,7 +77,7 @@ def load_source(
             source.notes += [f"The splits are those of the column {column}"] * bool(column)
         return source
 
-    source = Source(args.train_dir, datasets.DatasetDict())
+    source = Source(args.train_dir, DatasetDict())
     names = class_names
     for split, path in (("train", args.train_dir), ("validation", args.validation_dir)):
         if path is None:
@@ -120,7 +118,7 @@ def _load_named(
             raise BadInputError(f"no such file: {name}")
         if len(files) > 1:
             _refuse_mixed_splits(name, files)
-        return Source(name, _as_train(_read_tables(name, files, args, cache_dir)))
+        return Source(name, DatasetDict({"train": _read_tables(name, files, args, cache_dir)}))
     if is_path or os.path.isfile(path):
         _folder(name, cache_dir)
     options: dict[str, Any] = {"name": args.dataset_config_name, "token": token}
@@ -139,14 +137,12 @@ def _load_folder(
     class_names: Sequence[str] | None,
 ) -> Source:
     """Loads a folder of images, or of files that hold rows."""
-    import datasets
-
     if (folder / RECORD).is_file():
         raise BadInputError(f"{name} is the folder of a run of hf-lpwd, not a dataset")
     saved_files = {"dataset_dict.json", "state.json", "dataset_info.json"} & set(os.listdir(folder))
     if "dataset_dict.json" in saved_files or len(saved_files) == 2:
         saved = datasets.load_from_disk(str(folder))
-        return Source(name, saved if isinstance(saved, datasets.DatasetDict) else _as_train(saved))
+        return Source(name, saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved}))
     if _has_configuration(folder):
         return Source(name, _load_dataset(name, str(folder), cache_dir, name=args.dataset_config_name))
     if args.dataset_config_name is not None:
@@ -173,11 +169,9 @@ def _load_folder(
 def _images_of(
     listing: Listing, name: str, args: DataTrainingArguments, class_names: Sequence[str] | None
 ) -> Source:
-    import datasets
-
     layout = find_layout(listing, label_column=args.label_column_name, class_names=class_names)
     names = layout.class_names
-    splits = datasets.DatasetDict()
+    splits = DatasetDict()
     unlabelled = [split for split, labels in layout.labels.items() if all(label is None for label in labels)]
     for split, paths in layout.paths.items():
         labels = layout.labels[split]
@@ -205,8 +199,6 @@ def _images_of(
 
 def _tables_of(listing: Listing, name: str, args: DataTrainingArguments, cache_dir: str | None) -> Source:
     """Loads the files of a folder that hold rows, each for the split that its name or folder says."""
-    import datasets
-
     splits: dict[str, list[str]] = {}
     rest: list[str] = []
     files = listing.tables + listing.metadata
@@ -220,7 +212,7 @@ def _tables_of(listing: Listing, name: str, args: DataTrainingArguments, cache_d
         split: _read_tables(name, paths, args, cache_dir)
         for split, paths in (splits or {"train": rest}).items()
     }
-    return Source(name, datasets.DatasetDict(parts))
+    return Source(name, DatasetDict(parts))
 
 
 def _read_tables(name: str, paths: list[str], args: DataTrainingArguments, cache_dir: str | None) -> Dataset:
@@ -231,12 +223,6 @@ def _read_tables(name: str, paths: list[str], args: DataTrainingArguments, cache
             may_lack_images=args.skip_bad_images,
             cache_dir=cache_dir,
         )
-
-
-def _as_train(data: Dataset) -> DatasetDict:
-    import datasets
-
-    return datasets.DatasetDict({"train": data})
 
 
 def _folder(path: str, cache_dir: str | None) -> Path:
@@ -278,8 +264,6 @@ def _warn_of_loss(source: Source) -> None:
 
 
 def _load_dataset(label: str, path: str, cache_dir: str | None, **kwargs: Any) -> DatasetDict:
-    import datasets
-
     with _one_line_errors(label, kwargs.get("token")):
         return datasets.load_dataset(path, cache_dir=cache_dir, **kwargs)
 
@@ -287,8 +271,6 @@ def _load_dataset(label: str, path: str, cache_dir: str | None, **kwargs: Any) -
 @contextlib.contextmanager
 def _one_line_errors(name: str, token: str | bool | None = None) -> Iterator[None]:
     """Makes what fails in `datasets` a `BadInputError` of one line, without the token."""
-    import datasets
-
     try:
         yield
     except BadInputError:

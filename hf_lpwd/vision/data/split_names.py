@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from datasets import DatasetDict
+from datasets import DatasetDict
 
 #: Role of a split -> the names that it usually has, in lower case, the most usual one first.
 ROLES = {
@@ -53,11 +51,12 @@ def by_column(splits: DatasetDict) -> tuple[DatasetDict, str | None]:
     texts = [
         name
         for name, feature in data.features.items()
-        if getattr(feature, "dtype", "") in ("string", "large_string")
+        if name.lower() in _COLUMNS and getattr(feature, "dtype", "") in ("string", "large_string")
     ]
-    column = split_column(data.select_columns(texts)[:]) if texts else None
+    rows = data.select_columns(texts)[:] if texts else {}
+    column = split_column(rows)
     if column is None:
         return splits, None
-    names = np.array([str(name) for name in data.select_columns([column])[:][column]])
+    names = np.array(list(map(str, rows[column])))
     parts = {name: data.select(np.flatnonzero(names == name)) for name in dict.fromkeys(names.tolist())}
     return type(splits)(parts), column

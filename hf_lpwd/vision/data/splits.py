@@ -102,7 +102,8 @@ def load_splits(
     ):
         if fraction is not None and role not in rows:
             of_train = rows["train"]
-            rest, cut = cut_split(labels["train"][of_train], fraction, cut_seed)
+            size = min(max(1, round(fraction * len(of_train))), len(of_train) - 1)
+            rest, cut = stratified_cut(labels["train"][of_train], size, cut_seed)
             rows["train"], rows[role] = of_train[rest], of_train[cut]
             parts[role], labels[role], sources[role] = parts["train"], labels["train"], sources["train"]
     available = {role: len(index) for role, index in rows.items()}
@@ -153,12 +154,6 @@ def load_splits(
     )
 
 
-def cut_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts a fraction of the training rows off for another split; see `stratified_cut`."""
-    total = len(labels)
-    return stratified_cut(labels, min(max(1, round(fraction * total)), total - 1), seed)
-
-
 def _assign_roles(source: Source) -> dict[str, str]:
     """Returns which split of the dataset is the training, validation and test split; notes which is none."""
     loaded, name = source.splits, source.name
@@ -194,12 +189,9 @@ def with_columns(
         BadInputError: If there is no such column.
     """
     first = next(iter(parts.values()))
-    image_column = _find_column(first, args.image_column_name, IMAGE_COLUMNS, "image")
-    label_column = _find_column(first, args.label_column_name, LABEL_COLUMNS, "label")
-    return {role: _as_images(part, image_column) for role, part in parts.items()}, (
-        image_column,
-        label_column,
-    )
+    images = _find_column(first, args.image_column_name, IMAGE_COLUMNS, "image")
+    labels = _find_column(first, args.label_column_name, LABEL_COLUMNS, "label")
+    return {role: _as_images(part, images) for role, part in parts.items()}, (images, labels)
 
 
 def _find_column(dataset: Dataset, given: str | None, usual: tuple[str, ...], what: str) -> str:
@@ -244,7 +236,8 @@ def _require_two_classes(labels: np.ndarray, class_names: list[str], name: str) 
 def _alike(class_names: list[str]) -> list[str]:
     """Returns the names that another one equals apart from case and spaces."""
     plain = ["".join(name.split()).casefold() for name in class_names]
-    return [name for name, text in zip(class_names, plain, strict=True) if plain.count(text) > 1]
+    counts = Counter(plain)
+    return [name for name, text in zip(class_names, plain, strict=True) if counts[text] > 1]
 
 
 def _unlabelled(

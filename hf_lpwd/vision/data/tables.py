@@ -14,15 +14,14 @@ import sys
 from collections.abc import Sequence
 from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
+from datasets import Dataset
 from PIL import Image
 
 from hf_lpwd.messages import BadInputError, first_line
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 #: Suffix of a file that holds rows -> the builder of `datasets` that reads it; None: `read_rows` does.
 BUILDERS: dict[str, str | None] = {
@@ -59,8 +58,6 @@ def read_tables(
     Raises:
         BadInputError: If a file cannot be read, or names image files that are not there.
     """
-    import datasets
-
     parts = []
     for (folder, suffix), group in groupby(
         sorted(paths, key=_kind) if len({_kind(path) for path in paths}) > 1 else paths, _kind
@@ -159,8 +156,6 @@ def _is_text(feature: Any) -> bool:
 
 def _with_images(part: Dataset, column: str, folder: str, path: str, may_lack_images: bool) -> Dataset:
     """Replaces the text in the column by the images that it names or holds."""
-    import datasets
-
     texts: list[str | None] = part.select_columns([column])[:][column]
     first = next((text for text in texts if text), "")
     if not _is_there(first, folder) and _decode(first) is not None:

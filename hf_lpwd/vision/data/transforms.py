@@ -227,7 +227,9 @@ def _crop_and_flip_each(images: Images, numbers: np.ndarray) -> Images:
     if isinstance(images, Tensor):
         return crop_and_flip(images, crop_offsets(np.array(images.shape[-2:]), numbers))
     offsets = crop_offsets(np.array([image.shape[-2:] for image in images]), numbers)
-    return [crop_and_flip(image[None], place[None])[0] for image, place in zip(images, offsets, strict=True)]
+    return [
+        crop_and_flip(image[None], offset[None])[0] for image, offset in zip(images, offsets, strict=True)
+    ]
 
 
 def _noise(height: int, width: int) -> Tensor:

@@ -1,0 +1,22 @@
+"""The examples in docstrings run and give what they show."""
+
+import doctest
+from importlib import import_module
+
+import pytest
+
+MODULES = [
+    "messages",
+    "vision.data.decoding",
+    "vision.data.facts",
+    "vision.data.split_names",
+    "vision.evaluation",
+    "vision.training_args",
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of(name):
+    results = doctest.testmod(import_module(f"hf_lpwd.{name}"))
+    assert results.attempted > 0
+    assert results.failed == 0
