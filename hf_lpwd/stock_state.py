@@ -35,7 +35,9 @@ def load_stock_state(optimizer: LayerwiseDecay, state_dict: dict[str, Any], mode
         ValueError: The state is that of other parameters, or has no names for them; nothing is changed.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    saved = dict(zip(_names(state_dict["param_groups"], model), _states(state_dict), strict=False))
+    positions = [position for group in state_dict["param_groups"] for position in group["params"]]
+    names = _names(state_dict["param_groups"], model)
+    saved = {name: state_dict["state"].get(at, {}) for name, at in zip(names, positions, strict=True)}
     own = optimizer.state_dict()
     names = [name for group in own["param_groups"] for name in group["param_names"]]
     if saved.keys() != set(names):
@@ -61,11 +63,6 @@ def load_stock_state(optimizer: LayerwiseDecay, state_dict: dict[str, Any], mode
     )
     logger.info(text)
     return text
-
-
-def _states(state_dict: dict[str, Any]) -> list[dict[str, Any]]:
-    positions = [position for group in state_dict["param_groups"] for position in group["params"]]
-    return [state_dict["state"].get(position, {}) for position in positions]
 
 
 def _names(groups: list[dict[str, Any]], model: nn.Module) -> list[str]:

@@ -34,20 +34,18 @@ def without_layers(logs: dict[str, Any] | None) -> dict[str, Any] | None:
     return logs and {key: value for key, value in logs.items() if key.split("/")[0] not in LAYER_LOG_KEYS}
 
 
-class QuietProgress(ProgressCallback):
+class _Quiet(TrainerCallback):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Prints the logs."""
+        super().on_log(args, state, control, logs=without_layers(logs), **kwargs)
+
+
+class QuietProgress(_Quiet, ProgressCallback):
     """The Trainer's progress bar, which prints what is logged but for the per-layer values."""
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Prints the logs."""
-        super().on_log(args, state, control, logs=without_layers(logs), **kwargs)
 
-
-class QuietPrinter(PrinterCallback):
+class QuietPrinter(_Quiet, PrinterCallback):
     """The Trainer's printing without a progress bar, but for the per-layer values."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Prints the logs."""
-        super().on_log(args, state, control, logs=without_layers(logs), **kwargs)
 
 
 #: What prints to the console in a stock Trainer -> what takes its place.
