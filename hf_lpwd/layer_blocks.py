@@ -40,7 +40,7 @@ _NO_BLOCKS = re.compile(rf"{STEM_NAME.pattern}|{DOWNSAMPLE_NAME.pattern}|pos_?en
 _PARTS_NAME = re.compile(r"(?:^|_)(?:experts?|mlps|reassemble_stage)$")
 _STAGE_NAME = re.compile(r"stage", re.IGNORECASE)
 _NOTHING = re.compile(r"(?!)")
-_IN_HEAD = re.compile(r"(?:^|[._])heads?\.", re.IGNORECASE)
+_IN_HEAD = re.compile(r"(?:^|[._])(?:heads?|upscale_block)\.", re.IGNORECASE)
 # What transformers and torch call a transformer's layer: a block also where it stands alone, as in RT-DETR.
 _LAYER_CLASS = re.compile(r"(?:En|De)coderLayer$")
 

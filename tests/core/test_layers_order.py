@@ -453,6 +453,11 @@ def test_encoder_and_decoder_count_apart_also_beside_a_third_stack():
     assert found["decoder.conv2"] == ("decoder", 13)
 
 
+def test_what_enlarges_the_masks_is_the_head():
+    model = _transformers("EomtForUniversalSegmentation", num_hidden_layers=6)
+    _assert_layers(model, {"layers.5": 6, "upscale_block.block.0": 7, "mask_head": 7})
+
+
 def test_lists_in_turn_are_told_where_inputs_have_choices():
     model = _transformers("FlaubertForMultipleChoice", n_layers=3, emb_dim=16, n_heads=2)
     expected = {f"transformer.{kind}.{i}": i + 1 for kind in ("attentions", "ffns") for i in range(3)}
