@@ -19,7 +19,6 @@ pytestmark = [
 _HEAD_OF_EACH_BLOCK = "what a decoder predicts before or behind a layer guides the next one"
 #: Families of which a module does not run in one line with the blocks, and why.
 OUT_OF_LINE = {
-    "bridgetower": "the embeddings of the cross-modal layers are used behind both towers",
     "canine": "the pooler runs before the last, shallow encoder",
     "d_fine": _HEAD_OF_EACH_BLOCK,
     "deimv2": _HEAD_OF_EACH_BLOCK,
@@ -32,12 +31,14 @@ OUT_OF_LINE = {
     "pp_doclayout_v3": _HEAD_OF_EACH_BLOCK,
     "pp_doclayout_v4": _HEAD_OF_EACH_BLOCK,
     "rt_detr": _HEAD_OF_EACH_BLOCK,
-    "rt_detr_v2": _HEAD_OF_EACH_BLOCK,
     "sam2": "two convolutions of the decoder run on the backbone's features",
     "sam3": _HEAD_OF_EACH_BLOCK,
     "sam3_lite_text": _HEAD_OF_EACH_BLOCK,
     "sam3_tracker": "two convolutions of the decoder run on the backbone's features",
+    "speecht5": "HifiGan's upsampling layers, a list of their own, run between groups of blocks",
+    "udop": "its three position biases, as many as the layers that the check leaves, run before all of them",
     "videomt": "the masks of each frame guide the next one",
+    "videoprism": "the position embeddings of time are used behind the spatial layers",
     "vjepa2": "the pooler's cross-attention runs behind its self-attention",
 }
 #: Models of transformers in which nothing is repeated.
