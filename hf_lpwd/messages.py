@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import re
 import sys
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -24,6 +26,16 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
     """Returns ``unknown <what> '<name>'``, with the nearest of `known` if one is near."""
     nearest = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"unknown {what} {str(name)!r}" + (f": did you mean {nearest[0]!r}?" if nearest else "")
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Returns a number with its noun, and what else depends on it; `many` is `one` with an s by default.
+
+    Example:
+        >>> counted(1, "seed"), counted(2, "seed"), counted(0, "class has", "classes have")
+        ('1 seed', '2 seeds', '0 classes have')
+    """
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def value_range(values: Iterable[float], digits: int = 6) -> str:
@@ -90,6 +102,29 @@ def say(line: str, file: TextIO | None = None) -> None:
         sys.modules["tqdm"].tqdm.write(line, file=file or sys.stderr)
     else:
         print(line, file=file or sys.stderr)
+
+
+@contextmanager
+def warnings_once(write: Callable[[str], object]) -> Iterator[None]:
+    """Gives `write` each warning that this package logs, once, and nobody else."""
+    said: set[str] = set()
+
+    def emit(record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        if line not in said:
+            said.add(line)
+            write(line)
+        return False
+
+    logger, handler = logging.getLogger("hf_lpwd"), logging.Handler(logging.WARNING)
+    handler.addFilter(emit)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 def _is_first_to_say(line: str) -> bool:

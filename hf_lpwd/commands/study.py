@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from hf_lpwd.files import write_bytes
-from hf_lpwd.messages import BadInputError, OneLineParser, refuse
+from hf_lpwd.messages import BadInputError, OneLineParser, refuse, say, warnings_once
 from hf_lpwd.study.records import pack_records
 
 _DESCRIPTION = """\
@@ -107,6 +107,7 @@ def _init(args: Namespace) -> int:
     return 0
 
 
+@warnings_once(say)
 def _plan(args: Namespace) -> int:
     from hf_lpwd.study import planning
     from hf_lpwd.study.config import read_study
@@ -164,6 +165,7 @@ def _run(args: Namespace) -> int:
     return run_study(args, "hf-lpwd study run")
 
 
+@warnings_once(say)
 def run_study(args: Namespace, prog: str) -> int:
     """Does the runs of a study that have no record yet; `hf-lpwd sweep` is the same."""
     from hf_lpwd.study.config import read_study
@@ -179,8 +181,7 @@ def run_study(args: Namespace, prog: str) -> int:
     folder = runs_folder(args)
     missing = [run for run in study.runs if not (Path(folder) / f"{run.id}.json").exists()]
     # What is wrong with a dataset or a model is said once, not by each run.
-    for run in one_run_a_task(missing):
-        said = check_run(run)
+    for said in dict.fromkeys(check_run(run) for run in one_run_a_task(missing)):
         if said is not None:
             print(said, file=sys.stderr)
     store_plan(folder, study.questions, [run.planned() for run in study.runs])

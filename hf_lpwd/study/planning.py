@@ -177,8 +177,8 @@ def describe(
         total += number * trial.seconds
         about = f"{trial.steps:,} steps, {trial.test_images:,} test images"
         yield f"a run takes about {duration(trial.seconds)} ({about})"
-        if trial.data is not None:
-            yield test_split_text(trial.data, trial.test_images)
+    cut = (test_split_text(t.data, t.test_images) for t in trials if t.data is not None)
+    yield from dict.fromkeys(cut)
     yield f"in all about {duration(total / side_by_side)} with {side_by_side} side by side"
     if len(seeds) < MIN_SEEDS:
         yield f"{len(seeds)} seeds: with fewer than {MIN_SEEDS} there is no verdict"

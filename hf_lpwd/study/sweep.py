@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -19,7 +20,10 @@ from filelock import FileLock, Timeout
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from hf_lpwd.files import write_json
+from hf_lpwd.messages import warnings_once
 from hf_lpwd.study.config import RunSpec
+
+logger = logging.getLogger(__name__)
 
 LOCKS = ".locks"
 #: Where runs write; in the folder of the records, so that what is killed leaves nothing elsewhere.
@@ -67,6 +71,7 @@ def sweep(
         _remove_failed(root, specs, report)
     deaths: Counter[str] = Counter()
     done_here = 0
+    warned: dict[str, None] = {}
     parent = os.getpid() if backend == "loky" else None
     side_by_side = joblib.effective_n_jobs(n_jobs)
     paths = [_record(root, spec) for spec in specs]
@@ -74,32 +79,40 @@ def sweep(
         while waiting := [spec for spec in specs if not _record(root, spec).exists()]:
             try:
                 jobs = joblib.Parallel(n_jobs=n_jobs, batch_size=1)
-                done = sum(jobs(joblib.delayed(do_run)(spec, folder, parent) for spec in waiting))
+                ended = jobs(joblib.delayed(do_run)(spec, folder, parent) for spec in waiting)
             except BrokenProcessPool:
                 # A worker died, as one does that runs out of memory: no exception says which run it was at.
                 _give_up_on_deadly(root, waiting, deaths)
                 continue
-            done_here += done
+            done = [lines for lines in ended if lines is not None]
+            done_here += len(done)
+            warned |= dict.fromkeys(line for lines in done for line in lines)
             if not done:
                 time.sleep(_POLL_SECONDS)
+    for line in warned:
+        logger.warning("%s", line)
     ends = Counter(json.loads(path.read_text("utf-8"))["status"] for path in paths)
     return ends + Counter(here=done_here)
 
 
-def do_run(spec: RunSpec, folder: str, parent: int | None = None) -> bool:
-    """Does a run and writes its record, unless it has one or somebody else is at it; tells whether it did.
+def do_run(spec: RunSpec, folder: str, parent: int | None = None) -> list[str] | None:
+    """Does a run and writes its record, unless it has one or somebody else is at it.
 
     Args:
         spec: The run.
         folder: Of the records.
         parent: Process with which a worker ends, however that one ends.
+
+    Returns:
+        The warnings of the run; None if it was not done here.
     """
+    warned: list[str] = []
     record = _record(Path(folder), spec)
     lock = FileLock(_lock(Path(folder), spec))
     try:
         with lock.acquire(blocking=False):
             if record.exists():
-                return False
+                return None
             work = Path(folder) / WORK / spec.id
             if parent is not None and parent != os.getpid():
                 _end_with(parent, work)
@@ -108,11 +121,12 @@ def do_run(spec: RunSpec, folder: str, parent: int | None = None) -> bool:
             # torch and the Trainer load in the workers only.
             from hf_lpwd.study.run import in_one_thread
 
-            write_json(record, _finite(in_one_thread(spec, str(work))))
+            with warnings_once(warned.append):
+                write_json(record, _finite(in_one_thread(spec, str(work))))
             marker.unlink()
     except Timeout:
-        return False
-    return True
+        return None
+    return warned
 
 
 _watched: dict[str, Path] = {}

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from collections import Counter
 
 import pytest
 import yaml
@@ -228,6 +230,18 @@ def test_plan_at_the_command_line_says_the_test_split_and_the_next_command(folde
         "2 seeds: with fewer than 5 there is no verdict",
         f"next: hf-lpwd study register {folder_study}",
     ]
+
+
+@pytest.mark.parametrize("action", ["plan", "run"])
+def test_each_warning_about_the_data_is_said_once(folder_study, action, capsys):
+    shutil.copytree(folder_study.parent / "data" / "cat", folder_study.parent / "data" / "fox")
+    text = folder_study.read_text().replace("seed: [0, 1]", "seed: [0]")
+    folder_study.write_text(text.replace("max_steps: 2", "max_steps: 1, max_train_samples: 2"))
+    runs = ["--runs", f"{folder_study.parent}/runs"]
+    assert main(["study", action, str(folder_study), "--n_jobs", "1", *runs]) == 0
+    lines = Counter(capsys.readouterr().err.splitlines())
+    assert [line for line in lines if "no training image" in line] == ["1 class has no training image: dog"]
+    assert set(lines.values()) == {1}
 
 
 def test_plan_on_digits_with_a_budget(tmp_path, capsys):

@@ -116,7 +116,7 @@ def test_a_run_that_another_sweep_is_at_is_waited_for(specs, computed, tmp_path,
         if line.startswith("[3/4]"):
             release.set()
 
-    assert do_run(specs[0], str(tmp_path)) is False
+    assert do_run(specs[0], str(tmp_path)) is None
     assert computed == []
     sweep(specs, str(tmp_path), report=report)
     other.join()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value
 
-from hf_lpwd.messages import BadInputError, unknown
+from hf_lpwd.messages import BadInputError, counted, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
 from hf_lpwd.vision.data.image_files import count_shared_images
@@ -271,15 +271,15 @@ def _warn(facts: DataFacts) -> None:
     """Warns of what makes figures mean less than they seem to."""
     if facts.without_training_images:
         names = facts.without_training_images
-        logger.warning("%d classes have no training image: %s", len(names), list_names(names))
+        classes = counted(len(names), "class has", "classes have")
+        logger.warning("%s no training image: %s", classes, list_names(names))
     for role, names in facts.first_seen.items():
-        logger.warning(
-            "%d classes of %s are not in the training images: %s", len(names), role, list_names(names)
-        )
+        classes = counted(len(names), f"class of {role} is", f"classes of {role} are")
+        logger.warning("%s not in the training images: %s", classes, list_names(names))
     for role, count in (facts.shared or {}).items():
         if count:
-            logger.warning(
-                "%d of %d %s images are also training images", count, facts.splits[role].images, role
-            )
+            images = counted(facts.splits[role].images, f"{role} image")
+            also = "is also a training image" if count == 1 else "are also training images"
+            logger.warning("%d of %s %s", count, images, also)
     if facts.images is not None and facts.images.highest < 16:
         logger.warning("the images are nearly black: their highest value is %d of 255", facts.images.highest)
