@@ -124,7 +124,8 @@ def _runs(study: dict[str, Any]) -> list[RunSpec]:
     _check_flags(train, "train")
     if not isinstance(grid, dict):
         raise BadInputError(f"grid must hold lists of values by flag, not {_kind(grid)}")
-    axes = [_axis(name, grid[name]) for name in sorted(grid, key=GROUP_AXES.__contains__)]
+    seeds = _axis("seed", grid["seed"]) if "seed" in grid else []
+    axes = [_axis(name, grid[name]) for name in sorted(grid, key=GROUP_AXES.__contains__) if name != "seed"]
     if not isinstance(baselines, list):
         raise BadInputError(f"baselines is {_kind(baselines)}, but must be a list of {', '.join(BASELINES)}")
     _check_names(baselines, BASELINES, "baseline")
@@ -133,10 +134,14 @@ def _runs(study: dict[str, Any]) -> list[RunSpec]:
 
     flags: list[tuple[str | None, dict[str, Any]]] = [(None, train | one) for one in _combinations(axes)]
     flags += [(baseline, one) for baseline in baselines for one in _of_baseline(baseline, train, axes)]
+    # A seed changes no other setting: the others are resolved once for all seeds.
+    read_seeds = [(seed, {"seed": _run_spec(seed, None, False).settings["seed"]}) for seed in seeds]
     specs: dict[str, RunSpec] = {}
     for baseline, given in flags:
         spec = _run_spec(given, baseline, paper_metric)
-        specs.setdefault(spec.id, spec)
+        for seed, read in read_seeds or [({}, {})]:
+            seeded = RunSpec(spec.settings | read, spec.flags | seed, spec.task)
+            specs.setdefault(seeded.id, seeded)
     return sorted(specs.values(), key=lambda spec: spec.settings["seed"])
 
 

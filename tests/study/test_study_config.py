@@ -8,6 +8,7 @@ import pytest
 
 from hf_lpwd.config import TIMINGS
 from hf_lpwd.messages import BadInputError
+from hf_lpwd.study import config
 from hf_lpwd.study.config import read_study
 from hf_lpwd.study.methods import method_name
 from hf_lpwd.vision import arguments
@@ -53,6 +54,21 @@ def test_settings_are_read_as_train_reads_them(read):
     other = STUDY.replace("1e-3", "0.001").replace("[0.1, 1]", "[1.0, 0.1]")
     assert {spec.id for spec in read(STUDY)} == {spec.id for spec in read(other)}
     assert read(STUDY)[0].settings["learning_rate"] == 0.001
+
+
+def test_settings_are_resolved_once_for_all_seeds(read, monkeypatch):
+    one_by_one = [spec for seed in (0, 1) for spec in read(STUDY.replace("[1, 0]", f"[{seed}]"))]
+    resolved = []
+    monkeypatch.setattr(
+        config, "arguments_from", lambda flags: resolved.append(flags) or arguments.arguments_from(flags)
+    )
+    together = read(STUDY)
+    assert [(s.id, s.settings, s.flags) for s in together] == [
+        (s.id, s.settings, s.flags) for s in one_by_one
+    ]
+    # 8 settings and 2 seeds.
+    assert len(resolved) == 10
+    assert {spec.settings["seed"] for spec in read(STUDY.replace("[1, 0]", "['1', 7]"))} == {1, 7}
 
 
 def test_a_name_depends_on_the_resolved_settings_alone(read):
