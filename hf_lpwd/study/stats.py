@@ -183,7 +183,7 @@ def interquartile_mean(scores: list[Array]) -> Estimate:
 
 
 def performance_profile(scores: list[Array], thresholds: Array) -> tuple[Array, Array, Array]:
-    """Fraction of runs above each threshold, the mean over tasks, with pointwise intervals stratified by task.
+    """Fraction of runs above each threshold, mean over tasks, with pointwise intervals stratified by task.
 
     ``F(tau) = 1/M * sum over tasks m of 1/N_m * sum over runs n of [score_mn > tau]``
 
@@ -192,8 +192,8 @@ def performance_profile(scores: list[Array], thresholds: Array) -> tuple[Array, 
         thresholds: tau [t].
 
     Returns:
-        Fractions, and the lower and upper bounds of their 95% bootstrap intervals, each [t]; the bounds are NaN
-        if a task has one run.
+        Fractions, and lower and upper bounds of their 95% bootstrap intervals, each [t]; the bounds are
+        NaN if a task has one run.
 
     Source: as `interquartile_mean`.
 
