@@ -13,7 +13,7 @@ from hf_lpwd.files import write_bytes
 from hf_lpwd.study.analysis import Study, analyse
 from hf_lpwd.study.answer import answers, question_text, sentence
 from hf_lpwd.study.comparison import Comparison
-from hf_lpwd.study.figures import draw_figures, draw_forest
+from hf_lpwd.study.figures import draw_figures, draw_forest, draw_profile
 from hf_lpwd.study.plan import Question, read_plan
 from hf_lpwd.study.plotting import Figure
 from hf_lpwd.study.records import load_records
@@ -104,6 +104,7 @@ def write_report(
         "contrasts": _saved(
             root, "", [draw_forest(study.contrasts, "contrasts", "Contrasts of single factors", several)]
         ),
+        "profile": _saved(root, "", [draw_profile(study.scores)]),
         "sections": sections,
         "runs": runs,
         "num_runs": len(records),
