@@ -16,12 +16,12 @@ from hf_lpwd.config import SETTINGS, LPWDConfig
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
 from hf_lpwd.factory import check_keywords, create_lpwd_optimizer, optimizer_from_plan
 from hf_lpwd.layers import Layers
+from hf_lpwd.lpwd_arguments import LPWDArguments
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.plan_groups import plan_differences
 from hf_lpwd.schedules import Schedule
 from hf_lpwd.trainer_log import QUIET, LayerLog
-from hf_lpwd.training_args import LPWDArguments
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base

@@ -15,9 +15,10 @@ from transformers import (
 
 from hf_lpwd import trainer as trainer_module
 from hf_lpwd.factory import create_lpwd_optimizer
+from hf_lpwd.lpwd_arguments import LPWDArguments
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin, lpwd_optimizer_factory
-from hf_lpwd.training_args import LPWDArguments, LPWDTrainingArguments
+from hf_lpwd.training_args import LPWDTrainingArguments
 
 
 def test_arguments_keep_the_trainers_meaning_and_survive_json(tmp_path):
