@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from hf_lpwd.files import write_bytes
-from hf_lpwd.messages import BadInputError, OneLineParser, refuse, say, warnings_once
+from hf_lpwd.messages import BadInputError, OneLineParser, counted, refuse, say, warnings_once
 from hf_lpwd.study.records import pack_records
 
 _DESCRIPTION = """\
@@ -163,7 +163,7 @@ def _register(args: Namespace) -> int:
     study = read_study(args.file)
     folder = runs_folder(args)
     plan = store_plan(folder, study.questions, study.planned(), register=True)
-    print(f"registered in {folder}/plan.json: {len(plan.runs)} runs, SHA-256 {plan.registered}")
+    print(f"registered in {folder}/plan.json: {counted(len(plan.runs), 'run')}, SHA-256 {plan.registered}")
     print(_next("run", args.file, args.runs))
     return 0
 
@@ -210,8 +210,8 @@ def run_study(args: Namespace, prog: str) -> int:
     except ImportError as error:
         return refuse(prog, f"{error}: install the extra, pip install 'hf-lpwd[ray]'")
     print(
-        f"{ends['here']} runs done; {ends['completed']} completed, {ends['diverged']} diverged and "
-        f"{ends['failed']} failed in {folder}"
+        f"{counted(ends['here'], 'run')} done; {ends['completed']} completed, {ends['diverged']} diverged "
+        f"and {ends['failed']} failed in {folder}"
     )
     print(_next("report", args.file, args.runs))
     return 1 if ends["failed"] else 0
@@ -225,7 +225,7 @@ def _report(args: Namespace) -> int:
 
 
 def _pack(args: Namespace) -> int:
-    print(f"{pack_records(args.runs, args.file)} records in {args.file}")
+    print(f"{counted(pack_records(args.runs, args.file), 'record')} in {args.file}")
     return 0
 
 

@@ -77,7 +77,7 @@ def test_each_deviation_is_said(tmp_path):
         "The registered plan was changed after it was registered: its hash does not fit.",
         "The report compares to pwd linear; the plan says wd uniform.",
         "The report's margin is 2 points; the plan says 0.3.",
-        "1 records are older than the plan.",
+        "1 record is older than the plan.",
     ]
 
 
@@ -255,7 +255,7 @@ def test_plan_on_digits_with_a_budget(tmp_path, capsys):
     assert lines[0] == "45 runs on 1 task, 5 seeds:"
     assert "(20 steps, 359 test images)" in lines[4]
     assert lines[6] == (
-        "question 1: 1 comparisons with wd uniform, margin 0.3 points; a true difference of 0.84 points is "
+        "question 1: 1 comparison with wd uniform, margin 0.3 points; a true difference of 0.84 points is "
         "found with a probability of 80%, if paired differences vary by 0.5 points (as given)"
     )
     assert lines[7] == "10h are enough for 180 runs: 20 seeds, decay rates 0.01, 0.1, 1, 10"
