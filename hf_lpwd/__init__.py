@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hf_lpwd.decay_measurement import DecayMeasurement, measure_decay
     from hf_lpwd.factory import create_lpwd_optimizer, layer_param_groups, optimizer_from_plan
     from hf_lpwd.layers import LayerMap, layer_index_map
+    from hf_lpwd.lpwd_arguments import LPWDArguments
     from hf_lpwd.measure import assert_decays
     from hf_lpwd.optimizer import LayerwiseDecay
     from hf_lpwd.plan import LayerPlan, explain, plan_layers
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from hf_lpwd.stock_state import load_stock_state
     from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin, lpwd_optimizer_factory
     from hf_lpwd.trainer_log import DecayReport
-    from hf_lpwd.training_args import LPWDArguments, LPWDTrainingArguments
+    from hf_lpwd.training_args import LPWDTrainingArguments
 
 __version__ = "0.1.0"
 
@@ -25,7 +26,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "DecayMeasurement": "decay_measurement",
     "DecayReport": "trainer_log",
-    "LPWDArguments": "training_args",
+    "LPWDArguments": "lpwd_arguments",
     "LPWDConfig": "config",
     "LPWDTrainer": "trainer",
     "LPWDTrainerMixin": "trainer",

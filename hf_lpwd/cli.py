@@ -84,7 +84,7 @@ def run_command(command: str, argv: Sequence[str], prog: str | None = None) -> i
         prog: The program's name in errors; default ``hf-lpwd COMMAND``.
 
     Returns:
-        The exit code: that of the command, 2 after an error, 130 after Ctrl-C or SIGTERM.
+        The exit code: that of the command, 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
     """
     named = {} if prog is None else {"prog": prog}
 

@@ -82,7 +82,7 @@ def create_lpwd_optimizer(
     """
     given = locals()  # so that a setting without a parameter here is an error, not a default
     config = LPWDConfig(**{name: given[name] for name in SETTINGS})
-    _check_keywords(optimizer_cls, optimizer_kwargs)
+    check_keywords(optimizer_cls, optimizer_kwargs)
     if lr is None:
         raise ValueError("lr is None, but must be a number >= 0")
     return optimizer_from_plan(plan_layers(model, config), model, optimizer_cls, lr=lr, **optimizer_kwargs)
@@ -157,7 +157,7 @@ def layer_param_groups(
     return plan_layers(model, config).param_groups(model, lr=lr)
 
 
-def _check_keywords(optimizer_cls: Any, optimizer_kwargs: Mapping[str, Any]) -> None:
+def check_keywords(optimizer_cls: Any, optimizer_kwargs: Mapping[str, Any]) -> None:
     """Raises a TypeError for a keyword that neither `LPWDConfig` nor the optimizer has."""
     try:
         taken = inspect.signature(optimizer_cls).parameters

@@ -131,6 +131,7 @@ def assert_decays(optimizer: Optimizer, model: nn.Module, expected: Expected) ->
 
     Raises:
         AssertionError: A rate differs, or a trainable parameter is not in the optimizer; names the first.
+        TypeError: `expected` is none of these.
 
     Example:
         >>> from hf_lpwd import create_lpwd_optimizer
@@ -140,6 +141,8 @@ def assert_decays(optimizer: Optimizer, model: nn.Module, expected: Expected) ->
     """
     if isinstance(expected, LPWDConfig):
         expected = plan_layers(model, expected)
+    if not isinstance(expected, LayerPlan) and not callable(expected):
+        raise TypeError(f"expected must be an LPWDConfig, a LayerPlan or a function, not {expected!r}")
     measured = measure_parameters(optimizer, model)
     faults = []
     for name, parameter in model.named_parameters():

@@ -14,14 +14,14 @@ from transformers.utils import CONFIG_NAME, logging
 from hf_lpwd.base_optimizer import has_fused_kernel
 from hf_lpwd.config import SETTINGS, LPWDConfig
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
-from hf_lpwd.factory import create_lpwd_optimizer, optimizer_from_plan
+from hf_lpwd.factory import check_keywords, create_lpwd_optimizer, optimizer_from_plan
 from hf_lpwd.layers import Layers
+from hf_lpwd.lpwd_arguments import LPWDArguments
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.plan_groups import plan_differences
 from hf_lpwd.schedules import Schedule
 from hf_lpwd.trainer_log import QUIET, LayerLog
-from hf_lpwd.training_args import LPWDArguments
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -96,6 +96,7 @@ class LPWDTrainerMixin(_Base):
             config = LPWDConfig.from_args(self.args, **self._settings)
             self.layer_plan = self._layer_log.plan = plan_layers(opt_model, config)
         if self.optimizer is None:
+            _warn_if_nothing_decays(self.layer_plan.config)
             self.optimizer = self._optimizer_from_plan(self.layer_plan, opt_model)
         elif self.optimizer is self._given_optimizer:
             differences = plan_differences(self.layer_plan, opt_model, self.optimizer.param_groups)
@@ -226,10 +227,18 @@ def _create_for_trainer(
             )
     settings = {name: given.pop(name) for name in SETTINGS if name in given}
     plan = plan_layers(model, LPWDConfig.from_args(args, **settings))
+    _warn_if_nothing_decays(plan.config)
+    kwargs: dict[str, Any] = {"lr": args.learning_rate}
     if optimizer_cls is None:
         optimizer_cls, kwargs = _base_optimizer(args, Trainer.get_optimizer_cls_and_kwargs(args, model))
-        return optimizer_from_plan(plan, model, optimizer_cls, **{**kwargs, **given})
-    return optimizer_from_plan(plan, model, optimizer_cls, lr=args.learning_rate, **given)
+    check_keywords(optimizer_cls, given)
+    return optimizer_from_plan(plan, model, optimizer_cls, **{**kwargs, **given})
+
+
+def _warn_if_nothing_decays(config: LPWDConfig) -> None:
+    """Says that `weight_decay` was left at the default of TrainingArguments, which is 0."""
+    if config.weight_decay == 0.0 and not config.decay_by_pattern:
+        logger.warning("weight_decay is 0, so that nothing decays: set it in the arguments, e.g. to 0.05")
 
 
 def _base_optimizer(args: TrainingArguments, found: ClassAndKwargs) -> ClassAndKwargs:

@@ -32,8 +32,8 @@ from hf_lpwd.checkpoints.run_folder import check_run, sole_use
 from hf_lpwd.checkpoints.run_record import CHANGES, write_record
 from hf_lpwd.cli import errors_in_one_line
 from hf_lpwd.files import write_json
+from hf_lpwd.lpwd_arguments import setting
 from hf_lpwd.messages import BadInputError, OneLineParser, refuse
-from hf_lpwd.training_args import setting
 from hf_lpwd.vision.arguments import DIGITS_RUN
 from hf_lpwd.vision.data.augmentation import make_mixer, training_loss
 from hf_lpwd.vision.data.data_args import DataTrainingArguments

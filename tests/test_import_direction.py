@@ -34,6 +34,7 @@ CORE_CHAIN = [
     },
     {"optimizer"},
     {"factory", "stock_state", "zero_step", "measure", "decay_measurement"},
+    {"lpwd_arguments"},
     {"training_args", "trainer_log", "trainer"},
 ]
 # The same for the modules of the study: config -> runs -> records -> analysis -> report.

@@ -13,8 +13,8 @@ from transformers import HfArgumentParser
 from hf_lpwd.commands.flags import add_config, skeleton
 from hf_lpwd.config import SETTINGS, LPWDConfig
 from hf_lpwd.files import RECORD
+from hf_lpwd.lpwd_arguments import LPWDArguments, setting
 from hf_lpwd.messages import OneLineParser, refuse
-from hf_lpwd.training_args import LPWDArguments, setting
 
 
 @dataclass

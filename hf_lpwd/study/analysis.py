@@ -16,7 +16,7 @@ from hf_lpwd.study.notes import deviations, notes
 from hf_lpwd.study.plan import DEFAULT_BASELINE, Plan, Question, Side
 from hf_lpwd.study.record import Record, test_score
 from hf_lpwd.study.results import MethodResult, results_of
-from hf_lpwd.study.stats import Estimate, interquartile_mean
+from hf_lpwd.study.stats import Array, Estimate, interquartile_mean
 from hf_lpwd.study.tasks import Task, make_tasks
 
 NO_DECAY = "no decay"
@@ -35,7 +35,7 @@ class Study:
         contrasts: Factors, each over all pairs of runs that differ in nothing else; secondary.
         baselines: Baselines from elsewhere against the baseline; secondary.
         controls: By task the positive control and the noise floor.
-        pooled: Method -> interquartile mean over tasks; empty for one task.
+        scores: Method -> for each task the test accuracies of its runs; empty for one task.
         counts: ``"planned"``, ``"completed"``, ``"diverged"``, ``"failed"``, ``"missing"``, ``"added"``.
         notes: What a reader has to know, as sentences.
         deviations: From the plan, as sentences.
@@ -50,12 +50,17 @@ class Study:
     contrasts: list[Comparison]
     baselines: list[Comparison]
     controls: dict[str, tuple[Comparison, Comparison]]
-    pooled: dict[str, Estimate]
+    scores: dict[str, list[Array]]
     counts: Counter[str]
     notes: list[str]
     deviations: list[str]
     plan: Plan | None
     baseline: str
+
+    @property
+    def pooled(self) -> dict[str, Estimate]:
+        """Method -> interquartile mean over tasks; empty for one task."""
+        return {name: interquartile_mean(scores).clipped() for name, scores in self.scores.items()}
 
     @property
     def primary_comparisons(self) -> list[Comparison]:
@@ -112,7 +117,7 @@ def analyse(
         contrasts=_contrasts(tasks, margin_of_first),
         baselines=_baselines(tasks, chosen, made, margin_of_first),
         controls={task.name: _controls(task, chosen, margin_of_first) for task in tasks},
-        pooled=_pooled(results),
+        scores=_scores(results),
         counts=counts,
         notes=[*said, *notes(tasks, results)],
         deviations=list(deviations(records, plan, counts, baseline, margin)),
@@ -238,13 +243,12 @@ def _controls(task: Task, baseline: str, margin: float) -> tuple[Comparison, Com
     return corrected([tuned])[0], corrected([noise])[0]
 
 
-def _pooled(results: Mapping[str, Sequence[MethodResult]]) -> dict[str, Estimate]:
+def _scores(results: Mapping[str, Sequence[MethodResult]]) -> dict[str, list[Array]]:
     if len(results) < 2:
         return {}
     by_task = [{result.name: result for result in found} for found in results.values()]
     shared = [name for name in by_task[0] if all(name in found for found in by_task)]
-    scores = {
+    return {
         name: [np.array([test_score(run) for run in found[name].runs.values()]) for found in by_task]
         for name in shared
     }
-    return {name: interquartile_mean(of_tasks).clipped() for name, of_tasks in scores.items()}

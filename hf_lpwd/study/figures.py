@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from hf_lpwd.study.comparison import Comparison
 from hf_lpwd.study.plotting import INK, Figure, new_canvas, percent, saved, style
 from hf_lpwd.study.record import test_score
 from hf_lpwd.study.results import MethodResult, decay_curve
-from hf_lpwd.study.stats import mean_interval
+from hf_lpwd.study.stats import Array, mean_interval, performance_profile
 
 
 def draw_figures(results: Sequence[MethodResult], baseline: str) -> list[Figure]:
@@ -61,6 +61,32 @@ def draw_forest(comparisons: Sequence[Comparison], name: str, title: str, with_t
         canvas.supxlabel(f"difference{to}, points of test accuracy\n(band: margin of {margin:g})", fontsize=9)
         axes.spines[["top", "right", "left"]].set_visible(False)
         return saved(canvas, name, title, f"Forest plot, points of test accuracy. {'; '.join(texts)}.")
+
+
+def draw_profile(scores: Mapping[str, Sequence[Array]]) -> Figure | None:
+    """Draws for each method the fraction of runs above each accuracy; None for one task."""
+    if not scores:
+        return None
+    reached = np.unique(np.concatenate([sample for samples in scores.values() for sample in samples]))
+    # Below the lowest score all runs are above.
+    thresholds = np.array([max(0.0, reached[0] - 0.01), *reached])
+    with new_canvas(5.2, 3.6) as canvas:
+        axes = canvas.subplots()
+        texts = []
+        for number, (name, samples) in enumerate(scores.items()):
+            fractions, low, high = performance_profile(list(samples), thresholds)
+            look = style(number) | {"marker": ""}
+            axes.step(100.0 * thresholds, fractions, where="post", label=name, **look)
+            axes.fill_between(
+                100.0 * thresholds, low, high, step="post", color=look["color"], alpha=0.15, linewidth=0
+            )
+            texts.append(f"{name} {100.0 * thresholds[fractions <= 0.5][0]:.1f}")
+        axes.set(xlabel="test accuracy, %", ylabel="fraction of runs above", ylim=(-0.02, 1.02))
+        axes.grid(alpha=0.3)
+        canvas.legend(loc="outside upper center", ncols=3, fontsize=8)
+        alt = f"Fraction of runs above each test accuracy. At most half are above: {'; '.join(texts)}."
+        title = "Performance profile over tasks, with pointwise 95% bootstrap bands stratified by task"
+        return saved(canvas, "profile", title, alt)
 
 
 def _decay_curves(results: Sequence[MethodResult], baseline: str) -> Figure | None:

@@ -10,10 +10,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_lpwd.files import write_bytes
+from hf_lpwd.messages import counted
 from hf_lpwd.study.analysis import Study, analyse
 from hf_lpwd.study.answer import answers, question_text, sentence
 from hf_lpwd.study.comparison import Comparison
-from hf_lpwd.study.figures import draw_figures, draw_forest
+from hf_lpwd.study.figures import draw_figures, draw_forest, draw_profile
 from hf_lpwd.study.plan import Question, read_plan
 from hf_lpwd.study.plotting import Figure
 from hf_lpwd.study.records import load_records
@@ -93,6 +94,7 @@ def write_report(
         undefined=StrictUndefined,
         trim_blocks=True,
     )
+    environment.filters["counted"] = counted
     content = {
         "study": study,
         "answers": answers(study),
@@ -104,6 +106,7 @@ def write_report(
         "contrasts": _saved(
             root, "", [draw_forest(study.contrasts, "contrasts", "Contrasts of single factors", several)]
         ),
+        "profile": _saved(root, "", [draw_profile(study.scores)]),
         "sections": sections,
         "runs": runs,
         "num_runs": len(records),

@@ -7,8 +7,9 @@ whose variance has a floor, and Holm's correction.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -178,15 +179,47 @@ def interquartile_mean(scores: list[Array]) -> Estimate:
     def statistic(*samples: Array, axis: int = -1) -> Array:
         return np.asarray(stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis))
 
-    value = float(statistic(*scores))
-    if any(len(sample) < 2 for sample in scores):
-        return Estimate(value, math.nan, math.nan)
+    return Estimate(*map(float, _bootstrapped(scores, statistic)))
+
+
+def performance_profile(scores: list[Array], thresholds: Array) -> tuple[Array, Array, Array]:
+    """Fraction of runs above each threshold, mean over tasks, with pointwise intervals stratified by task.
+
+    ``F(tau) = 1/M * sum over tasks m of 1/N_m * sum over runs n of [score_mn > tau]``
+
+    Args:
+        scores: For each task the scores of its seeds [n].
+        thresholds: tau [t].
+
+    Returns:
+        Fractions, and lower and upper bounds of their 95% bootstrap intervals, each [t]; the bounds are
+        NaN if a task has one run.
+
+    Source: as `interquartile_mean`.
+
+    Example:
+        >>> performance_profile([np.array([0.1, 0.3]), np.array([0.3, 0.4])], np.array([0.0, 0.1, 0.3]))[0]
+        array([1.  , 0.75, 0.25])
+    """
+
+    def statistic(*samples: Array, axis: int = -1) -> Array:
+        return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
+
+    return _bootstrapped([sample > thresholds[:, None] for sample in scores], statistic)
+
+
+def _bootstrapped(samples: Sequence[Any], statistic: Callable[..., Array]) -> tuple[Array, Array, Array]:
+    """A statistic of several samples, and the bounds of its percentile interval; each sample is resampled."""
+    value = statistic(*samples)
+    if any(sample.shape[-1] < 2 for sample in samples):
+        return value, np.full_like(value, math.nan), np.full_like(value, math.nan)
     found = stats.bootstrap(
-        scores,
+        samples,
         statistic,
         n_resamples=2000,
         method="percentile",
         vectorized=True,
+        axis=-1,
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Estimate(value, float(found.low), float(found.high))
+    return value, found.low, found.high

@@ -56,7 +56,7 @@ def test_match_budget_leaves_uniform_alone_and_zero_at_zero():
         ({"num_layers": 0}, "num_layers is 0"),
         (
             {"layer_schedule": "liner"},
-            r"unknown layer_schedule 'liner': did you mean 'linear'\?; choose",
+            r"unknown layer_schedule 'liner': did you mean 'linear'\? \(choose",
         ),
         ({"layer_schedule": None}, "layer_schedule is None, but must be a name, a list"),
         ({"layer_schedule": "linear:2"}, "unknown layer_schedule 'linear:2'"),

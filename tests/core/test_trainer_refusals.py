@@ -13,10 +13,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_lpwd import trainer as trainer_module
 from hf_lpwd.factory import create_lpwd_optimizer
+from hf_lpwd.lpwd_arguments import LPWDArguments
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin, lpwd_optimizer_factory
-from hf_lpwd.training_args import LPWDArguments, LPWDTrainingArguments
+from hf_lpwd.training_args import LPWDTrainingArguments
 
 
 def test_arguments_keep_the_trainers_meaning_and_survive_json(tmp_path):
@@ -114,6 +116,26 @@ def test_bad_optimizer_cls_and_kwargs(tmp_path, optimizer, error, message):
     )
     with pytest.raises(error, match=message):
         trainer.train()
+
+
+def test_a_setting_that_the_one_argument_form_does_not_know_is_named(tmp_path):
+    args = lpwd_args(tmp_path)
+    given = (lpwd_optimizer_factory, {"args": args, "decay_timming": "rwd"})
+    trainer = Trainer(make_model(), args, train_dataset=Images(), optimizer_cls_and_kwargs=given)
+    with pytest.raises(TypeError, match="'decay_timming': did you mean 'decay_timing'"):
+        trainer.create_optimizer()
+
+
+def test_trainers_without_a_rate_say_that_nothing_decays(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(trainer_module.logger, "warning", said.append)
+    nothing, some = (lpwd_args(tmp_path, weight_decay=rate) for rate in (0.0, 0.5))
+    for args in (nothing, some):
+        LPWDTrainer(make_model(), args).create_optimizer()
+        given = (lpwd_optimizer_factory, {"args": args})
+        Trainer(make_model(), args, optimizer_cls_and_kwargs=given).create_optimizer()
+    line = "weight_decay is 0, so that nothing decays: set it in the arguments, e.g. to 0.05"
+    assert said == [line, line]
 
 
 def test_optimizers_passed_in(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_lpwd.config import SETTINGS, LPWDConfig
-from hf_lpwd.training_args import LPWDArguments, LPWDTrainingArguments
+from hf_lpwd.lpwd_arguments import LPWDArguments
+from hf_lpwd.training_args import LPWDTrainingArguments
 
 PATHS = {"output_dir": "unused", "use_cpu": True, "report_to": "none"}
 

@@ -1,18 +1,20 @@
 """Claims that a study must not make, each on records whose truth is known."""
 
 import base64
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
-from study_records import failed_record, run_of
+from study_records import failed_record, run_of, write_records
 
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.analysis import analyse
 from hf_lpwd.study.answer import answers, sentence
-from hf_lpwd.study.figures import draw_forest
+from hf_lpwd.study.figures import draw_forest, draw_profile
 from hf_lpwd.study.plan import Plan, PlannedRun, Question
 from hf_lpwd.study.record import Record
+from hf_lpwd.study.report import write_report
 from hf_lpwd.study.stats import smallest_shift
 from hf_lpwd.study.tasks import Setting
 
@@ -93,7 +95,7 @@ class TestAMissingRun:
         study = analyse([*self.records, lucky], plan_of(self.records))
         assert only(study).paired.mean == 0.0
         assert study.counts["added"] == 1
-        assert "1 runs were added after the plan was stored, and do not count." in study.deviations
+        assert "1 run was added after the plan was stored, and does not count." in study.deviations
 
     def test_one_added_without_a_plan_does_not_count_either(self):
         lucky = run_of("pwd linear", 0, 0.99, weight_decay=5.0)
@@ -287,7 +289,7 @@ class TestVerdicts:
     def test_no_verdict_below_five_seeds(self, number):
         few = self.compared([0.02, 0.0201, 0.0199, 0.02][:number])
         assert few.verdict == "undecided"
-        assert few.withheld == f"{number} seeds, fewer than 5"
+        assert few.withheld == f"{number} seed{'s' * (number > 1)}, fewer than 5"
 
 
 def test_a_grid_against_one_setting_pays_for_its_chances():
@@ -450,4 +452,24 @@ def test_pooled_over_tasks():
     scores = np.sort([0.5 + 0.1 * t + 0.01 * s for t in range(4) for s in SEEDS])
     assert pooled["pwd linear"].value == pytest.approx(scores[5:15].mean())
     assert pooled["pwd linear"].low < pooled["pwd linear"].value < pooled["pwd linear"].high
-    assert analyse(records[:5]).pooled == {}
+    alone = analyse(records[:5])
+    assert (alone.pooled, draw_profile(alone.scores)) == ({}, None)
+
+
+def test_the_profile_over_tasks_is_a_figure_of_the_report(tmp_path):
+    """On task t the runs reach 0.5 + 0.1 t + 0.01 s; those of pwd 0.1 more on task 1."""
+    records = [
+        run_of(method, s, 0.5 + 0.1 * (t + (t == 1) * (method[0] == "p")) + 0.01 * s, dataset_name=f"d{t}")
+        for method in ("wd uniform", "pwd linear")
+        for t in range(3)
+        for s in SEEDS
+    ]
+    figure = draw_profile(analyse(records).scores)
+    assert figure.alt == (
+        "Fraction of runs above each test accuracy. At most half are above: wd uniform 62.0; pwd linear 71.0."
+    )
+    assert figure == draw_profile(analyse(records).scores)
+    write_records([record.model_dump(exclude_unset=True) for record in records], tmp_path / "runs")
+    page = Path(write_report(str(tmp_path / "runs"), str(tmp_path / "out"))).read_text()
+    assert base64.b64encode(figure.svg).decode() in page
+    assert (tmp_path / "out" / "figures" / "profile.svg").read_bytes() == figure.svg

@@ -13,6 +13,7 @@ from hf_lpwd.study.stats import (
     interquartile_mean,
     mean_interval,
     paired,
+    performance_profile,
     smallest_shift,
     t_power,
     verdict,
@@ -88,6 +89,18 @@ def test_the_interquartile_mean():
     assert interquartile_mean(tasks).value == pytest.approx(0.45)
     assert interquartile_mean([np.array([0.3]), np.array([0.5])]).value == pytest.approx(0.4)
     assert Estimate(0.99, 0.9, 1.1).clipped() == Estimate(0.99, 0.9, 1.0)
+
+
+def test_the_performance_profile_by_hand():
+    """Task 1 has scores 0.1, 0.3, 0.5, 0.5, task 2 has 0.3, 0.7; a score at the threshold is not above it."""
+    tasks = [np.array([0.1, 0.3, 0.5, 0.5]), np.array([0.7, 0.3])]
+    fractions, low, high = performance_profile(tasks, np.array([0.0, 0.1, 0.2, 0.3, 0.5, 0.7]))
+    assert fractions.tolist() == [1.0, 0.875, 0.875, 0.5, 0.25, 0.0]
+    # Where all runs or none are above, so are all resamples.
+    assert (low[0], high[0], low[-1], high[-1]) == (1.0, 1.0, 0.0, 0.0)
+    # Task 2 resampled: none, one or both of two runs above 0.5, with probabilities 1/4, 1/2 and 1/4.
+    assert (low[4], high[4]) == (0.0, 0.5)
+    assert np.isnan(performance_profile([tasks[0], tasks[1][:1]], np.array([0.2]))[1:]).all()
 
 
 def test_decay_robustness_by_hand():
