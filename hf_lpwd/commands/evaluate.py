@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_lpwd.commands.flags import TOKEN, add_trained_model, command_parser, require_positive
 from hf_lpwd.files import write_bytes, write_json
-from hf_lpwd.messages import BadInputError, say
+from hf_lpwd.messages import BadInputError, counted, say
 
 if TYPE_CHECKING:
     from hf_lpwd.vision.data.labelled import LabelledImages
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     require_positive(args, "batch_size")
     results, out = evaluate(args)
     accuracies = ", ".join(f"{name} {value:.4f}" for name, value in results["metrics"].items())
-    print(f"\n{results['images']} images: {accuracies}; in {out}")
+    print(f"\n{counted(results['images'], 'image')}: {accuracies}; in {out}")
     return 1 if results["unreadable"] else 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from hf_lpwd.files import write_bytes
-from hf_lpwd.messages import BadInputError, OneLineParser, refuse, say, warnings_once
+from hf_lpwd.messages import BadInputError, OneLineParser, counted, refuse, say, warnings_once
 from hf_lpwd.study.records import pack_records
 
 _DESCRIPTION = """\
@@ -111,11 +111,17 @@ def _init(args: Namespace) -> int:
 def _plan(args: Namespace) -> int:
     from hf_lpwd.study import planning
     from hf_lpwd.study.config import read_study
+    from hf_lpwd.study.plan import differences, read_plan
 
     if args.out and args.budget is None:
         raise BadInputError("out is the study that a budget buys: add --budget")
     budget = None if args.budget is None else planning.parse_duration(args.budget)
     study = read_study(args.file)
+    # With --out another study is to be registered.
+    stored = None if args.out else read_plan(runs_folder(args))
+    changes = differences(runs_folder(args), study.questions, study.planned()) if stored else []
+    for line in changes:
+        print(line)
     jobs = side_by_side(args.n_jobs)
     trials = [planning.timed_trial(run) for run in planning.one_run_a_task(study.runs)]
     # The highest rate of each method is the one that may take a whole weight away in a step.
@@ -137,7 +143,8 @@ def _plan(args: Namespace) -> int:
             grid |= {axis: choice.decays, "seed": list(range(choice.num_seeds))}
             write_bytes(args.out, yaml.safe_dump(content, sort_keys=False).encode())
             print(f"written: {args.out}")
-    print(_next("register", args.out or args.file, args.runs))
+    registered = stored is not None and (stored.registered or changes)
+    print(_next("run" if registered else "register", args.out or args.file, args.runs))
     return 0
 
 
@@ -155,8 +162,8 @@ def _register(args: Namespace) -> int:
 
     study = read_study(args.file)
     folder = runs_folder(args)
-    plan = store_plan(folder, study.questions, [run.planned() for run in study.runs], register=True)
-    print(f"registered in {folder}/plan.json: {len(plan.runs)} runs, SHA-256 {plan.registered}")
+    plan = store_plan(folder, study.questions, study.planned(), register=True)
+    print(f"registered in {folder}/plan.json: {counted(len(plan.runs), 'run')}, SHA-256 {plan.registered}")
     print(_next("run", args.file, args.runs))
     return 0
 
@@ -169,7 +176,7 @@ def _run(args: Namespace) -> int:
 def run_study(args: Namespace, prog: str) -> int:
     """Does the runs of a study that have no record yet; `hf-lpwd sweep` is the same."""
     from hf_lpwd.study.config import read_study
-    from hf_lpwd.study.plan import store_plan
+    from hf_lpwd.study.plan import differences, store_plan
     from hf_lpwd.study.planning import check_run, one_run_a_task
     from hf_lpwd.study.sweep import sweep
 
@@ -179,12 +186,14 @@ def run_study(args: Namespace, prog: str) -> int:
         raise BadInputError("gpus_per_run is Ray's: add --backend ray")
     study = read_study(args.file)
     folder = runs_folder(args)
+    for line in differences(folder, study.questions, study.planned()):
+        print(line, file=sys.stderr)
     missing = [run for run in study.runs if not (Path(folder) / f"{run.id}.json").exists()]
     # What is wrong with a dataset or a model is said once, not by each run.
     for said in dict.fromkeys(check_run(run) for run in one_run_a_task(missing)):
         if said is not None:
             print(said, file=sys.stderr)
-    store_plan(folder, study.questions, [run.planned() for run in study.runs])
+    store_plan(folder, study.questions, study.planned())
     try:
         ends = sweep(
             study.runs,
@@ -201,8 +210,8 @@ def run_study(args: Namespace, prog: str) -> int:
     except ImportError as error:
         return refuse(prog, f"{error}: install the extra, pip install 'hf-lpwd[ray]'")
     print(
-        f"{ends['here']} runs done; {ends['completed']} completed, {ends['diverged']} diverged and "
-        f"{ends['failed']} failed in {folder}"
+        f"{counted(ends['here'], 'run')} done; {ends['completed']} completed, {ends['diverged']} diverged "
+        f"and {ends['failed']} failed in {folder}"
     )
     print(_next("report", args.file, args.runs))
     return 1 if ends["failed"] else 0
@@ -216,7 +225,7 @@ def _report(args: Namespace) -> int:
 
 
 def _pack(args: Namespace) -> int:
-    print(f"{pack_records(args.runs, args.file)} records in {args.file}")
+    print(f"{counted(pack_records(args.runs, args.file), 'record')} in {args.file}")
     return 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+from hf_lpwd.messages import counted
 from hf_lpwd.study.analysis import Study
 from hf_lpwd.study.comparison import Comparison, side_name
 from hf_lpwd.study.plan import Question
@@ -70,7 +71,7 @@ def _headline(study: Study, task: str, mine: Sequence[Comparison]) -> str:
         return f"Use {best.name} ({results[best.name].setting}): it is better than {baseline}."
     chosen = f" ({results[baseline].setting})" if baseline in results else ""
     undecided = sum(c.verdict == "undecided" for c in mine)
-    rest = f"; {undecided} of {len(mine)} comparisons could not be decided" if undecided else ""
+    rest = f"; {undecided} of {counted(len(mine), 'comparison')} could not be decided" if undecided else ""
     return f"Use {baseline}{chosen}: nothing was shown to be better{rest}."
 
 
@@ -90,9 +91,9 @@ def compared(task: Task) -> str:
     if settings.get("per_device_train_batch_size"):
         parts.append(f"batches of {settings.get('per_device_train_batch_size')}")
     if run.environment:
-        parts.append(f"{run.environment.device_name}, {run.environment.threads} threads a run")
+        parts.append(f"{run.environment.device_name}, {counted(run.environment.threads, 'thread')} a run")
     number = len({record.seed for record in task.records})
-    parts.append(f"{number} seed{'s' * (number != 1)}")
+    parts.append(counted(number, "seed"))
     return f"{task.name}: {'; '.join(parts)}."
 
 
@@ -102,7 +103,7 @@ def sentence(c: Comparison) -> str:
     what = "" if c.question.measure == "accuracy" else " in the range over the decay rates"
     if c.paired is None:
         return f"{c.name} against {c.to}: no verdict, {c.withheld}."
-    numbers = f"{points(c.difference)} points, {c.paired.num_seeds} seeds"
+    numbers = f"{points(c.difference)} points, {counted(c.paired.num_seeds, 'seed')}"
     if c.withheld:
         return f"{c.name} against {c.to}: no verdict, {c.withheld} ({numbers})."
     if c.verdict == "equivalent":

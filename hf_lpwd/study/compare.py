@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_lpwd.messages import BadInputError
+from hf_lpwd.messages import BadInputError, counted
 from hf_lpwd.study.comparison import Comparison, corrected, image_variance, num_images, side_name
 from hf_lpwd.study.methods import METHOD_FLAGS
 from hf_lpwd.study.plan import Question, Side
@@ -87,7 +87,7 @@ def _over_tasks(made: Sequence[Comparison]) -> Comparison:
     parts = [c.paired for c in used if c.paired is not None]
     by_seed = {seed: float(np.mean([c.by_seed[seed] for c in used])) for seed in seeds}
     floor = math.sqrt(sum(part.floor**2 for part in parts)) / len(parts)
-    too_few = f"{len(seeds)} seeds, fewer than {MIN_SEEDS}" if len(seeds) < MIN_SEEDS else None
+    too_few = f"{counted(len(seeds), 'seed')}, fewer than {MIN_SEEDS}" if len(seeds) < MIN_SEEDS else None
     return replace(
         base,
         paired=paired(list(by_seed.values()), floor, max(part.chances for part in parts)) if seeds else None,
@@ -121,7 +121,7 @@ def _withheld(task: Task, made: Comparison) -> str | None:
     if made.paired is None:
         return "no seed has all runs of both sides"
     if made.paired.num_seeds < MIN_SEEDS:
-        return f"{made.paired.num_seeds} seeds, fewer than {MIN_SEEDS}"
+        return f"{counted(made.paired.num_seeds, 'seed')}, fewer than {MIN_SEEDS}"
     return None
 
 
@@ -159,7 +159,9 @@ def _left_out(method: Method, seeds: Sequence[int]) -> list[str]:
     for setting, runs in method.grid.items():
         if setting not in usable:
             done = sum(run is not None and measured(run) for run in runs.values())
-            notes.append(f"{method.name} at {setting} has {done} of {len(runs)} seeds and is left out")
+            notes.append(
+                f"{method.name} at {setting} has {done} of {counted(len(runs), 'seed')} and is left out"
+            )
     for seed in method.seeds:
         lacking = [str(setting) for setting, runs in usable.items() if seed not in runs]
         if lacking and seed not in seeds:

@@ -73,10 +73,6 @@ class RunSpec:
         """Name of its method."""
         return method_name(self.settings)
 
-    def planned(self) -> PlannedRun:
-        """The run as it stands in a plan."""
-        return PlannedRun(id=self.id, method=self.method, settings=self.settings)
-
 
 @dataclass(frozen=True)
 class StudyFile:
@@ -89,6 +85,10 @@ class StudyFile:
 
     runs: list[RunSpec]
     questions: list[Question]
+
+    def planned(self) -> list[PlannedRun]:
+        """The runs as they stand in a plan."""
+        return [PlannedRun(id=run.id, method=run.method, settings=run.settings) for run in self.runs]
 
 
 def read_study(path: str) -> StudyFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from hf_lpwd.messages import counted
 from hf_lpwd.study.plan import Plan, Question
 from hf_lpwd.study.record import Record
 from hf_lpwd.study.results import MethodResult
@@ -78,7 +79,9 @@ def deviations(
     if counts["missing"]:
         yield f"{counts['missing']} of {counts['planned']} planned runs have no record."
     if counts["added"]:
-        yield f"{counts['added']} runs were added after the plan was stored, and do not count."
+        rest = "added after the plan was stored, and"
+        one, many = f"run was {rest} does not count.", f"runs were {rest} do not count."
+        yield counted(counts["added"], one, many)
     if plan.registered and plan.registered != plan.hash:
         yield "The registered plan was changed after it was registered: its hash does not fit."
     stored = plan.questions[0] if plan.questions else Question()
@@ -88,4 +91,4 @@ def deviations(
         yield f"The report's margin is {margin:g} points; the plan says {stored.margin:g}."
     early = [r for r in records if r.times.started is not None and r.times.started < plan.created]
     if early:
-        yield f"{len(early)} records are older than the plan."
+        yield f"{counted(len(early), 'record is', 'records are')} older than the plan."

@@ -13,7 +13,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hf_lpwd.files import write_json
-from hf_lpwd.messages import BadInputError
+from hf_lpwd.messages import BadInputError, counted
 from hf_lpwd.study.records import PLAN, plan_text
 
 #: AdamW: plain decay, the same rate in each layer.
@@ -163,11 +163,7 @@ def store_plan(
         else:
             known = {run.id for run in there.runs}
             new = [run.model_copy(update={"added": True}) for run in runs if run.id not in known]
-            if list(questions) != there.questions:
-                raise BadInputError(
-                    f"{folder} holds the plan of other questions: put the study's questions back, or name "
-                    "another folder"
-                )
+            _check_questions(folder, there, questions)
             if register and (new or there.registered):
                 raise BadInputError(f"{folder} holds a plan already, from {there.created}")
             plan = there.model_copy(update={"runs": [*there.runs, *new]})
@@ -175,3 +171,40 @@ def store_plan(
             plan = plan.model_copy(update={"registered": plan.hash})
         write_json(root / PLAN, plan.model_dump())
     return plan
+
+
+def differences(folder: str, questions: Sequence[Question], runs: Sequence[PlannedRun]) -> list[str]:
+    """How the runs of a study differ from the plan that stands with its records, as sentences.
+
+    Args:
+        folder: Of the records.
+        questions: The primary questions.
+        runs: All runs of the study.
+
+    Raises:
+        BadInputError: The plan has other questions.
+    """
+    plan = read_plan(folder)
+    if plan is None:
+        return []
+    _check_questions(folder, plan, questions)
+    kind = "registered" if plan.registered else "planned"
+    first, asked = {run.id for run in plan.runs if not run.added}, {run.id for run in runs}
+    found = []
+    if new := len(asked - first):
+        date = f"the plan {'registered' if plan.registered else 'stored'} on {plan.created[:10]}"
+        found.append(
+            f"{counted(new, 'run is', 'runs are')} not in {date}, and will count as added later, "
+            "in no verdict"
+        )
+    if gone := len(first - asked):
+        found.append(f"{counted(gone, f'{kind} run is', f'{kind} runs are')} no longer asked for")
+    return found
+
+
+def _check_questions(folder: str, plan: Plan, questions: Sequence[Question]) -> None:
+    if list(questions) != plan.questions:
+        raise BadInputError(
+            f"{folder} holds the plan of other questions: put the study's questions back, or name another "
+            "folder"
+        )

@@ -20,7 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_lpwd.config import TIMINGS
 from hf_lpwd.files import write_bytes
-from hf_lpwd.messages import BadInputError
+from hf_lpwd.messages import BadInputError, counted
 from hf_lpwd.study.config import RunSpec, StudyFile
 from hf_lpwd.study.stats import MIN_SEEDS, smallest_shift
 from hf_lpwd.study.sweep import duration
@@ -164,10 +164,11 @@ def describe(
     tasks = one_run_a_task(study.runs)
     seeds = sorted({run.settings["seed"] for run in study.runs})
     methods = Counter(run.method for run in study.runs)
-    yield f"{len(study.runs)} runs on {len(tasks)} task{'s' * (len(tasks) > 1)}, {len(seeds)} seeds:"
+    runs = counted(len(study.runs), "run")
+    yield f"{runs} on {counted(len(tasks), 'task')}, {counted(len(seeds), 'seed')}:"
     for method, number in methods.items():
         settings = number // len(seeds) // len(tasks)
-        yield f"  {method}: {number} runs, {settings} setting{'s' * (settings != 1)} to choose from"
+        yield f"  {method}: {counted(number, 'run')}, {counted(settings, 'setting')} to choose from"
     tried = {number for method, number in methods.items() if method.split()[0] in TIMINGS}
     if len(tried) > 1:
         yield "  the methods do not choose from equally many settings: the report counts p-values k times"
@@ -181,7 +182,7 @@ def describe(
     yield from dict.fromkeys(cut)
     yield f"in all about {duration(total / side_by_side)} with {side_by_side} side by side"
     if len(seeds) < MIN_SEEDS:
-        yield f"{len(seeds)} seeds: with fewer than {MIN_SEEDS} there is no verdict"
+        yield f"{counted(len(seeds), 'seed')}: with fewer than {MIN_SEEDS} there is no verdict"
         return
     for number, question in enumerate(study.questions, 1):
         sides = len(question.compare) or sum(m.split()[0] in TIMINGS and m != question.to for m in methods)
@@ -191,9 +192,9 @@ def describe(
         points = detectable_points(len(seeds), tests, spread)
         source = f"runs that disagree on {DISAGREEMENT:.0%} of the test images" if std is None else "as given"
         yield (
-            f"question {number}: {tests} comparisons with {question.to}, margin {question.margin:g} points; "
-            f"a true difference of {points:.2g} points is found with a probability of 80%, if paired "
-            f"differences vary by {spread:.2g} points ({source})"
+            f"question {number}: {counted(tests, 'comparison')} with {question.to}, "
+            f"margin {question.margin:g} points; a true difference of {points:.2g} points is found with a "
+            f"probability of 80%, if paired differences vary by {spread:.2g} points ({source})"
         )
 
 
@@ -227,7 +228,7 @@ def fit_budget(study: StudyFile, seconds: float, run_seconds: float, side_by_sid
             return Choice(chosen, seeds, seeds * per_seed)
     needed = MIN_SEEDS * per_seed
     raise BadInputError(
-        f"the budget has time for {most} runs, but {MIN_SEEDS} seeds take {needed}, about "
+        f"the budget has time for {counted(most, 'run')}, but {MIN_SEEDS} seeds take {needed}, about "
         f"{duration(needed * run_seconds / side_by_side)}: give more time, or shorten the runs"
     )
 

@@ -100,7 +100,7 @@ def pack_records(folders: Sequence[str], file: str) -> int:
 def plan_text(path: str) -> str | None:
     """The plan that stands with the records of a folder or a file of lines, None if there is none."""
     plan = Path(path) / PLAN
-    if Path(path).is_dir():
+    if not Path(path).is_file():
         return plan.read_text(encoding="utf-8") if plan.exists() else None
     first = next(iter(_lines(Path(path))), "")
     return json.dumps(json.loads(first)["plan"]) if first.startswith('{"plan":') else None

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_lpwd.files import write_bytes
+from hf_lpwd.messages import counted
 from hf_lpwd.study.analysis import Study, analyse
 from hf_lpwd.study.answer import answers, question_text, sentence
 from hf_lpwd.study.comparison import Comparison
@@ -93,6 +94,7 @@ def write_report(
         undefined=StrictUndefined,
         trim_blocks=True,
     )
+    environment.filters["counted"] = counted
     content = {
         "study": study,
         "answers": answers(study),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hf_lpwd.messages import counted
 from hf_lpwd.study.record import Record, test_score
 from hf_lpwd.study.stats import Estimate, mean_interval
 from hf_lpwd.study.tasks import Method, Setting, Task
@@ -102,9 +103,9 @@ def _remarks(method: Method, setting: Setting) -> Iterator[str]:
     for outcome in ("diverged", "failed"):
         number = sum(run is not None and run.outcome == outcome for run in runs)
         if number:
-            yield f"{number} of {len(runs)} runs {outcome}"
+            yield f"{number} of {counted(len(runs), 'run')} {outcome}"
     if None in runs:
-        yield f"{runs.count(None)} of {len(runs)} runs missing"
+        yield f"{runs.count(None)} of {counted(len(runs), 'run')} missing"
     for i, axis in enumerate(("decay rate", "learning rate")):
         value, values = setting[i], sorted({rate for one in method.grid if (rate := one[i]) is not None})
         if len(values) > 1 and value in (values[0], values[-1]):

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from hf_lpwd.files import write_json
-from hf_lpwd.messages import warnings_once
+from hf_lpwd.messages import counted, warnings_once
 from hf_lpwd.study.config import RunSpec
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def _remove_failed(root: Path, specs: Sequence[RunSpec], report: Callable[[str],
         if path.exists() and json.loads(path.read_text("utf-8"))["status"] == "failed":
             path.unlink()
             removed += 1
-    report(f"{removed} runs that failed are done again")
+    report(f"{counted(removed, 'run that failed is', 'runs that failed are')} done again")
 
 
 def _record(root: Path, spec: RunSpec) -> Path:
@@ -220,7 +220,7 @@ class Progress:
     def __enter__(self) -> None:
         there = self.total - len(self.missing)
         done = f"; {there} have a record already" if there else ""
-        self.report(f"{self.total} runs, {self.side_by_side} side by side{done}")
+        self.report(f"{counted(self.total, 'run')}, {self.side_by_side} side by side{done}")
         self.thread.start()
 
     def __exit__(self, *error: object) -> None:

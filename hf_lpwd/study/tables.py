@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from hf_lpwd.messages import counted
 from hf_lpwd.study.analysis import Study
 from hf_lpwd.study.comparison import Comparison
 from hf_lpwd.study.record import Record
@@ -151,7 +152,7 @@ def remarks(c: Comparison) -> list[str]:
     """What stands beside a comparison: why there is no verdict, what diverged, what is left out."""
     found = [f"no verdict: {c.withheld}"] if c.withheld else []
     if any(c.diverged):
-        found.append(f"diverged: {c.diverged[0]} runs of {c.name}, {c.diverged[1]} of {c.to}")
+        found.append(f"diverged: {counted(c.diverged[0], 'run')} of {c.name}, {c.diverged[1]} of {c.to}")
     return [*found, *c.left_out]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hf_lpwd.checkpoints.run_folder import check_output_dir
 from hf_lpwd.checkpoints.run_record import write_record
-from hf_lpwd.messages import BadInputError, say
+from hf_lpwd.messages import BadInputError, counted, say
 from hf_lpwd.vision.arguments import ImageTrainingArguments
 from hf_lpwd.vision.classifier import saved_scale
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
@@ -92,5 +92,6 @@ def evaluate_splits(
         if trainer.is_world_process_zero():
             data, accuracy = found[prefix], values[f"{prefix}_accuracy"]
             say(f"hf-lpwd train: {data.facts.describe()}")
+            count = counted(len(part), "image")
             left_out = f", {part.num_skipped} cannot be decoded" if part.num_skipped else ""
-            print(f"{data.where}: accuracy {accuracy:.4f} ({len(part)} images{left_out}); in {output_dir}")
+            print(f"{data.where}: accuracy {accuracy:.4f} ({count}{left_out}); in {output_dir}")

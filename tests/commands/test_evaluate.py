@@ -138,7 +138,7 @@ def test_a_class_that_the_model_lacks_is_refused(run, tmp_path, capsys):
     data = parquet(tmp_path / "some.parquet", ["1", "zero", "zero"])
     assert main(["evaluate", str(run), data]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"hf-lpwd evaluate: error: {data}: 1 classes are none of the model's: 'zero' (2 images); "
+        f"hf-lpwd evaluate: error: {data}: 1 class is none of the model's: 'zero' (2 images); "
         "the model has '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'"
     )
 

@@ -95,7 +95,7 @@ class TestAMissingRun:
         study = analyse([*self.records, lucky], plan_of(self.records))
         assert only(study).paired.mean == 0.0
         assert study.counts["added"] == 1
-        assert "1 runs were added after the plan was stored, and do not count." in study.deviations
+        assert "1 run was added after the plan was stored, and does not count." in study.deviations
 
     def test_one_added_without_a_plan_does_not_count_either(self):
         lucky = run_of("pwd linear", 0, 0.99, weight_decay=5.0)
@@ -289,7 +289,7 @@ class TestVerdicts:
     def test_no_verdict_below_five_seeds(self, number):
         few = self.compared([0.02, 0.0201, 0.0199, 0.02][:number])
         assert few.verdict == "undecided"
-        assert few.withheld == f"{number} seeds, fewer than 5"
+        assert few.withheld == f"{number} seed{'s' * (number > 1)}, fewer than 5"
 
 
 def test_a_grid_against_one_setting_pays_for_its_chances():

@@ -13,9 +13,10 @@ from study_records import run_of
 from hf_lpwd.cli import main
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.study import planning
+from hf_lpwd.study import sweep as study_sweep
 from hf_lpwd.study.analysis import analyse
 from hf_lpwd.study.config import read_study
-from hf_lpwd.study.plan import PlannedRun, Question, read_plan, store_plan
+from hf_lpwd.study.plan import PlannedRun, Question, differences, read_plan, store_plan
 from hf_lpwd.study.planning import Trial, describe, fit_budget, parse_duration
 from hf_lpwd.study.record import Record
 from hf_lpwd.study.records import pack_records
@@ -76,7 +77,7 @@ def test_each_deviation_is_said(tmp_path):
         "The registered plan was changed after it was registered: its hash does not fit.",
         "The report compares to pwd linear; the plan says wd uniform.",
         "The report's margin is 2 points; the plan says 0.3.",
-        "1 records are older than the plan.",
+        "1 record is older than the plan.",
     ]
 
 
@@ -254,7 +255,7 @@ def test_plan_on_digits_with_a_budget(tmp_path, capsys):
     assert lines[0] == "45 runs on 1 task, 5 seeds:"
     assert "(20 steps, 359 test images)" in lines[4]
     assert lines[6] == (
-        "question 1: 1 comparisons with wd uniform, margin 0.3 points; a true difference of 0.84 points is "
+        "question 1: 1 comparison with wd uniform, margin 0.3 points; a true difference of 0.84 points is "
         "found with a probability of 80%, if paired differences vary by 0.5 points (as given)"
     )
     assert lines[7] == "10h are enough for 180 runs: 20 seeds, decay rates 0.01, 0.1, 1, 10"
@@ -287,3 +288,59 @@ def test_registering_at_the_command_line(tmp_path, capsys):
         f"registered in {tmp_path}/runs/plan.json: 2 runs, SHA-256 {plan.registered}",
         f"next: hf-lpwd study run {path} --runs {tmp_path}/runs",
     ]
+
+
+CHANGES = [
+    "2 runs are not in the plan registered on {date}, and will count as added later, in no verdict",
+    "1 registered run is no longer asked for",
+]
+
+
+@pytest.fixture
+def registered(tmp_path, monkeypatch):
+    """A registered study of two runs; nothing is loaded, timed or trained."""
+    monkeypatch.setattr(planning, "check_run", lambda run: None)
+    monkeypatch.setattr(planning, "timed_trial", lambda run: Trial(seconds=1.0, test_images=100, steps=10))
+    monkeypatch.setattr(study_sweep, "sweep", lambda runs, folder, **options: Counter(completed=len(runs)))
+    path = tmp_path / "study.yaml"
+    path.write_text("grid: {decay_timing: [wd], layer_schedule: [uniform], seed: [0, 1]}")
+    assert main(["study", "register", str(path), "--runs", str(tmp_path / "runs")]) == 0
+    return path
+
+
+@pytest.mark.parametrize("action", ["plan", "run"])
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_study_that_differs_from_its_registered_plan_says_so_first(registered, action, changed, capsys):
+    runs = f"{registered.parent}/runs"
+    date = read_plan(runs).created[:10]
+    if changed:
+        registered.write_text(registered.read_text().replace("[0, 1]", "[1, 2, 3]"))
+    capsys.readouterr()
+    # Again after the run, which adds the new runs to the plan.
+    for _ in range(2):
+        assert main(["study", action, str(registered), "--runs", runs, "--n_jobs", "1"]) == 0
+        said = capsys.readouterr()
+        lines = (said.out if action == "plan" else said.err).splitlines()
+        assert lines[: 2 * changed] == [line.format(date=date) for line in CHANGES[: 2 * changed]]
+        assert [line for line in lines[2 * changed :] if "asked for" in line or "added" in line] == []
+        following = {"plan": "run", "run": "report"}[action]
+        assert said.out.splitlines()[-1] == f"next: hf-lpwd study {following} {registered} --runs {runs}"
+
+
+@pytest.mark.parametrize("action", ["plan", "run"])
+def test_other_questions_than_the_registered_ones_are_refused_first(registered, action, capsys, monkeypatch):
+    monkeypatch.setattr(planning, "check_run", pytest.fail)
+    registered.write_text(registered.read_text() + "\nquestions: [{to: wd uniform, margin: 1}]\n")
+    assert main(["study", action, str(registered), "--runs", f"{registered.parent}/runs"]) == 2
+    assert "runs holds the plan of other questions" in capsys.readouterr().err
+
+
+def test_runs_that_are_not_in_a_plan_that_was_not_registered(tmp_path):
+    store_plan(str(tmp_path), [Question()], planned(RECORDS))
+    date = read_plan(str(tmp_path)).created[:10]
+    later = run_of("pwd linear", 0, 0.9, weight_decay=3.0)
+    assert differences(str(tmp_path), [Question()], planned([*RECORDS[2:], later])) == [
+        f"1 run is not in the plan stored on {date}, and will count as added later, in no verdict",
+        "2 planned runs are no longer asked for",
+    ]
+    assert differences(str(tmp_path / "none"), [Question()], planned(RECORDS)) == []

@@ -81,7 +81,7 @@ def test_what_failed_is_done_again_where_asked_for(specs, computed, tmp_path):
     sweep(specs, str(tmp_path))
     sweep(specs, str(tmp_path), retry_failed=True, report=lines.append)
     assert computed[4:] == [spec.id for spec in specs if spec.settings["seed"] == 1][1:]
-    assert lines[0] == "1 runs that failed are done again"
+    assert lines[0] == "1 run that failed is done again"
 
 
 def test_only_what_is_missing_is_done(specs, computed, tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hf_lpwd.messages import counted
 from hf_lpwd.vision.data.decoding import Scale
 
 
@@ -95,7 +96,9 @@ class DataFacts:
             listed = ", ".join(f"{why} ({count})" for why, count in self.left_out.items())
             sentences.append(f"Left out: {listed}")
         sentences += [
-            f"{count} {role} images are also training images"
+            counted(
+                count, f"{role} image is also a training image", f"{role} images are also training images"
+            )
             for role, count in (self.shared or {}).items()
             if count
         ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from hf_lpwd.messages import BadInputError
+from hf_lpwd.messages import BadInputError, counted
 from hf_lpwd.vision.data.augmentation import Images, random_numbers
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import Scale, read_images
@@ -106,7 +106,8 @@ class ImageDataset(torch.utils.data.Dataset):
         emptied = np.setdiff1d(labels, self.labels)
         if len(emptied):
             names = list_names(dataset.features[label_column].int2str(emptied.tolist()))
-            logger.warning("%s: no image of %d classes can be decoded: %s", source, len(emptied), names)
+            classes = counted(len(emptied), "class", "classes")
+            logger.warning("%s: no image of %s can be decoded: %s", source, classes, names)
         if self.in_memory:
             self._files = None
             self._store(pixels, shapes)

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from hf_lpwd.checkpoints.run_record import read_record
-from hf_lpwd.messages import BadInputError, unknown
+from hf_lpwd.messages import BadInputError, counted, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import Scale
 from hf_lpwd.vision.data.digits import DIGITS
@@ -174,10 +174,13 @@ def _by_name(given: Sequence[str | None], class_names: Sequence[str], where: str
         raise BadInputError(f"{where} has no labels, so that nothing can be measured: see hf-lpwd predict")
     strange = {name: count for name, count in counts.items() if name not in index}
     if strange:
-        listed = ", ".join(f"{name!r} ({count} images)" for name, count in list(strange.items())[:_SHOWN])
+        listed = ", ".join(
+            f"{name!r} ({counted(count, 'image')})" for name, count in list(strange.items())[:_SHOWN]
+        )
         known = ", ".join(map(repr, class_names[:_SHOWN]))
         raise BadInputError(
-            f"{where}: {len(strange)} classes are none of the model's: {listed}; the model has {known}"
+            f"{where}: {counted(len(strange), 'class is', 'classes are')} none of the model's: {listed}; "
+            f"the model has {known}"
             + (f" and {len(class_names) - _SHOWN} more" if len(class_names) > _SHOWN else "")
         )
     return np.array([-1 if name is None else index[name] for name in given], dtype=np.int64)

@@ -18,7 +18,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 from hf_lpwd.files import RECORD
-from hf_lpwd.messages import BadInputError, first_line
+from hf_lpwd.messages import BadInputError, counted, first_line
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.digits import DIGITS, load_digits
 from hf_lpwd.vision.data.facts import list_names
@@ -260,7 +260,8 @@ def _warn_of_loss(source: Source) -> None:
     lost = {why: count for why, count in source.left_out.items() if count and not why.startswith(_HARMLESS)}
     if lost:
         listed = ", ".join(f"{why} ({count})" for why, count in lost.items())
-        logger.warning("%s: %d files are left out: %s", source.name, sum(lost.values()), listed)
+        files = counted(sum(lost.values()), "file is", "files are")
+        logger.warning("%s: %s left out: %s", source.name, files, listed)
 
 
 def _load_dataset(label: str, path: str, cache_dir: str | None, **kwargs: Any) -> DatasetDict:

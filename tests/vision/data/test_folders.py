@@ -258,7 +258,7 @@ def test_an_image_beside_class_folders_is_left_out(tmp_path, caplog):
     assert names(splits) == {"train": ALL}
     assert splits.facts.left_out == {"image outside the class folders of train": 1}
     assert (
-        f"{tmp_path / 'set'}: 1 files are left out: image outside the class folders of train (1)"
+        f"{tmp_path / 'set'}: 1 file is left out: image outside the class folders of train (1)"
         in caplog.messages
     )
 
