@@ -24,8 +24,10 @@ class BadInputError(ValueError):
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
     """Returns ``unknown <what> '<name>'``, with the nearest of `known` if one is near."""
-    nearest = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"unknown {what} {str(name)!r}" + (f": did you mean {nearest[0]!r}?" if nearest else "")
+    # Dashes that all flags have make none of them nearer.
+    by_word = {text.lstrip("-"): text for text in known}
+    nearest = difflib.get_close_matches(str(name).lstrip("-"), by_word, n=1, cutoff=0.6)
+    return f"unknown {what} {str(name)!r}" + (f": did you mean {by_word[nearest[0]]!r}?" if nearest else "")
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:

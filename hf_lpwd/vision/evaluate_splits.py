@@ -91,7 +91,8 @@ def evaluate_splits(
         trainer.save_metrics(prefix, values)
         if trainer.is_world_process_zero():
             data, accuracy = found[prefix], values[f"{prefix}_accuracy"]
-            say(f"hf-lpwd train: {data.facts.describe()}")
+            facts = data.facts.without_undecodable({data.split: part.num_skipped})
+            say(f"hf-lpwd train: {facts.describe()}")
             count = counted(len(part), "image")
             left_out = f", {part.num_skipped} cannot be decoded" if part.num_skipped else ""
             print(f"{data.where}: accuracy {accuracy:.4f} ({count}{left_out}); in {output_dir}")

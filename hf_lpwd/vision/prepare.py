@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,9 +90,11 @@ def prepare(
     for role, dataset in images.items():
         if dataset.num_skipped:
             logger.warning(f"{role}: {dataset.num_skipped} images that cannot be decoded are left out")
+    facts = splits.facts.without_undecodable({role: part.num_skipped for role, part in images.items()})
+    splits = replace(splits, facts=facts)
     mix = make_mixer(len(splits.class_names), data_args.mixup_alpha, data_args.cutmix_alpha)
-    facts = run_facts(splits.facts, images["train"].transform, data_args, plan, training_args)
-    return Run(model, processor, splits, images, mix, plan, settings, facts)
+    planned = run_facts(facts, images["train"].transform, data_args, plan, training_args)
+    return Run(model, processor, splits, images, mix, plan, settings, planned)
 
 
 def named_checkpoint(args: ImageTrainingArguments) -> str | bool | None:

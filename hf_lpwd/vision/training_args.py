@@ -47,7 +47,8 @@ RANGES: dict[str, Range] = {
     "warmup_steps": Range(0, _MANY),
     "adam_beta1": Range(0, 1, high_open=True),
     "adam_beta2": Range(0, 1, high_open=True),
-    "adam_epsilon": Range(0, 10**3),
+    # At 0 a gradient of 0 makes torch's Adam divide 0 by 0.
+    "adam_epsilon": Range(0, 10**3, low_open=True),
     "max_grad_norm": Range(0, _MANY),
     "label_smoothing_factor": Range(0, 1, high_open=True),
     "neftune_noise_alpha": Range(0, _MANY),

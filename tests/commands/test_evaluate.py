@@ -10,7 +10,10 @@ from small_runs import train
 from transformers import pipeline
 
 from hf_lpwd.cli import main
+from hf_lpwd.messages import BadInputError
+from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.digits import load_digits as digits_splits
+from hf_lpwd.vision.data.labelled import load_labelled
 
 DIGITS = load_digits()
 
@@ -140,6 +143,20 @@ def test_a_class_that_the_model_lacks_is_refused(run, tmp_path, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"hf-lpwd evaluate: error: {data}: 1 class is none of the model's: 'zero' (2 images); "
         "the model has '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'"
+    )
+
+
+@pytest.mark.parametrize("names", [("Blue", "green"), ("Blue",)])
+def test_a_folder_without_any_class_of_the_model_is_refused_with_its_classes(tmp_path, names):
+    for name in names:
+        write_folder(tmp_path, range(2), name=lambda digit, name=name: name)
+    with pytest.raises(BadInputError) as error:
+        load_labelled(DataTrainingArguments(dataset_name=str(tmp_path)), ["blue", "red"])
+    listed = ", ".join(f"{name!r} (2 images)" for name in names)
+    classes = "1 class is" if len(names) == 1 else "2 classes are"
+    assert str(error.value) == (
+        f"{tmp_path}: {classes} none of the model's: {listed}; the model has 'blue', 'red'; only the case "
+        "differs: rename 'Blue' to 'blue'"
     )
 
 

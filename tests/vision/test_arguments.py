@@ -138,6 +138,10 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, message, capsys):
     assert message in error_of(argv, capsys)
 
 
+def test_a_flag_that_is_near_to_none_gets_no_suggestion(capsys):
+    assert error_of(["--image_size", "0"], capsys) == "unknown flag '--image_size'"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

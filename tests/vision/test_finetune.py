@@ -299,6 +299,14 @@ def test_a_damaged_picture_is_named_or_left_out(pictures, tmp_path, capsys):
     assert "cannot be decoded" in error
     assert "light/3.png" in error
     assert main([*argv, "--output_dir", str(tmp_path / "b"), "--skip_bad_images"]) == 0
+    facts = json.loads((tmp_path / "b" / "run_facts.json").read_text())["data"]
+    [(left_out, count)] = facts["left_out"].items()
+    assert left_out in ("train image that cannot be decoded", "validation image that cannot be decoded")
+    assert count == 1
+    assert sum(split["available"] - split["images"] for split in facts["splits"].values()) == 1
+    printed = capsys.readouterr().out
+    assert f"Left out: {left_out} (1)" in printed
+    assert "1 image that cannot be decoded is left out" in printed.splitlines()[-2]
 
 
 def test_streaming_with_workers_names_a_damaged_picture_too(pictures, tmp_path, capsys, monkeypatch):

@@ -56,7 +56,7 @@ def test_absurd_numbers_end_in_one_line(name, value, capsys):
         ("label_smoothing_factor", (1.0, 1.5, -0.1), (0.0, 0.99)),
         ("gradient_accumulation_steps", (0, -1), (1, 1024)),
         ("adam_beta2", (1.0, -0.1), (0.0, 0.999)),
-        ("adam_epsilon", (math.inf, math.nan, -1e-8), (0.0, 1e-8, 1.0)),
+        ("adam_epsilon", (math.inf, math.nan, -1e-8, 0.0), (1e-12, 1e-8, 1.0)),
         ("num_train_epochs", (0.0, -1.0), (0.5, 300.0)),
         ("max_steps", (0, -2, 10**22), (-1, 1, 10**9)),
         ("seed", (-1, 2**32), (0, 2**32 - 1)),

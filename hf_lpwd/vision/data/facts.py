@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hf_lpwd.messages import counted
@@ -18,7 +18,7 @@ class SplitFacts:
         images: Images in use.
         source: Where they come from, e.g. ``"train"`` or ``"15% of train"``.
         available: Images that this source has: more than `images` if `max_eval_samples` or
-            `max_train_samples` is set.
+            `max_train_samples` is set, or if some cannot be decoded and are left out.
     """
 
     images: int
@@ -104,6 +104,15 @@ class DataFacts:
         ]
         sentences += self.notes
         return " ".join(f"{sentence.removesuffix('.')}." for sentence in sentences)
+
+    def without_undecodable(self, skipped: Mapping[str, int]) -> DataFacts:
+        """Returns the facts after the given number of images of each split could not be decoded."""
+        splits, left_out = dict(self.splits), dict(self.left_out)
+        for role, count in skipped.items():
+            if count:
+                splits[role] = replace(splits[role], images=splits[role].images - count)
+                left_out[f"{role} image that cannot be decoded"] = count
+        return replace(self, splits=splits, left_out=left_out)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the facts as values that JSON can hold."""

@@ -174,9 +174,8 @@ def _choose(splits: list[str], split: str | None, roles: Sequence[str], name: st
 
 def _by_name(given: Sequence[str | None], class_names: Sequence[str], where: str) -> np.ndarray:
     index = {name: label for label, name in enumerate(class_names)}
-    counts = Counter(given)
-    unlabelled = counts.pop(None, 0)
-    if unlabelled == len(given):
+    counts = Counter(name for name in given if name is not None)
+    if not counts:
         raise BadInputError(f"{where} has no labels, so that nothing can be measured: see hf-lpwd predict")
     strange = {name: count for name, count in counts.items() if name not in index}
     if strange:
@@ -184,9 +183,14 @@ def _by_name(given: Sequence[str | None], class_names: Sequence[str], where: str
             f"{name!r} ({counted(count, 'image')})" for name, count in list(strange.items())[:_SHOWN]
         )
         known = ", ".join(map(repr, class_names[:_SHOWN]))
+        by_text = {name.casefold(): name for name in class_names}
+        alike = [
+            f"{name!r} to {by_text[name.casefold()]!r}" for name in strange if name.casefold() in by_text
+        ]
         raise BadInputError(
             f"{where}: {counted(len(strange), 'class is', 'classes are')} none of the model's: {listed}; "
             f"the model has {known}"
             + (f" and {len(class_names) - _SHOWN} more" if len(class_names) > _SHOWN else "")
+            + (f"; only the case differs: rename {', '.join(alike[:_SHOWN])}" if alike else "")
         )
     return np.array([-1 if name is None else index[name] for name in given], dtype=np.int64)

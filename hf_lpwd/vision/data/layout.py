@@ -102,7 +102,7 @@ def find_layout(
             items = [item for item in items if item.file in rows]
             _say_overruled(items, labels, split, layout)
         else:
-            items, labels = _labels_by_folder(items, split, known, layout, listing)
+            items, labels = _labels_by_folder(items, split, known, layout, listing, class_names is not None)
             if known is None and any(label is not None for label in labels):
                 layout.class_names = known = sorted({label for label in labels if label is not None})
         if known is not None and class_names is None:
@@ -157,10 +157,20 @@ def _by_split(
 
 
 def _labels_by_folder(
-    items: list[_Item], split: str, known: list[str] | None, layout: Layout, listing: Listing
+    items: list[_Item],
+    split: str,
+    known: list[str] | None,
+    layout: Layout,
+    listing: Listing,
+    of_model: bool,
 ) -> tuple[list[_Item], list[str | None]]:
-    """Returns the images that lie in class folders and their classes; all of them, and None, if none does."""
+    """Returns the images that lie in class folders and their classes; all of them, and None, if none does.
+
+    Where `known` are the classes `of_model`, folders that are none of them still name classes.
+    """
     level = _class_level(items) if known is None else _level_of(items, known)
+    if level is None and of_model:
+        level = _class_level(items)
     inside = [item for item in items if level is not None and len(item.folders) > level]
     if not inside or level is None:
         if known is not None:

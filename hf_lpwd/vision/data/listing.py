@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import datasets
 
 from hf_lpwd.files import RECORD
-from hf_lpwd.messages import BadInputError, first_line
+from hf_lpwd.messages import BadInputError, counted, first_line
 from hf_lpwd.vision.data.decoding import HEIF, NEEDS_HEIF, image_suffixes
 from hf_lpwd.vision.data.tables import BUILDERS
 
@@ -115,11 +116,14 @@ def unpack(path: str | os.PathLike[str], cache_dir: str | None = None) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as temporary:
         try:
-            is_zip = path.suffix.lower() == ".zip"
-            options = {} if is_zip else {"filter": "data"}
-            # The name decides about the format, without regard to case here.
-            form = "zip" if is_zip else _tar_format(path.name.lower())
-            shutil.unpack_archive(path, f"{temporary}/all", form, **options)  # type: ignore[arg-type]
+            os.mkdir(f"{temporary}/all")
+            if path.suffix.lower() == ".zip":
+                _unzip(path, f"{temporary}/all")
+            else:
+                # The name decides about the format, without regard to case here.
+                shutil.unpack_archive(path, f"{temporary}/all", _tar_format(path.name.lower()), filter="data")
+        except BadInputError:
+            raise
         except Exception as error:  # zipfile, tarfile, zlib and lzma have errors of their own
             raise BadInputError(f"{path.name} cannot be unpacked: {first_line(error)}") from error
         try:
@@ -128,6 +132,20 @@ def unpack(path: str | os.PathLike[str], cache_dir: str | None = None) -> Path:
             if not target.is_dir():  # else another process was faster
                 raise
     return target
+
+
+def _unzip(path: Path, folder: str) -> None:
+    """Unpacks a zip, of which `shutil` would leave out every member with two dots in its name, unsaid."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        unsafe = [name for name in names if name.startswith("/") or ".." in re.split(r"[/\\]", name)]
+        if unsafe:
+            members = counted(len(unsafe), "member leads", "members lead")
+            raise BadInputError(
+                f"{path.name}: {members} out of the archive, the first {unsafe[0][-100:]!r}: pack it again "
+                "with paths below one folder"
+            )
+        archive.extractall(folder)
 
 
 def _tar_format(name: str) -> str:

@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 # How the reasons begin for which files are left out that are no images.
 _HARMLESS = ("document ", "table", "folder ")
+_SPLITS_NOT_CLASSES = (
+    "; the folders {} are read as splits: if they are classes, rename them, or give a CSV file of the "
+    "columns image and label as --dataset_name"
+)
 
 
 @dataclass
@@ -125,8 +129,11 @@ def _load_named(
     if not is_output:
         return Source(name, _load_dataset(name, path, cache_dir, **options))
     cache_dir = cache_dir and os.path.abspath(cache_dir)
+    here = "there is no such dataset here"
+    if os.path.isdir(path):
+        here = f"the folder {name} {'is that of a run' if RECORD in entries else 'holds no image'}"
     with _away_from_here():
-        return Source(name, _load_dataset(name, path, cache_dir, **options))
+        return Source(name, _load_dataset(name, path, cache_dir, here=f"{here}, and of the Hub: ", **options))
 
 
 def _load_folder(
@@ -190,6 +197,11 @@ def _images_of(
         raise BadInputError(
             f"{name}: the {len(layout.paths[unlabelled[0]])} images of {unlabelled[0]} have no labels: they "
             f"need a folder for each class, or a metadata.csv with the columns file_name and label{hint}"
+            + (
+                _SPLITS_NOT_CLASSES.format(list_names(unlabelled))
+                if 1 < len(unlabelled) == len(splits)
+                else ""
+            )
         )
     if class_names is None and hint and names is not None and len(names) == 1:
         raise BadInputError(f"{name}: all images are in one class folder, {names[0]}{hint}")
@@ -264,14 +276,17 @@ def _warn_of_loss(source: Source) -> None:
         logger.warning("%s: %s left out: %s", source.name, files, listed)
 
 
-def _load_dataset(label: str, path: str, cache_dir: str | None, **kwargs: Any) -> DatasetDict:
-    with _one_line_errors(label, kwargs.get("token")):
+def _load_dataset(label: str, path: str, cache_dir: str | None, here: str = "", **kwargs: Any) -> DatasetDict:
+    with _one_line_errors(label, kwargs.get("token"), here):
         return datasets.load_dataset(path, cache_dir=cache_dir, **kwargs)
 
 
 @contextlib.contextmanager
-def _one_line_errors(name: str, token: str | bool | None = None) -> Iterator[None]:
-    """Makes what fails in `datasets` a `BadInputError` of one line, without the token."""
+def _one_line_errors(name: str, token: str | bool | None = None, here: str = "") -> Iterator[None]:
+    """Makes what fails in `datasets` a `BadInputError` of one line, without the token.
+
+    `here` says what is on this machine instead of a dataset of the Hub.
+    """
     try:
         yield
     except BadInputError:
@@ -281,7 +296,6 @@ def _one_line_errors(name: str, token: str | bool | None = None) -> Iterator[Non
         message = re.sub(r"\bhf_\w+", "hf_***", first_line(cause or error, 200))
         if isinstance(token, str) and token:
             message = message.replace(token, "***")
-        here = "" if Path(name).exists() else "there is no such dataset here, and of the Hub: "
         raise BadInputError(f"dataset {name!r} cannot be loaded: {here}{message}") from error
 
 

@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from pictures import red, reds
@@ -406,6 +407,12 @@ def test_a_cycle_of_links_is_refused(tmp_path, target):
             "--dataset_name "
             "{0}/x/labels.csv",
         ),
+        (
+            ("train/0.png", "train/1.png", "test/2.png"),
+            "{}: the 2 images of train have no labels: they need a folder for each class, or a metadata.csv "
+            "with the columns file_name and label; the folders train, test are read as splits: if they are "
+            "classes, rename them, or give a CSV file of the columns image and label as --dataset_name",
+        ),
         (("run_settings.json",), "{} is the folder of a run of hf-lpwd, not a dataset"),
         (
             ("cat/0.png", "cat/1.png"),
@@ -422,10 +429,16 @@ def test_a_folder_without_what_is_needed(tmp_path, files, message):
     assert str(error.value) == message.format(tmp_path / "set")
 
 
-@pytest.mark.parametrize("files", [(), (".lock",), ("run_settings.json",)])
-def test_an_output_folder_gives_way_to_the_dataset_of_the_hub(tmp_path, monkeypatch, files):
+@pytest.mark.parametrize(
+    ("files", "here"),
+    [
+        ((), "the folder beans holds no image"),
+        ((".lock",), "the folder beans holds no image"),
+        (("run_settings.json",), "the folder beans is that of a run"),
+    ],
+)
+def test_an_output_folder_gives_way_to_the_dataset_of_the_hub(tmp_path, monkeypatch, files, here):
     """`beans` beside an output folder called beans is the dataset of that name, as it was before the run."""
-    import datasets
 
     (tmp_path / "beans").mkdir()
     make(tmp_path / "beans", *files)
@@ -437,12 +450,19 @@ def test_an_output_folder_gives_way_to_the_dataset_of_the_hub(tmp_path, monkeypa
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        BadInputError, match=r"cannot be loaded: there is no such dataset here, and of the Hub: offline$"
-    ):
+    with pytest.raises(BadInputError, match=rf"cannot be loaded: {here}, and of the Hub: offline$"):
         load_splits(DataTrainingArguments(dataset_name="beans"), seed=0, cache_dir="cache")
     assert seen == [("beans", False, True)]
     assert os.getcwd() == str(tmp_path)
+
+
+def test_a_zip_member_with_two_dots_in_its_name_is_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as target:
+        for number, name in enumerate(("cat/0..0.png", "cat/1.png", "dog/..2.png", "dog/3.png")):
+            target.writestr(name, red(100 + number))
+    splits = load(tmp_path / "pets.zip")
+    assert names(splits) == {"train": ["cat/0", "cat/1", "dog/3"]}
+    assert splits.facts.left_out == {"hidden file": 1}
 
 
 def test_the_output_folder_of_a_run_inside_the_data_is_no_class(tmp_path):
@@ -599,6 +619,18 @@ def test_archives_that_cannot_be_unpacked(tmp_path):
     ):
         load(tmp_path / "evil.tar")
     assert not (tmp_path / "outside.png").exists()
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as target:
+        for name in ("cat/0.png", "../outside.png", "/outside.png"):
+            target.writestr(name, red(1))
+    with pytest.raises(
+        BadInputError,
+        match=r"^evil\.zip: 2 members lead out of the archive, the first '\.\./outside\.png': pack it again ",
+    ):
+        load(tmp_path / "evil.zip")
+    assert not (tmp_path / "outside.png").exists()
+    zipfile.ZipFile(tmp_path / "empty.zip", "w").close()
+    with pytest.raises(BadInputError, match=r"empty\.zip has no image and no table that can be read"):
+        load(tmp_path / "empty.zip")
     with pytest.raises(BadInputError, match=r"^no such file: .*/nowhere\.zip$"):
         load(tmp_path / "nowhere.zip")
 
