@@ -138,9 +138,11 @@ def _plan(args: Namespace) -> int:
         )
         if args.out:
             content = yaml.safe_load(Path(args.file).expanduser().read_text(encoding="utf-8"))
-            grid = content.setdefault("grid", {})
-            axis = "total_decay" if "total_decay" in grid else "weight_decay"
-            grid |= {axis: choice.decays, "seed": list(range(choice.num_seeds))}
+            train, grid = content.get("train") or {}, content.get("grid") or {}
+            axis = "total_decay" if "total_decay" in train | grid else "weight_decay"
+            chosen = {axis: choice.decays, "seed": list(range(choice.num_seeds))}
+            train = {name: value for name, value in train.items() if name not in chosen}
+            content |= {"train": train, "grid": grid | chosen}
             write_bytes(args.out, yaml.safe_dump(content, sort_keys=False).encode())
             print(f"written: {args.out}")
     registered = stored is not None and (stored.registered or changes)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 from hf_lpwd.messages import BadInputError, unknown
@@ -114,7 +114,10 @@ def read_study(path: str) -> StudyFile:
         runs = _runs(study)
     except BadInputError as error:
         raise BadInputError(f"{path}: {error}") from None
-    return StudyFile(runs, _questions(study.get("questions"), runs, path))
+    questions = _questions(study.get("questions"), runs, path)
+    if not study.get("grid") and not study.get("baselines"):
+        raise BadInputError(f"{path}: there is nothing to compare: grid is empty")
+    return StudyFile(runs, questions)
 
 
 def _runs(study: dict[str, Any]) -> list[RunSpec]:
@@ -124,15 +127,22 @@ def _runs(study: dict[str, Any]) -> list[RunSpec]:
     _check_flags(train, "train")
     if not isinstance(grid, dict):
         raise BadInputError(f"grid must hold lists of values by flag, not {_kind(grid)}")
-    seeds = _axis("seed", grid["seed"]) if "seed" in grid else []
-    axes = [_axis(name, grid[name]) for name in sorted(grid, key=GROUP_AXES.__contains__) if name != "seed"]
+    by_name = {
+        name: _axis(name, grid[name]) for name in sorted(grid, key=lambda n: (n == "seed", n in GROUP_AXES))
+    }
+    _check_effect(train, by_name)
+    seeds = by_name.pop("seed", [])
+    axes = list(by_name.values())
     if not isinstance(baselines, list):
         raise BadInputError(f"baselines is {_kind(baselines)}, but must be a list of {', '.join(BASELINES)}")
     _check_names(baselines, BASELINES, "baseline")
+    _check_once(baselines, baselines, "baselines")
     if not isinstance(paper_metric, bool):
         raise BadInputError(f"paper_metric is {_kind(paper_metric)}, but must be true or false")
 
     flags: list[tuple[str | None, dict[str, Any]]] = [(None, train | one) for one in _combinations(axes)]
+    if any({"weight_decay", TOTAL_DECAY} <= given.keys() for _, given in flags):
+        raise BadInputError(f"train and grid: give either weight_decay or {TOTAL_DECAY}")
     flags += [(baseline, one) for baseline in baselines for one in _of_baseline(baseline, train, axes)]
     # A seed changes no other setting: the others are resolved once for all seeds.
     read_seeds = [(seed, {"seed": _run_spec(seed, None, False).settings["seed"]}) for seed in seeds]
@@ -216,6 +226,7 @@ def _axis(name: str, values: Any) -> list[dict[str, Any]]:
             raise BadInputError(f"grid: {name} is {_kind(values)}, but must be a list of values")
         for value in values:
             _check_value(name, value, "grid")
+        _check_once(values, [_read_as(value) for value in values], f"grid: {name}")
         return [{name: value} for value in values]
     if not isinstance(values, list) or not values or not all(isinstance(v, dict) and v for v in values):
         raise BadInputError(f"grid: {name} is {_kind(values)}, but must be a list of mappings of flags")
@@ -224,7 +235,37 @@ def _axis(name: str, values: Any) -> list[dict[str, Any]]:
         flags = {key: one for key, one in value.items() if key != "name"}
         _check_flags(flags, f"grid: {name}")
         found.append(flags | ({f"{name} name": str(value["name"])} if "name" in value else {}))
+    without_names = [{key: _read_as(one) for key, one in v.items() if key != "name"} for v in values]
+    _check_once(values, without_names, f"grid: {name}")
     return found
+
+
+def _check_effect(train: dict[str, Any], axes: dict[str, list[dict[str, Any]]]) -> None:
+    """Refuses values that no run gets, since those of an axis that is read later take their place."""
+    places = [("train", [train])]
+    places += [(f"grid: {name}" if name in GROUP_AXES else "grid", axis) for name, axis in axes.items()]
+    for (where, first), (later, last) in combinations(places, 2):
+        for name in set.intersection(*(set(one) for one in last)):
+            values = {_read_as(one[name]) for one in first if name in one}
+            if values and len(values | {_read_as(one[name]) for one in last}) > 1:
+                raise BadInputError(
+                    f"{name} is in {where} and in {later}, and its values in {where} have no effect: "
+                    "give it once"
+                )
+
+
+def _check_once(values: list[Any], read: list[Any], where: str) -> None:
+    for number, value in enumerate(values):
+        if read[number] in read[:number]:
+            raise BadInputError(f"{where} holds {_kind(value)} twice")
+
+
+def _read_as(value: Any) -> Any:
+    """A value such that 1, 1.0 and "1e0", which YAML takes for text, are the same."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)
 
 
 @cache
@@ -270,7 +311,8 @@ def _check_names(names: Iterable[Any], known: Iterable[str], what: str, where: s
 def _kind(value: Any) -> str:
     """A value in a message; of a list or mapping the size alone, as YAML's aliases can make it endless."""
     if isinstance(value, list | dict):
-        return f"a {type(value).__name__} of {len(value)}"
+        kind = type(value).__name__
+        return f"a {kind} of {len(value)}" if value else f"an empty {kind}"
     return repr(value)
 
 
