@@ -93,7 +93,7 @@ def over_seeds(run: FinishedRun, others: Sequence[FinishedRun]) -> dict[str, Any
     rows = []
     for split, metrics in run.facts["metrics"].items():
         for metric in metrics:
-            estimate = mean_interval([one.facts["metrics"][split][metric] for one in runs])
+            estimate = mean_interval([one.facts["metrics"][split][metric] for one in runs]).clipped()
             row = {"split": split, "metric": METRICS[metric], "mean": estimate.value}
             rows.append(row | {"low": estimate.low, "high": estimate.high})
     accuracies = {

@@ -64,7 +64,7 @@ def test_the_card_gets_means_and_intervals_and_else_stays(runs, capsys):
     text = (runs[2] / "README.md").read_text()
     names = {"accuracy": "Accuracy", "top5_accuracy": "Top-5 accuracy", "f1_macro": "Macro F1"}
     for number, ((split, metric), values) in enumerate(measured.items()):
-        estimate = mean_interval(values)
+        estimate = mean_interval(values).clipped()
         assert estimate.value == pytest.approx(statistics.fmean(values))
         mean, low, high = (f"{value:.4f}" for value in (estimate.value, estimate.low, estimate.high))
         assert f"| {split} | {names[metric]} | 3 | {mean} | {low} to {high} |" in text
@@ -102,6 +102,14 @@ def test_it_can_be_repeated_and_is_pushed(runs, hub, capsys):
     files = hub.repos["user/digits"].files("main")
     assert set(files) == PUBLISHED
     assert b"with 3 seeds, 1, 2, 3; only" in files["README.md"]
+
+
+def test_the_interval_of_an_accuracy_stays_within_0_and_1(trained):
+    run, other, *_ = (read_run(folder) for folder in trained.values())
+    for one, accuracy in ((run, 0.1), (other, 0.9)):
+        one.facts["metrics"] = {"test": {"accuracy": accuracy}}
+    (row,) = over_seeds(run, [other])["rows"]
+    assert (row["mean"], row["low"], row["high"]) == (0.5, 0.0, 1.0)
 
 
 def test_equal_figures_have_an_interval_without_width(trained):

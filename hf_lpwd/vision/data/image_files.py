@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
+from hf_lpwd.messages import counted
 from hf_lpwd.vision.data.sample import undecoded
 
 if TYPE_CHECKING:
@@ -39,25 +42,68 @@ def fingerprints(splits: Splits) -> dict[str, str]:
     return found
 
 
-def count_shared_images(parts: dict[str, Dataset], column: str) -> dict[str, int] | None:
-    """Counts by role how many images of the other splits are among those of ``"train"``, byte for byte.
+def digests_of_copies(parts: Mapping[str, Dataset], column: str) -> dict[str, list[bytes | None]] | None:
+    """Hashes the image files of each split, whole; None for one that is the only file of its size.
 
-    None if the files are remote, or too large to be read for this.
+    None instead of all if files are remote, or too large to be read for this.
     """
     sizes = {role: [_size(cell) for cell in _cells(part, column)] for role, part in parts.items()}
     if sum(sum(each) for each in sizes.values()) > _MOST_BYTES or any(-1 in each for each in sizes.values()):
         return None
-    others = {role for role in parts if role != "train"}
+    counts = Counter(chain.from_iterable(sizes.values()))
+    return {
+        role: [
+            hashlib.blake2b(_content(cell), digest_size=16).digest()
+            if cell is not None and size > 0 and counts[size] > 1
+            else None
+            for cell, size in zip(_cells(part, column), sizes[role], strict=True)
+        ]
+        for role, part in parts.items()
+    }
 
-    def digests(role: str, wanted: set[int]) -> Iterator[bytes]:
-        for cell, size in zip(_cells(parts[role], column), sizes[role], strict=True):
-            if size > 0 and size in wanted and cell is not None:
-                yield hashlib.blake2b(_content(cell), digest_size=16).digest()
 
-    # Only files of a size that occurs on both sides are read.
-    trained = set(digests("train", {size for role in others for size in sizes[role]}))
-    of_train = set(sizes["train"])
-    return {role: sum(digest in trained for digest in digests(role, of_train)) for role in others}
+def count_shared_images(digests: Mapping[str, Sequence[bytes | None]]) -> dict[str, int]:
+    """Counts by role how many images of the other splits are among those of ``"train"``, byte for byte."""
+    trained = set(digests["train"]) - {None}
+    return {
+        role: sum(digest in trained for digest in found) for role, found in digests.items() if role != "train"
+    }
+
+
+def images_of_two_classes(
+    digests: Mapping[str, Sequence[bytes | None]],
+    parts: Mapping[str, Dataset],
+    column: str,
+    labels: Mapping[str, Sequence[str]],
+) -> str | None:
+    """Says how many images are in more than one class, byte for byte, and which is the first of them.
+
+    Args:
+        digests: Those of `parts`.
+        parts: The splits.
+        column: Column of the images.
+        labels: For each split the class names of its images.
+    """
+    classes: dict[bytes, set[str]] = {}
+    for role, found in digests.items():
+        for digest, label in zip(found, labels[role], strict=True):
+            if digest is not None:
+                classes.setdefault(digest, set()).add(label)
+    several = {digest for digest, names in classes.items() if len(names) > 1}
+    if not several:
+        return None
+    places: dict[bytes, dict[str, str]] = {}
+    for role, found in digests.items():
+        for row, (digest, cell) in enumerate(zip(found, _cells(parts[role], column), strict=True)):
+            if digest in several:
+                place = (cell and cell["path"]) or f"image {row} of {role}"
+                of_image, label = places.setdefault(digest, {}), labels[role][row]
+                of_image[label] = min(place, of_image.get(label, place))
+    first = min(sorted((place, label) for label, place in of.items()) for of in places.values())[:2]
+    return (
+        f"{counted(len(several), 'image is', 'images are')} in more than one class, byte for byte, the first "
+        + " and ".join(f"{place} ({label})" for place, label in first)
+    )
 
 
 def _cells(part: Dataset, column: str) -> Iterator[_Cell]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from hf_lpwd.messages import BadInputError, unknown
+from hf_lpwd.messages import BadInputError, counted, unknown
 from hf_lpwd.vision.data.facts import list_names
 from hf_lpwd.vision.data.labels import MISSING
 from hf_lpwd.vision.data.listing import File, Listing
@@ -100,6 +100,7 @@ def find_layout(
             else:
                 known = sorted({str(label) for label in labels if label not in MISSING})
             items = [item for item in items if item.file in rows]
+            _say_overruled(items, labels, split, layout)
         else:
             items, labels = _labels_by_folder(items, split, known, layout, listing)
             if known is None and any(label is not None for label in labels):
@@ -231,6 +232,22 @@ def _say_empty(item: _Item, level: int, classes: set[str], layout: Layout, listi
         _say(layout, f"Class folders without an image that can be read: {list_names(empty)}")
 
 
+def _say_overruled(items: list[_Item], labels: list[Any], split: str, layout: Layout) -> None:
+    """Says that a metadata file labels images otherwise than the class folders around them."""
+    level = _class_level(items)
+    if level is None:
+        return
+    around = [item.folders[level] if len(item.folders) > level else None for item in items]
+    folders = sorted({folder for folder in around if folder is not None})
+    differing = sum(folder != str(label) for folder, label in zip(around, labels, strict=True))
+    if len(folders) > 1 and differing:
+        _say(
+            layout,
+            f"The labels of {split} are those of the metadata file, not the names of {len(folders)} class "
+            f"folders ({list_names(folders)}): they differ for {differing} of {len(items)} images",
+        )
+
+
 def _read_metadata(
     listing: Listing, layout: Layout, label_column: str | None
 ) -> tuple[dict[tuple[str, ...], Any], dict[tuple[str, ...], str]]:
@@ -251,7 +268,11 @@ def _read_metadata(
         keys = [
             (*file.folders, *PurePosixPath(str(path).replace("\\", "/")).parts) for path in rows[names[0]]
         ]
-        found = dict(zip(keys, rows[column], strict=True))
+        found = _one_each(keys, rows[column], labels, shown, "label")
+        if len(found) < len(keys):
+            repeats = counted(len(keys) - len(found), "row repeats", "rows repeat")
+            left_out = "is left out" if len(keys) - len(found) == 1 else "are left out"
+            _say(layout, f"{shown}: {repeats} another and {left_out}")
         missing = [key for key in found if key not in there]
         if missing:
             raise BadInputError(
@@ -261,9 +282,32 @@ def _read_metadata(
         labels |= found
         of_splits = split_column(rows)
         if of_splits is not None:
-            splits |= {key: str(split) for key, split in zip(keys, rows[of_splits], strict=True)}
+            splits |= _one_each(keys, list(map(str, rows[of_splits])), splits, shown, "split")
             layout.notes.append(f"The splits are those of the column {of_splits}")
     return labels, splits
+
+
+def _one_each(
+    keys: list[tuple[str, ...]],
+    values: list[Any],
+    before: Mapping[tuple[str, ...], Any],
+    shown: str,
+    what: str,
+) -> dict[tuple[str, ...], Any]:
+    """Returns the value of each image; raises if rows of one image differ, also from those `before`."""
+    found: dict[tuple[str, ...], Any] = {}
+    differing: dict[tuple[str, ...], tuple[Any, Any]] = {}
+    for key, value in zip(keys, values, strict=True):
+        first = found.setdefault(key, before.get(key, value))
+        if first != value:
+            differing.setdefault(key, (first, value))
+    if differing:
+        key, (one, other) = next(iter(differing.items()))
+        raise BadInputError(
+            f"{shown} gives {counted(len(differing), 'file')} more than one {what}, the first "
+            f"{'/'.join(key)[-100:]}: {one!r} and {other!r}; keep one row of each"
+        )
+    return found
 
 
 def _key(file: File) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, Image, Value
 from hf_lpwd.messages import BadInputError, counted, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
-from hf_lpwd.vision.data.image_files import count_shared_images
+from hf_lpwd.vision.data.image_files import count_shared_images, digests_of_copies, images_of_two_classes
 from hf_lpwd.vision.data.labels import encode_labels, stratified_cut, stratified_subset
 from hf_lpwd.vision.data.layout import LABEL_COLUMNS
 from hf_lpwd.vision.data.sample import look_at_images
@@ -122,6 +122,13 @@ def load_splits(
     used = {role: labels[role][rows[role]] for role in rows}
     _require_two_classes(used["train"], class_names, source.name)
     chosen = {role: parts[role].select(index) for role, index in rows.items()}
+    digests = digests_of_copies(chosen, columns[0])
+    if digests is not None:
+        texts = {role: [class_names[label] for label in used[role]] for role in used}
+        in_two = images_of_two_classes(digests, chosen, columns[0], texts)
+        if in_two is not None:
+            source.notes.append(in_two)
+            logger.warning("%s", in_two)
     facts = DataFacts(
         source.name,
         {
@@ -135,7 +142,7 @@ def load_splits(
         ],
         first_seen=_first_seen(used, class_names),
         left_out={why: count for why, count in left_out.items() if count},
-        shared=count_shared_images(chosen, columns[0]),
+        shared=None if digests is None else count_shared_images(digests),
         notes=source.notes,
     )
     _warn(facts)

@@ -667,3 +667,70 @@ def test_the_paragraph_tells_what_the_data_is(tmp_path):
         "source": "29% of train",
         "available": 2,
     }
+
+
+REPEATED = "file_name,label\n0.png,a\n./0.png,a\n1.png,b\n2.png,a\n2.png,a\n3.png,b\n"
+
+
+def test_a_file_that_metadata_names_twice_with_two_labels_is_refused(tmp_path):
+    root = make(tmp_path / "set", *(f"{number}.png" for number in range(4)))
+    (root / "metadata.csv").write_text(f"{REPEATED}0.png,b\n3.png,c\n")
+    with pytest.raises(BadInputError) as error:
+        load(root)
+    assert str(error.value) == (
+        "metadata.csv gives 2 files more than one label, the first 0.png: 'a' and 'b'; keep one row of each"
+    )
+
+
+def test_a_file_that_metadata_names_twice_in_two_splits_is_refused(tmp_path):
+    root = make(tmp_path / "set", *(f"{number}.png" for number in range(3)))
+    (root / "metadata.csv").write_text("file_name,label,split\n0.png,a,train\n1.png,b,train\n0.png,a,test\n")
+    with pytest.raises(
+        BadInputError, match=r"^metadata\.csv gives 1 file more than one split, .*'train' and"
+    ):
+        load(root)
+
+
+def test_two_metadata_files_that_disagree_are_refused(tmp_path):
+    root = make(tmp_path / "set", "0.png", "in/1.png")
+    (root / "metadata.csv").write_text("file_name,label\n0.png,a\nin/1.png,b\n")
+    (root / "in" / "metadata.csv").write_text("file_name,label\n1.png,c\n")
+    with pytest.raises(
+        BadInputError, match=r"^metadata\.csv gives 1 file more than one label, the first in/1\.png: "
+    ):
+        load(root)
+
+
+def test_rows_of_metadata_that_repeat_another_are_counted(tmp_path):
+    root = make(tmp_path / "set", *(f"{number}.png" for number in range(4)))
+    (root / "metadata.csv").write_text(REPEATED)
+    splits = load(root)
+    assert names(splits) == {"train": ["a/0", "a/2", "b/1", "b/3"]}
+    assert splits.facts.notes == ["metadata.csv: 2 rows repeat another and are left out"]
+
+
+def test_metadata_that_overrules_class_folders_is_told(tmp_path):
+    root = make(tmp_path / "set", *TWO_EACH)
+    (root / "metadata.csv").write_text(
+        "file_name,label\ncat/0.png,cat\ncat/1.png,dog\ndog/2.png,dog\ndog/3.png,dog\n"
+    )
+    splits = load(root)
+    assert names(splits) == {"train": ["cat/0", "dog/1", "dog/2", "dog/3"]}
+    assert splits.facts.notes == [
+        "The labels of train are those of the metadata file, not the names of 2 class folders (cat, dog): "
+        "they differ for 1 of 4 images"
+    ]
+
+
+def test_an_image_that_is_in_two_classes_is_told(tmp_path, caplog):
+    root = make(tmp_path / "set", *TWO_EACH, "dog/4.png")
+    for copy in ("dog/of 0.png", "dog/of 0 again.png", "cat/of 3.png", "cat/of 0.png"):
+        (root / copy).write_bytes(red(103 if copy == "cat/of 3.png" else 100))
+    said = (
+        f"2 images are in more than one class, byte for byte, the first {root}/cat/0.png (cat) and "
+        f"{root}/dog/of 0 again.png (dog)"
+    )
+    with caplog.at_level(logging.WARNING):
+        splits = load(root)
+    assert said in caplog.messages
+    assert said in splits.facts.notes

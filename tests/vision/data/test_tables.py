@@ -258,3 +258,18 @@ def test_a_table_whose_name_has_no_split(tmp_path, caplog):
 def test_a_dataset_as_save_to_disk_writes_it(tmp_path):
     table(["a", "b"] * 2).save_to_disk(tmp_path / "saved")
     assert load(tmp_path / "saved").class_names == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_path_with_two_labels_is_told(folder, name, caplog):
+    rows_of = [*zip(PATHS, "abab", strict=True), ("images/0.png", "b"), ("images/1.png", "b")]
+    if name == "a.csv":
+        text = "\n".join(["image,label", *(f"{path},{label}" for path, label in rows_of)])
+    else:
+        text = "\n".join(json.dumps({"image": path, "label": label}) for path, label in rows_of)
+    (folder / name).write_text(text)
+    image = folder / "images" / "0.png"
+    said = f"1 image is in more than one class, byte for byte, the first {image} (a) and {image} (b)"
+    splits = load(folder / name)
+    assert said in splits.facts.notes
+    assert said in caplog.messages
