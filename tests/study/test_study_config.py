@@ -206,6 +206,7 @@ def test_the_papers_metric_makes_other_runs(read):
             "seed is in grid: data and in grid, and its values in grid: data have no effect",
         ),
         ("grid: {seed: [0, 1, 0]}", "grid: seed holds 0 twice"),
+        (f"grid: {{seed: [{10**309}, {10**309}]}}", f"grid: seed holds {10**309} twice"),
         ("grid: {learning_rate: [0.001, 1e-3]}", "grid: learning_rate holds '1e-3' twice"),
         (
             "grid: {model: [{model_type: vit, name: a}, {name: b, model_type: vit}]}",
@@ -226,6 +227,7 @@ def test_the_papers_metric_makes_other_runs(read):
         ),
         ("grid: [1]", "grid must hold lists of values by flag, not a list of 1"),
         ("baselines: [head]", "unknown baseline 'head': did you mean 'head_only'?"),
+        ("baselines: [[head_only]]", "unknown baseline \"['head_only']\""),
         ("baselines: head_only", "baselines is 'head_only', but must be a list"),
         ("paper_metric: 10", "paper_metric is 10, but must be true or false"),
         ("train: {output_dir: x}", "output_dir has no place in a study"),
