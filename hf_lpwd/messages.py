@@ -149,5 +149,8 @@ class OneLineParser(argparse.ArgumentParser):
     """An `ArgumentParser` whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Ends the process with exit code 2."""
-        raise SystemExit(refuse(self.prog, message))
+        """Ends the process with exit code 2; the nearest flag is named for one that does not exist."""
+        flag = re.match(r"unrecognized arguments: .*?(--\w+)", message)
+        known = re.findall(r"--\w+", self.format_help())
+        near = difflib.get_close_matches(flag[1], known, n=1, cutoff=0.5) if flag else []
+        raise SystemExit(refuse(self.prog, message + "".join(f": did you mean {name}?" for name in near)))

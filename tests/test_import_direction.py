@@ -39,7 +39,7 @@ CORE_CHAIN = [
 ]
 # The same for the modules of the study: config -> runs -> records -> analysis -> report.
 STUDY_CHAIN = [
-    {"record", "methods", "stats", "callbacks"},
+    {"record", "methods", "stats", "callbacks", "checks"},
     {"records", "baselines"},
     {"plan"},
     {"config", "tasks"},

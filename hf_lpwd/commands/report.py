@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from hf_lpwd.messages import BadInputError, OneLineParser, refuse
 from hf_lpwd.settings_file import read_settings
@@ -40,8 +42,13 @@ def main(argv: Sequence[str]) -> int:
         questions = None
         if args.questions is not None:
             questions = read_questions(read_settings(args.questions).get("questions"), args.questions)
-        page = write_report(args.runs, args.out, args.baseline, args.margin, questions, args.complete_seeds)
+        print_report(args.runs, args.out, args.baseline, args.margin, questions, args.complete_seeds)
     except (BadInputError, OSError) as error:
         return refuse(parser.prog, error)
-    print(f"report in {page}")
     return 0
+
+
+def print_report(runs: str | Sequence[str], out: str, *choices: Any) -> None:
+    """Writes a report and says where, and whether another one was there; see `write_report`."""
+    replaced = ", in place of the one that was there" if (Path(out) / "index.html").exists() else ""
+    print(f"report in {write_report(runs, out, *choices)}{replaced}")

@@ -33,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code: 0; 1 if runs failed; 2 where the input is at fault; 130 if interrupted.
     """
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return args.do(args)
     except (BadInputError, OSError) as error:
@@ -55,7 +57,7 @@ def _parser() -> ArgumentParser:
 
     def add(name: str, do: Callable[[Namespace], int], text: str) -> ArgumentParser:
         action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        action.set_defaults(do=do)
+        action.set_defaults(do=do, parser=action)
         return action
 
     init = add("init", _init, "write a study's file, with comments, for a dataset and a model")
@@ -138,9 +140,11 @@ def _plan(args: Namespace) -> int:
         )
         if args.out:
             content = yaml.safe_load(Path(args.file).expanduser().read_text(encoding="utf-8"))
-            grid = content.setdefault("grid", {})
-            axis = "total_decay" if "total_decay" in grid else "weight_decay"
-            grid |= {axis: choice.decays, "seed": list(range(choice.num_seeds))}
+            train, grid = content.get("train") or {}, content.get("grid") or {}
+            axis = "total_decay" if "total_decay" in train | grid else "weight_decay"
+            chosen = {axis: choice.decays, "seed": list(range(choice.num_seeds))}
+            train = {name: value for name, value in train.items() if name not in chosen}
+            content |= {"train": train, "grid": grid | chosen}
             write_bytes(args.out, yaml.safe_dump(content, sort_keys=False).encode())
             print(f"written: {args.out}")
     registered = stored is not None and (stored.registered or changes)
@@ -218,9 +222,13 @@ def run_study(args: Namespace, prog: str) -> int:
 
 
 def _report(args: Namespace) -> int:
-    from hf_lpwd.study.report import write_report
+    from hf_lpwd.commands.report import print_report
 
-    print(f"report in {write_report(runs_folder(args), args.out)}")
+    folder, file = runs_folder(args), args.file
+    if not Path(folder).exists():
+        known = f"{folder} does not exist: hf-lpwd study run {file} writes the records"
+        raise BadInputError(known if Path(file).exists() else f"{file} does not exist")
+    print_report(folder, args.out)
     return 0
 
 

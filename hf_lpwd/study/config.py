@@ -5,36 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import product
 from typing import Any
 
 from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.settings_file import read_settings
+from hf_lpwd.study.checks import (
+    GROUP_AXES,
+    TOTAL_DECAY,
+    check_effect,
+    check_flags,
+    check_names,
+    check_once,
+    check_value,
+    kind,
+    known_flags,
+    read_as,
+)
 from hf_lpwd.study.methods import BASELINES, CELLS, METHOD_FLAGS, ONE_SETTING, method_name
 from hf_lpwd.study.plan import PlannedRun, Question, read_questions
 from hf_lpwd.study.record import record_id
-from hf_lpwd.vision.arguments import arguments_from, make_parser
+from hf_lpwd.vision.arguments import arguments_from
 from hf_lpwd.vision.run_settings import run_settings
-
-#: Axes whose values are mappings of several flags, which change together; `name` names them in the report.
-GROUP_AXES = ("model", "data")
-#: Instead of weight_decay: the sum of learning rate times weight decay over a run.
-TOTAL_DECAY = "total_decay"
 
 _KEYS = ("train", "grid", "baselines", "questions", "paper_metric")
 _RATES = ("weight_decay", TOTAL_DECAY, "learning_rate")
-# What the study decides itself, what belongs to one run's folder, and what must not stand in a record.
-_RESERVED = {
-    "output_dir",
-    "resume_from_checkpoint",
-    "do_train",
-    "do_eval",
-    "do_predict",
-    "disable_tqdm",
-    "report_to",
-    "token",
-}
 # What decides a result beside the settings of a run's folder: which epoch is kept.
 _SELECTION = (
     "eval_strategy",
@@ -114,25 +110,35 @@ def read_study(path: str) -> StudyFile:
         runs = _runs(study)
     except BadInputError as error:
         raise BadInputError(f"{path}: {error}") from None
-    return StudyFile(runs, _questions(study.get("questions"), runs, path))
+    questions = _questions(study.get("questions"), runs, path)
+    if not study.get("grid") and not study.get("baselines"):
+        raise BadInputError(f"{path}: there is nothing to compare: grid is empty")
+    return StudyFile(runs, questions)
 
 
 def _runs(study: dict[str, Any]) -> list[RunSpec]:
-    _check_names(study, _KEYS, "setting")
+    check_names(study, _KEYS, "setting")
     train, grid = study.get("train") or {}, study.get("grid") or {}
     baselines, paper_metric = study.get("baselines") or [], study.get("paper_metric", False)
-    _check_flags(train, "train")
+    check_flags(train, "train")
     if not isinstance(grid, dict):
-        raise BadInputError(f"grid must hold lists of values by flag, not {_kind(grid)}")
-    seeds = _axis("seed", grid["seed"]) if "seed" in grid else []
-    axes = [_axis(name, grid[name]) for name in sorted(grid, key=GROUP_AXES.__contains__) if name != "seed"]
+        raise BadInputError(f"grid must hold lists of values by flag, not {kind(grid)}")
+    by_name = {
+        name: _axis(name, grid[name]) for name in sorted(grid, key=lambda n: (n == "seed", n in GROUP_AXES))
+    }
+    check_effect(train, by_name)
+    seeds = by_name.pop("seed", [])
+    axes = list(by_name.values())
     if not isinstance(baselines, list):
-        raise BadInputError(f"baselines is {_kind(baselines)}, but must be a list of {', '.join(BASELINES)}")
-    _check_names(baselines, BASELINES, "baseline")
+        raise BadInputError(f"baselines is {kind(baselines)}, but must be a list of {', '.join(BASELINES)}")
+    check_names(baselines, BASELINES, "baseline")
+    check_once(baselines, baselines, "baselines")
     if not isinstance(paper_metric, bool):
-        raise BadInputError(f"paper_metric is {_kind(paper_metric)}, but must be true or false")
+        raise BadInputError(f"paper_metric is {kind(paper_metric)}, but must be true or false")
 
     flags: list[tuple[str | None, dict[str, Any]]] = [(None, train | one) for one in _combinations(axes)]
+    if any({"weight_decay", TOTAL_DECAY} <= given.keys() for _, given in flags):
+        raise BadInputError(f"train and grid: give either weight_decay or {TOTAL_DECAY}")
     flags += [(baseline, one) for baseline in baselines for one in _of_baseline(baseline, train, axes)]
     # A seed changes no other setting: the others are resolved once for all seeds.
     read_seeds = [(seed, {"seed": _run_spec(seed, None, False).settings["seed"]}) for seed in seeds]
@@ -211,67 +217,23 @@ def _run_spec(flags: dict[str, Any], baseline: str | None, paper_metric: bool) -
 def _axis(name: str, values: Any) -> list[dict[str, Any]]:
     """The values of a flag, or the mappings of several flags, that the grid combines with the others."""
     if name not in GROUP_AXES:
-        _check_names([name], {*_known_flags(), *GROUP_AXES}, "flag", "grid: ")
+        check_names([name], {*known_flags(), *GROUP_AXES}, "flag", "grid: ")
         if not isinstance(values, list) or not values:
-            raise BadInputError(f"grid: {name} is {_kind(values)}, but must be a list of values")
+            raise BadInputError(f"grid: {name} is {kind(values)}, but must be a list of values")
         for value in values:
-            _check_value(name, value, "grid")
+            check_value(name, value, "grid")
+        check_once(values, [read_as(value) for value in values], f"grid: {name}")
         return [{name: value} for value in values]
     if not isinstance(values, list) or not values or not all(isinstance(v, dict) and v for v in values):
-        raise BadInputError(f"grid: {name} is {_kind(values)}, but must be a list of mappings of flags")
+        raise BadInputError(f"grid: {name} is {kind(values)}, but must be a list of mappings of flags")
     found = []
     for value in values:
         flags = {key: one for key, one in value.items() if key != "name"}
-        _check_flags(flags, f"grid: {name}")
+        check_flags(flags, f"grid: {name}")
         found.append(flags | ({f"{name} name": str(value["name"])} if "name" in value else {}))
+    without_names = [{key: read_as(one) for key, one in v.items() if key != "name"} for v in values]
+    check_once(values, without_names, f"grid: {name}")
     return found
-
-
-@cache
-def _known_flags() -> dict[str, bool]:
-    """The flags of `hf-lpwd train`, and whether each takes several values."""
-    flags = {name: action.nargs in ("*", "+") for name, action in make_parser().flags.items()}
-    del flags["config"]
-    return flags | {TOTAL_DECAY: False}
-
-
-def _check_flags(flags: Any, where: str) -> None:
-    if not isinstance(flags, dict):
-        raise BadInputError(f"{where} must hold flags by name, not {_kind(flags)}")
-    _check_names(flags, _known_flags(), "flag", f"{where}: ")
-    for name, value in flags.items():
-        _check_value(name, value, where)
-    if {"weight_decay", TOTAL_DECAY} <= flags.keys():
-        raise BadInputError(f"{where}: give either weight_decay or {TOTAL_DECAY}")
-
-
-def _check_value(name: str, value: Any, where: str) -> None:
-    if name in _RESERVED or name.startswith(("hub_", "push_to_hub")):
-        raise BadInputError(f"{where}: {name} has no place in a study, whose runs leave records only")
-    if isinstance(value, list) and not _known_flags()[name]:
-        raise BadInputError(
-            f"{where}: {name} is a list of {len(value)}, but must be one value; to compare several: "
-            f"grid: {{{name}: [...]}}"
-        )
-    if isinstance(value, dict) and any(isinstance(one, list | dict) for one in value.values()):
-        raise BadInputError(f"{where}: {name} must hold numbers or text by name")
-    if name == TOTAL_DECAY and not (isinstance(value, int | float) and 0.0 <= value < float("inf")):
-        raise BadInputError(f"{where}: {name} is {_kind(value)}, but must be a number of 0 or more")
-
-
-def _check_names(names: Iterable[Any], known: Iterable[str], what: str, where: str = "") -> None:
-    for name in names:
-        if name == "peers" and "baselines" in known:
-            raise BadInputError(f"{where}the key peers is called baselines now")
-        if name not in known:
-            raise BadInputError(f"{where}{unknown(what, name, known)}")
-
-
-def _kind(value: Any) -> str:
-    """A value in a message; of a list or mapping the size alone, as YAML's aliases can make it endless."""
-    if isinstance(value, list | dict):
-        return f"a {type(value).__name__} of {len(value)}"
-    return repr(value)
 
 
 def _combinations(axes: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

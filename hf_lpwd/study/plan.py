@@ -126,11 +126,17 @@ def read_questions(given: Any, where: str) -> list[Question]:
     questions = []
     for number, one in enumerate(given, 1):
         try:
-            questions.append(Question.model_validate(one))
+            question = Question.model_validate(one)
         except ValidationError as error:
             fault = error.errors()[0]
             key = ".".join(map(str, fault["loc"]))
             raise BadInputError(f"{where}: questions: {number}: {key}: {fault['msg']}") from None
+        for side in question.compare:
+            if side == question.to:
+                raise BadInputError(f"{where}: questions: {number}: compares {side!r} to itself")
+            if question.compare.count(side) > 1:
+                raise BadInputError(f"{where}: questions: {number}: compare holds {side!r} twice")
+        questions.append(question)
     return questions
 
 

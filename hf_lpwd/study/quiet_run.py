@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import layer_name
-from hf_lpwd.study.config import TOTAL_DECAY, RunSpec
+from hf_lpwd.study.checks import TOTAL_DECAY
+from hf_lpwd.study.config import RunSpec
 from hf_lpwd.trainer_log import QuietPrinter
 from hf_lpwd.vision.arguments import Arguments, arguments_from
 from hf_lpwd.vision.data.splits import load_splits

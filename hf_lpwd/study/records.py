@@ -122,6 +122,8 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(_lines(path), 1):
                 if line.strip() and not line.startswith('{"plan":'):
                     yield f"{path} line {number}", line
+        elif not path.exists():
+            raise BadInputError(f"{path} does not exist")
         else:
             raise BadInputError(f"{path} must be a folder of records, or a file {' or '.join(PACKED)}")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:

@@ -13,7 +13,7 @@ MODULES = [
     "measure",
     "optimizer",
     "plan",
-    "training_args",
+    "lpwd_arguments",
 ]
 
 

@@ -177,9 +177,57 @@ def test_the_papers_metric_makes_other_runs(read):
         ("grid: {model: [{model_typ: vit}]}", "grid: model: unknown flag 'model_typ'"),
         ("grid: {model: vit}", "grid: model is 'vit', but must be a list of mappings"),
         ("grid: {seed: 3}", "grid: seed is 3, but must be a list of values"),
-        ("grid: {seed: []}", "grid: seed is a list of 0, but must be a list of values"),
+        ("grid: {seed: []}", "grid: seed is an empty list, but must be a list of values"),
+        ("grid: {model: []}", "grid: model is an empty list, but must be a list of mappings"),
+        ("", "nothing to compare: grid is empty"),
+        ("train: {model_type: vit}", "nothing to compare: grid is empty"),
+        ("grid: {}\nbaselines: []", "nothing to compare: grid is empty"),
+        ("grid: {weight_decay: [1], total_decay: [1]}", "give either weight_decay or total_decay"),
+        ("train: {weight_decay: 1}\ngrid: {total_decay: [1]}", "give either weight_decay or total_decay"),
+        ("train: {total_decay: 1}\ngrid: {weight_decay: [1]}", "give either weight_decay or total_decay"),
+        (
+            "grid: {weight_decay: [1], data: [{total_decay: 1}]}",
+            "give either weight_decay or total_decay",
+        ),
+        (
+            "train: {seed: 7}\ngrid: {seed: [0, 1]}",
+            "seed is in train and in grid, and its values in train have no effect: give it once",
+        ),
+        (
+            "train: {decay_timing: wd}\ngrid: {model: [{decay_timing: pwd}, {decay_timing: rwd}]}",
+            "decay_timing is in train and in grid: model, and its values in train have no effect",
+        ),
+        (
+            "grid: {weight_decay: [1, 2], data: [{weight_decay: 3}]}",
+            "weight_decay is in grid and in grid: data, and its values in grid have no effect",
+        ),
+        (
+            "grid: {seed: [0, 1], data: [{seed: 3}]}",
+            "seed is in grid: data and in grid, and its values in grid: data have no effect",
+        ),
+        ("grid: {seed: [0, 1, 0]}", "grid: seed holds 0 twice"),
+        (f"grid: {{seed: [{10**309}, {10**309}]}}", f"grid: seed holds {10**309} twice"),
+        ("grid: {learning_rate: [0.001, 1e-3]}", "grid: learning_rate holds '1e-3' twice"),
+        (
+            "grid: {model: [{model_type: vit, name: a}, {name: b, model_type: vit}]}",
+            "grid: model holds a dict of 2 twice",
+        ),
+        ("baselines: [no_decay, reverse, no_decay]", "baselines holds 'no_decay' twice"),
+        (
+            "grid: {seed: [0]}\nquestions: [{}, {compare: [pwd linear], to: pwd linear}]",
+            "questions: 2: compares 'pwd linear' to itself",
+        ),
+        (
+            "questions: [{compare: [{decay_timing: wd}], to: {decay_timing: wd}}]",
+            "questions: 1: compares {'decay_timing': 'wd'} to itself",
+        ),
+        (
+            "questions: [{compare: [no decay, pwd linear, no decay]}]",
+            "questions: 1: compare holds 'no decay' twice",
+        ),
         ("grid: [1]", "grid must hold lists of values by flag, not a list of 1"),
         ("baselines: [head]", "unknown baseline 'head': did you mean 'head_only'?"),
+        ("baselines: [[head_only]]", "unknown baseline \"['head_only']\""),
         ("baselines: head_only", "baselines is 'head_only', but must be a list"),
         ("paper_metric: 10", "paper_metric is 10, but must be true or false"),
         ("train: {output_dir: x}", "output_dir has no place in a study"),
@@ -193,6 +241,13 @@ def test_refused_in_one_line(read, text, message):
     with pytest.raises(BadInputError, match=r"study\.yaml") as error:
         read(text)
     assert message in str(error.value)
+
+
+def test_a_flag_in_train_and_grid_that_has_an_effect(read):
+    """Train's value is that of the mappings without the flag; and the grid may repeat what train says."""
+    assert len(read("train: {weight_decay: 0.5, seed: 1}\ngrid: {weight_decay: ['5e-1'], seed: [1]}")) == 1
+    specs = read("train: {decay_timing: wd}\ngrid: {data: [{decay_timing: pwd}, {layer_schedule: reverse}]}")
+    assert [spec.method for spec in specs] == ["pwd linear", "wd reverse"]
 
 
 def test_a_value_that_train_refuses_ends_the_sweep_before_it_begins(read):

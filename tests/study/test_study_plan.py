@@ -344,3 +344,18 @@ def test_runs_that_are_not_in_a_plan_that_was_not_registered(tmp_path):
         "2 planned runs are no longer asked for",
     ]
     assert differences(str(tmp_path / "none"), [Question()], planned(RECORDS)) == []
+
+
+def test_the_rates_and_seeds_that_a_budget_buys_replace_those_under_train(registered, capsys):
+    chosen = registered.parent / "chosen.yaml"
+    registered.write_text(
+        "train: {seed: 7, total_decay: 0.1}\ngrid: {decay_timing: [wd, pwd], layer_schedule: [uniform]}"
+    )
+    argv = ["study", "plan", str(registered), "--budget", "10s", "--n_jobs", "1", "--out", str(chosen)]
+    assert main(argv) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: hf-lpwd study register {chosen}"
+    study = read_study(str(chosen))
+    assert [(run.settings["seed"], run.method) for run in study.runs] == [
+        (seed, method) for seed in range(5) for method in ("wd uniform", "pwd uniform")
+    ]
+    assert {run.settings["total_decay"] for run in study.runs} == {0.1}

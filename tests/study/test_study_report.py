@@ -158,6 +158,55 @@ def test_what_is_no_study_is_refused_in_one_line(files, message, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["study", "report", "nope.yaml"], "nope.yaml does not exist"),
+        (["study", "report", "nope.yaml", "--runs", "none"], "nope.yaml does not exist"),
+        (
+            ["study", "report", "there.yaml"],
+            "runs/there does not exist: hf-lpwd study run there.yaml writes the records",
+        ),
+        (["report", "nope"], "nope does not exist"),
+        (["study", "pack", "nope", "a.jsonl"], "nope does not exist"),
+        (["report", "there.yaml"], "there.yaml must be a folder of records"),
+        (["report", "--output_dir", "X"], "unrecognized arguments: --output_dir: did you mean --out?"),
+        (
+            ["study", "report", "a", "--output_dir=X"],
+            "unrecognized arguments: --output_dir=X: did you mean --out?",
+        ),
+        (["report", "a", "--xyz"], "unrecognized arguments: --xyz\n"),
+        (["study", "report", "a", "b"], "unrecognized arguments: b\n"),
+    ],
+)
+def test_paths_that_do_not_exist_and_unknown_flags(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.yaml").write_text("grid: {seed: [0]}")
+    try:
+        code = main(argv)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    error = capsys.readouterr().err
+    command = " ".join(argv[: 1 + (argv[0] == "study")])
+    assert error.startswith(f"hf-lpwd {command}: error: {message}")
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["there.yaml"]
+
+
+def test_a_report_says_that_it_replaces_an_earlier_one(tmp_path, capsys):
+    records = [run_of(method, seed, 0.7) for method in ("wd uniform", "pwd linear") for seed in (0, 1)]
+    write_records([json.loads(r.model_dump_json(exclude_unset=True)) for r in records], tmp_path / "runs")
+    argv = ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    said = []
+    for command in (argv, argv, ["study", "report", "a.yaml", "--runs", *argv[1:]]):
+        assert main(command) == 0
+        said.append(capsys.readouterr().out)
+    page = tmp_path / "out" / "index.html"
+    replaced = f"report in {page}, in place of the one that was there\n"
+    assert said == [f"report in {page}\n", replaced, replaced]
+
+
 def test_selection_reads_validation_and_the_report_test():
     """The setting that is best on test is not the one that validation chooses."""
     records = [
