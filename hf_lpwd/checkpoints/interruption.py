@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from multiprocessing import active_children, util
 from types import FrameType
 from typing import Any
 
@@ -58,6 +60,7 @@ class StopOnSignal(TrainerCallback):
             # What a shell starts in the background ignores Ctrl-C, and goes on to do so.
             heard = [signum for signum in SIGNALS if signal.getsignal(signum) not in (signal.SIG_IGN, None)]
             self._handlers = {signum: signal.signal(signum, self._handle) for signum in heard}
+            util.Finalize(None, _end_workers, exitpriority=0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -144,3 +147,18 @@ class StopOnSignal(TrainerCallback):
             torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
             self._signum = int(highest)
         return bool(self._signum)
+
+
+def _end_workers() -> None:
+    """Ends workers that an error left behind; multiprocessing would send them SIGTERM and wait forever.
+
+    They were forked while SIGTERM was delayed, and delay it to their end.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises where a worker is killed
+    workers = [child for child in active_children() if child.daemon]
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + 1.0
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+        worker.kill()

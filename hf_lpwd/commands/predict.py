@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hf_lpwd.commands.flags import add_trained_model, command_parser, require_positive
 from hf_lpwd.files import write_bytes
-from hf_lpwd.messages import BadInputError, say
+from hf_lpwd.messages import BadInputError, counted, say
 
 COLUMNS = ("image", "rank", "class", "score")
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
         "Exit code 1: some images could not be read; each is named on standard error.",
     )
     add_trained_model(parser)
-    parser.add_argument("images", nargs="+", help="image files, and folders, which are searched for images")
+    parser.add_argument("images", nargs="+", help="image files, folders and archives of them")
     parser.add_argument("--out", help="CSV file to write (default: standard output)")
     parser.add_argument("--top_k", type=int, default=1, help="classes for each image (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -35,13 +35,13 @@ def main(argv: Sequence[str]) -> int:
         print(text, end="")
     for path, why in unreadable.items():
         say(f"{parser.prog}: {path} cannot be read: {why}")
-    classified = f"{len(paths) - len(unreadable)} of {len(paths)} images classified"
+    classified = f"{len(paths) - len(unreadable)} of {counted(len(paths), 'image')} classified"
     say(f"{parser.prog}: {classified}" + (f", in {args.out}" if args.out else ""))
     return 1 if unreadable else 0
 
 
 def find_images(names: Sequence[str]) -> list[Path]:
-    """Returns the image files that are named, and those in the folders that are named, sorted.
+    """Returns the image files that are named, and those in the folders and archives that are named, sorted.
 
     Folders are read as those of datasets are, see `hf_lpwd.vision.data.listing.list_folder`. What is left out
     is counted in a line on standard error.
@@ -49,13 +49,15 @@ def find_images(names: Sequence[str]) -> list[Path]:
     Raises:
         BadInputError: A name does not exist, or a folder holds no image.
     """
-    from hf_lpwd.vision.data.listing import list_folder
+    from hf_lpwd.vision.data.listing import is_archive, list_folder, unpack
 
     paths: list[Path] = []
     for name in names:
         path = Path(name).expanduser()
         if not path.exists():
             raise BadInputError(f"no such file or folder: {name}")
+        if path.is_file() and is_archive(path):
+            path = unpack(path)
         if not path.is_dir():
             paths.append(path)
             continue

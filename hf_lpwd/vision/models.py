@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from hf_lpwd.messages import BadInputError, first_line, unknown
+from hf_lpwd.messages import BadInputError, counted, first_line, unknown
 from hf_lpwd.vision.model_args import ModelArguments, parse_overrides
 
 #: Side in pixels of the images of a model whose configuration does not say.
@@ -130,7 +130,7 @@ def _check_mismatches(
             )
         if not new_head:
             raise ValueError(
-                f"the head of {name} has {there[0]} classes, the dataset {num_classes}: "
+                f"the head of {name} has {counted(there[0], 'class', 'classes')}, the dataset {num_classes}: "
                 "--ignore_mismatched_sizes starts a new one"
             )
 

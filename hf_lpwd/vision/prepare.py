@@ -14,6 +14,7 @@ from hf_lpwd.checkpoints.run_folder import check_run
 from hf_lpwd.checkpoints.run_record import CHANGES, LENGTH, read_record
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.factory import optimizer_from_plan
+from hf_lpwd.messages import counted
 from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.vision.data.augmentation import Mixer, make_mixer
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
@@ -89,7 +90,8 @@ def prepare(
     }
     for role, dataset in images.items():
         if dataset.num_skipped:
-            logger.warning(f"{role}: {dataset.num_skipped} images that cannot be decoded are left out")
+            one, many = "image that cannot be decoded is", "images that cannot be decoded are"
+            logger.warning(f"{role}: {counted(dataset.num_skipped, one, many)} left out")
     facts = splits.facts.without_undecodable({role: part.num_skipped for role, part in images.items()})
     splits = replace(splits, facts=facts)
     mix = make_mixer(len(splits.class_names), data_args.mixup_alpha, data_args.cutmix_alpha)

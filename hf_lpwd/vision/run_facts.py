@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hf_lpwd.messages import counted
 from hf_lpwd.plan import LayerPlan
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts
@@ -45,8 +46,9 @@ class RunFacts:
         """Returns the facts as one paragraph."""
         return (
             f"{self.data.describe()} {self.decay}; augmentation: {self.augmentation}. On {self.device}: "
-            f"{self.steps:,} steps of {self.images_per_step} images, {self.epochs:.3g} "
-            f"epoch{'' if self.epochs == 1 else 's'}."
+            f"{self.steps:,} step{'' if self.steps == 1 else 's'} of "
+            f"{counted(self.images_per_step, 'image')}, "
+            f"{self.epochs:.3g} epoch{'' if self.epochs == 1 else 's'}."
             + ("" if self.seconds is None else f" Estimated time: {clock(self.seconds)}.")
         )
 

@@ -3,6 +3,7 @@ import io
 import json
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 from pictures import noise
@@ -55,9 +56,24 @@ def test_classes_and_scores_are_those_of_the_pipeline(run, images, capsys):
     assert captured.err == "hf-lpwd predict: 5 of 5 images classified\n"
 
 
+def test_an_archive_is_read_as_the_folder_that_it_holds(run, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", images)
+    assert main(["predict", str(run), str(images), archive]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    answers = [[(row["class"], row["score"]) for row in half] for half in (rows[:5], rows[5:])]
+    assert answers[0] == answers[1]
+    [folder] = (tmp_path / "cache" / "unpacked").iterdir()
+    assert [row["image"].removeprefix(str(folder)) for row in rows[5:]] == [
+        row["image"].removeprefix(str(images)) for row in rows[:5]
+    ]
+
+
 def test_one_image_and_more_classes_than_there_are(run, images, capsys):
     assert main(["predict", str(run / "checkpoint-4"), str(images / "grey.png"), "--top_k", "99"]) == 0
-    rows = rows_of(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    rows = rows_of(captured.out)
+    assert captured.err == "hf-lpwd predict: 1 of 1 image classified\n"
     assert {row["class"] for row in rows} == set("0123456789")
     assert sum(float(row["score"]) for row in rows) == pytest.approx(1, abs=1e-5)
 

@@ -16,7 +16,6 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_lpwd.checkpoints.folders import UNFINISHED
 from hf_lpwd.cli import main
-from hf_lpwd.vision.data import images
 from hf_lpwd.vision.data.digits import load_digits
 from hf_lpwd.vision.progress import clock
 
@@ -309,16 +308,26 @@ def test_a_damaged_picture_is_named_or_left_out(pictures, tmp_path, capsys):
     assert "1 image that cannot be decoded is left out" in printed.splitlines()[-2]
 
 
-def test_streaming_with_workers_names_a_damaged_picture_too(pictures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(images, "fits_in_memory", lambda *_: False)
+@pytest.mark.parametrize(
+    ("flags", "code", "start"),
+    [
+        ([], 2, "hf-lpwd train: error: train row "),
+        (["--traceback"], 1, "hf_lpwd.vision.data.images.BadImage"),
+    ],
+)
+def test_a_damaged_image_met_by_a_worker_ends_the_process(pictures, tmp_path, flags, code, start):
     damaged = tmp_path / "data"
     shutil.copytree(pictures, damaged)
-    (damaged / "light" / "3.png").write_bytes(b"no picture")
-    argv = ["train", "--dataset_name", str(damaged), *QUICK, "--dataloader_num_workers", "1"]
-    assert main([*argv, "--output_dir", str(tmp_path / "a")]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("hf-lpwd train: error: train row ")
-    assert "light/3.png" in error
+    (damaged / "light" / "3.png").write_bytes(b"no image")
+    streamed = (
+        "import sys; from hf_lpwd.cli import main; from hf_lpwd.vision.data import images; "
+        "images.fits_in_memory = lambda *_: False; sys.exit(main(sys.argv[1:]))"
+    )
+    argv = ["train", "--dataset_name", str(damaged), *QUICK, "--dataloader_num_workers", "1", *flags]
+    command = [sys.executable, "-c", streamed, *argv, "--output_dir", str(tmp_path / "a")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    last = run.stderr.splitlines()[-1]
+    assert (run.returncode, last.startswith(start), "light/3.png" in last) == (code, True, True), run.stderr
 
 
 def test_a_checkpoint_named_explicitly_that_a_killed_run_was_replacing(digits_run, tmp_path, capsys):

@@ -80,9 +80,9 @@ class DataFacts:
         """Returns the facts as one paragraph.
 
         Example:
-            >>> splits = {"train": SplitFacts(85, "85% of train", 85), "test": SplitFacts(10, "test", 40)}
+            >>> splits = {"train": SplitFacts(1, "train", 1), "test": SplitFacts(10, "test", 40)}
             >>> print(DataFacts("pets", splits, ["cat", "dog"]).describe())
-            pets: train 85 images (85% of train), test 10 of 40 images (test); 2 classes (cat, dog).
+            pets: train 1 image (train), test 10 of 40 images (test); 2 classes (cat, dog).
         """
         sentences = [
             f"{self.name}: {', '.join(self._split(role) for role in self.splits)}; {self._classes()}"
@@ -121,10 +121,11 @@ class DataFacts:
     def _split(self, role: str) -> str:
         split = self.splits[role]
         number = f"{split.images:,}" + (f" of {split.available:,}" if split.images < split.available else "")
-        return f"{f'{role} ' if len(self.splits) > 1 else ''}{number} images ({split.source})"
+        noun = "image" if split.available == 1 else "images"
+        return f"{f'{role} ' if len(self.splits) > 1 else ''}{number} {noun} ({split.source})"
 
     def _classes(self) -> str:
-        return f"{len(self.class_names)} classes ({list_names(self.class_names, 10)})"
+        return f"{counted(len(self.class_names), 'class', 'classes')} ({list_names(self.class_names, 10)})"
 
 
 def _images(images: ImageFacts) -> str:

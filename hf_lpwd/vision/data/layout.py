@@ -180,7 +180,9 @@ def _labels_by_folder(
                 if folders
                 else "unlabelled"
             )
-            layout.notes.append(f"{split} is not used: its {len(items)} images are {where}")
+            layout.notes.append(
+                f"{split} is not used: its {counted(len(items), 'image is', 'images are')} {where}"
+            )
         return items, [None] * len(items)
     layout.left_out[f"image outside the class folders of {split}"] += len(items) - len(inside)
     labels = [item.folders[level] for item in inside]
@@ -226,9 +228,9 @@ def _require_known(labels: list[str], known: list[str], split: str) -> None:
     if strange:
         name = next(iter(strange))
         raise BadInputError(
-            f"{split}: {sum(strange.values())} images are of no class that the training images have: "
-            f"{unknown('class', name, known)} (the {len(known)} classes are {list_names(known)}); move them "
-            "away or add training images"
+            f"{split}: {counted(sum(strange.values()), 'image is', 'images are')} of no class that the "
+            f"training images have: {unknown('class', name, known)} (the {len(known)} classes are "
+            f"{list_names(known)}); move them away or add training images"
         )
 
 
@@ -286,8 +288,8 @@ def _read_metadata(
         missing = [key for key in found if key not in there]
         if missing:
             raise BadInputError(
-                f"{shown} names {len(missing)} files that are not there, the first "
-                f"{'/'.join(missing[0][len(file.folders) :])[-100:]}"
+                f"{shown} names {counted(len(missing), 'file that is', 'files that are')} not there, the "
+                f"first {'/'.join(missing[0][len(file.folders) :])[-100:]}"
             )
         labels |= found
         of_splits = split_column(rows)

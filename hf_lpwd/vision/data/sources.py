@@ -194,9 +194,11 @@ def _images_of(
     tables = ["/".join((*file.folders, file.name)) for file in listing.tables[:1]]
     hint = f"; for labels in a table: --dataset_name {name}/{tables[0]}" if tables else ""
     if class_names is None and any(split == "train" or role_of(split) == "train" for split in unlabelled):
+        split = unlabelled[0]
+        without = f"image of {split} has no label: it needs", f"images of {split} have no labels: they need"
         raise BadInputError(
-            f"{name}: the {len(layout.paths[unlabelled[0]])} images of {unlabelled[0]} have no labels: they "
-            f"need a folder for each class, or a metadata.csv with the columns file_name and label{hint}"
+            f"{name}: the {counted(len(layout.paths[split]), *without)} a folder for each class, or a "
+            f"metadata.csv with the columns file_name and label{hint}"
             + (
                 _SPLITS_NOT_CLASSES.format(list_names(unlabelled))
                 if 1 < len(unlabelled) == len(splits)

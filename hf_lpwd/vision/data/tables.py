@@ -21,7 +21,7 @@ import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
 from datasets import Dataset
 from PIL import Image
 
-from hf_lpwd.messages import BadInputError, first_line
+from hf_lpwd.messages import BadInputError, counted, first_line
 
 #: Suffix of a file that holds rows -> the builder of `datasets` that reads it; None: `read_rows` does.
 BUILDERS: dict[str, str | None] = {
@@ -106,7 +106,8 @@ def read_csv(path: str) -> dict[str, list[str]]:
                     rows.append(values)
                 elif values:
                     raise BadInputError(
-                        f"{name} line {lines.line_num} has {len(values)} values, the header {len(columns)}"
+                        f"{name} line {lines.line_num} has {counted(len(values), 'value')}, the header "
+                        f"{len(columns)}"
                     )
     except UnicodeDecodeError:
         raise BadInputError(f"{name} is not text in UTF-8: save it in this encoding") from None

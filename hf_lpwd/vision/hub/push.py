@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lpwd.files import RECORD, SAVED_FILES
-from hf_lpwd.messages import BadInputError, printable
+from hf_lpwd.messages import BadInputError, counted, printable
 from hf_lpwd.vision.hub.patience import GaveUpError, patience
 
 if TYPE_CHECKING:
@@ -193,5 +193,5 @@ def _why(error: BaseException) -> str:
 def listing(files: dict[str, Path]) -> str:
     """Returns a line for each file, with its size in bytes, and their sum."""
     sizes = {name: path.stat().st_size for name, path in files.items()}
-    rows = [*sizes.items(), (f"{len(sizes)} files", sum(sizes.values()))]
+    rows = [*sizes.items(), (counted(len(sizes), "file"), sum(sizes.values()))]
     return "\n".join(f"{size:>15,}  {name}" for name, size in rows)
