@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from hf_lpwd import timings
-from hf_lpwd.base_optimizer import (
-    allocates_state,
-    check_base,
-    check_step_size,
-    own_decay,
-    step_base,
-)
+from hf_lpwd.base_optimizer import allocates_state, check_base, check_step_size, own_decay, step_base
 from hf_lpwd.config import Coupling, Timing
 from hf_lpwd.decay_groups import (
     check_group,
@@ -25,12 +20,16 @@ from hf_lpwd.decay_groups import (
     completed,
     decay_fraction,
     groups_to_load,
+    parameter_name,
 )
 from hf_lpwd.low_precision import by_precision, warn_of_vanishing_rates
 from hf_lpwd.messages import value_range
 from hf_lpwd.plan import LayerPlan
 from hf_lpwd.plan_groups import added_groups
 from hf_lpwd.stale_gradients import StaleGradients
+
+# All optimizers that exist, to notice two that decay the same weights before a step.
+_OPTIMIZERS: WeakSet[LayerwiseDecay] = WeakSet()
 
 
 class LayerwiseDecay(Optimizer):
@@ -108,21 +107,12 @@ class LayerwiseDecay(Optimizer):
         **optimizer_kwargs: Any,
     ) -> None:
         check_base(optimizer_cls, optimizer_kwargs)
-        if isinstance(params, (Tensor, dict, str, nn.Module, Optimizer)):
-            raise TypeError(
-                f"params must be an iterable of tensors or groups, not a {type(params).__name__}: give "
-                "model.parameters(), or the model to create_lpwd_optimizer"
-            )
         members = list(params)
         if not members:
             raise ValueError("the optimizer got an empty parameter list")
         given = members if isinstance(members[0], dict) else [{"params": members}]
-        decay_defaults = {
-            "weight_decay": weight_decay,
-            "decay_timing": decay_timing,
-            "decay_coupling": decay_coupling,
-        }
-        groups = [completed(group, decay_defaults) for group in given]
+        decay = {"decay_timing": decay_timing, "decay_coupling": decay_coupling, "weight_decay": weight_decay}
+        groups = [completed(group, decay) for group in given]
         if weight_decay and all("weight_decay" in group for group in given):
             own = sorted({group["weight_decay"] for group in groups})
             if weight_decay not in own:
@@ -135,7 +125,7 @@ class LayerwiseDecay(Optimizer):
             check_group(group)
             check_step_size(optimizer_cls, group)
         # Not `super().__init__`, which would make groups and a state beside the base optimizer's.
-        self.__setstate__({"base": base, "defaults": {**base.defaults, **decay_defaults}})
+        self.__setstate__({"base": base, "defaults": {**base.defaults, **decay}})
         warn_of_vanishing_rates(base.param_groups)
 
     @property
@@ -162,6 +152,9 @@ class LayerwiseDecay(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._stale = StaleGradients()
+        # A weight that another optimizer decayed since `train()`.
+        self._decayed_elsewhere: Tensor | None = None
+        _OPTIMIZERS.add(self)
 
     def __repr__(self) -> str:
         groups = self.param_groups
@@ -198,7 +191,7 @@ class LayerwiseDecay(Optimizer):
 
         Raises:
             ValueError: The decay of one step is not in [0, 1).
-            RuntimeError: Timing ``pwd`` under DeepSpeed, where the optimizer holds copies of the weights.
+            RuntimeError: DeepSpeed has put copies of the weights into the groups.
         """
         waiting = [g for g in self.param_groups if g["decay_timing"] == "pwd" and not g["decay_applied"]]
         for group, fraction in [(group, decay_fraction(group)) for group in waiting]:
@@ -210,6 +203,13 @@ class LayerwiseDecay(Optimizer):
             for weights, s in by_precision(trained, group, fraction):
                 timings.pwd(weights, s)
             self._stale.remember(trained)
+            for other in _OPTIMIZERS - {self}:
+                other._note_decay_elsewhere(trained)
+
+    def _note_decay_elsewhere(self, decayed: list[Tensor]) -> None:
+        ids = {id(p) for p in decayed}
+        waiting = [p for group in self.param_groups if group["decay_applied"] for p in group["params"]]
+        self._decayed_elsewhere = next((p for p in waiting if id(p) in ids), self._decayed_elsewhere)
 
     def eval(self) -> None:
         """Call before an evaluation. Changes nothing: after `step()` the weights are already undecayed."""
@@ -230,7 +230,8 @@ class LayerwiseDecay(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: Timing ``pwd``, and `train()` was not called, or after the gradients were computed.
+            RuntimeError: Timing ``pwd``, and `train()` was not called, or after the gradients were computed,
+                or another `LayerwiseDecay` has decayed the weights since.
             ValueError: The decay of one step is not in [0, 1).
             TypeError: Timing ``l2``, and a gradient is sparse, or the base optimizer differentiates it.
         """
@@ -247,6 +248,12 @@ class LayerwiseDecay(Optimizer):
             raise RuntimeError(
                 "timing 'pwd' decays before the forward pass, but optimizer.train() was not called since the "
                 "last step: call it before each forward pass, or use timing 'rwd', which needs no call"
+            )
+        if self._decayed_elsewhere is not None:
+            raise RuntimeError(
+                f"{parameter_name(self._decayed_elsewhere, groups)} was decayed by another LayerwiseDecay "
+                "between train() and step(): give each parameter to one optimizer, or let them take turns, "
+                "each with its own forward pass"
             )
         self._stale.check(groups)
         self._step_with_decay()

@@ -96,12 +96,6 @@ def test_no_learning_rate_to_couple_to():
     assert torch.equal(params[0], before[0] * 0.9)
 
 
-@pytest.mark.parametrize("params", [torch.ones(1, requires_grad=True), {"params": []}])
-def test_params_must_be_a_collection(params):
-    with pytest.raises(TypeError, match="params must be an iterable of tensors or groups"):
-        LayerwiseDecay(params, weight_decay=0.1)
-
-
 def test_no_parameters():
     with pytest.raises(ValueError, match="empty parameter list"):
         LayerwiseDecay([], weight_decay=0.1)

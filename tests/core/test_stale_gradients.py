@@ -218,3 +218,53 @@ def test_other_timings_take_any_gradient(timing):
     other, plain = make(timing)
     train_steps(other, plain, [0])
     assert_same(weights(model), weights(other))
+
+
+def make_two(shared):
+    """Two optimizers, of one weight or of a weight each."""
+    first = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    second = first if shared else nn.Parameter(torch.ones(2, dtype=torch.float64))
+    return [
+        (weight, LayerwiseDecay([("trunk", weight)], torch.optim.SGD, lr=0.1, weight_decay=0.5))
+        for weight in (first, second)
+    ]
+
+
+def test_a_weight_that_two_optimizers_decay_before_a_step_is_an_error():
+    (weight, first), (_, second) = make_two(shared=True)
+    first.train()
+    second.train()
+    weight.sum().backward()
+    second.step()
+    with pytest.raises(RuntimeError, match=r"^trunk was decayed by another LayerwiseDecay between"):
+        first.step()
+
+
+def test_an_optimizer_that_was_interrupted_before_its_step_does_not_hinder_another():
+    (weight, first), (_, second) = make_two(shared=True)
+    first.train()
+    second.train()
+    weight.sum().backward()
+    second.step()
+    torch.testing.assert_close(weight.data, torch.full_like(weight, 0.95 * 0.95 - 0.1), rtol=1e-15, atol=0)
+
+
+def test_two_optimizers_of_one_weight_may_take_turns():
+    for weight, optimizer in make_two(shared=True):
+        optimizer.zero_grad()
+        optimizer.train()
+        weight.sum().backward()
+        optimizer.step()
+    expected = 0.95 * (0.95 - 0.1) - 0.1
+    torch.testing.assert_close(weight.data, torch.full_like(weight, expected), rtol=1e-15, atol=0)
+
+
+def test_two_optimizers_of_different_weights_share_a_forward_pass():
+    (weight, first), (other, second) = make_two(shared=False)
+    first.train()
+    second.train()
+    (weight + other).sum().backward()
+    first.step()
+    second.step()
+    for each in (weight, other):
+        torch.testing.assert_close(each.data, torch.full_like(each, 0.95 - 0.1), rtol=1e-15, atol=0)
