@@ -306,7 +306,8 @@ def _entry(path: str, content: bytes) -> dict[str, Any]:
 
 def use_here(hub: Hub, monkeypatch: Any, default: str | None = WRITE_TOKEN) -> None:
     """Points this process at `hub`; a process of its own takes `Hub.environment` instead."""
-    from huggingface_hub import HfApi, close_session, constants
+    from huggingface_hub import close_session, constants
+    from huggingface_hub.hf_api import HfApi  # which the call before has not replaced
 
     close_session()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
