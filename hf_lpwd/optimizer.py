@@ -100,6 +100,8 @@ class LayerwiseDecay(Optimizer):
         **optimizer_kwargs: Any,
     ) -> None:
         check_base(optimizer_cls, optimizer_kwargs)
+        if isinstance(params, Tensor):
+            raise TypeError("params must be an iterable of tensors or groups, not a single tensor")
         members = list(params)
         if not members:
             raise ValueError("the optimizer got an empty parameter list")
