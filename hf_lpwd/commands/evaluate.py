@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
         "unlabelled": data.unlabelled,
         "unreadable": unreadable,
         "training_images": training_images,
-        "data": data.facts.to_dict(),
+        "data": asdict(data.facts),
         "classes_without_images": table["class"][table["images"] == 0].tolist(),
         "metrics": compute_metrics(EvalPrediction(predictions=np.array(logits), label_ids=np.array(labels))),
     }

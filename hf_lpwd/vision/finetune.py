@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from logging import ERROR
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ class _WriteWhatItWillDo(TrainerCallback):
         folder = Path(str(args.output_dir))
         write_record(folder, self.run.settings)
         write_bytes(folder / RUN_YAML, run_yaml(self.parts).encode())
-        write_json(folder / RUN_FACTS, self.run.facts.to_dict())
+        write_json(folder / RUN_FACTS, asdict(self.run.facts))
 
 
 def _say_what_is_replaced(args: ImageTrainingArguments) -> None:

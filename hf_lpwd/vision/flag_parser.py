@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
@@ -14,6 +13,7 @@ from transformers.hf_argparser import string_to_bool
 from hf_lpwd.messages import BadInputError, refuse, unknown
 from hf_lpwd.settings_file import read_settings
 
+_OTHERS = "all other flags"
 _LEAVE_OUT = "leave it out"
 
 #: Flag of an older release of transformers or of its example scripts -> what to do instead.
@@ -34,28 +34,21 @@ OLD_FLAGS: dict[str, str] = {
     "adafactor": "use --optim adafactor",
     "group_by_length": f"{_LEAVE_OUT}; images have no length",
     "save_safetensors": f"{_LEAVE_OUT}; weights are always saved as safetensors",
-    "fp16_backend": "use --fp16 or --bf16",
-    "half_precision_backend": "use --fp16 or --bf16",
-    "fp16_opt_level": "use --fp16 or --bf16",
     "sharded_ddp": "use --fsdp",
     "torchdynamo": "use --torch_compile",
-    "include_inputs_for_metrics": _LEAVE_OUT,
     "push_to_hub_model_id": "use --hub_model_id",
     "push_to_hub_organization": "use --hub_model_id ORGANIZATION/NAME",
     "push_to_hub_token": "use --hub_token",
     "split_batches": "use --accelerator_config '{\"split_batches\": true}'",
     "dispatch_batches": "use --accelerator_config '{\"dispatch_batches\": true}'",
-    "jit_mode_eval": _LEAVE_OUT,
-    "use_ipex": _LEAVE_OUT,
-    "mp_parameters": _LEAVE_OUT,
-    "ray_scope": _LEAVE_OUT,
-    "past_index": _LEAVE_OUT,
-    "tpu_num_cores": _LEAVE_OUT,
     "timing": "use --decay_timing",
     "schedule": "use --layer_schedule",
     "coupling": "use --decay_coupling",
     "match_budget": "use --match_decay_budget",
     "no_decay": "use --no_decay_pattern",
+    **dict.fromkeys(("fp16_backend", "half_precision_backend", "fp16_opt_level"), "use --fp16 or --bf16"),
+    **dict.fromkeys(("include_inputs_for_metrics", "jit_mode_eval", "use_ipex", "mp_parameters"), _LEAVE_OUT),
+    **dict.fromkeys(("ray_scope", "past_index", "tpu_num_cores"), _LEAVE_OUT),
 }
 
 
@@ -65,7 +58,6 @@ class FlagParser(HfArgumentParser):
     Args:
         dataclass_types: The dataclasses to fill.
         groups: Title -> flags; the help shows these, ``--help-all`` also the other ones.
-        show_all: Whether this help shows all flags.
         **kwargs: For `ArgumentParser`.
 
     Attributes:
@@ -74,18 +66,13 @@ class FlagParser(HfArgumentParser):
     """
 
     def __init__(
-        self,
-        dataclass_types: Iterable[type],
-        groups: Mapping[str, Sequence[str]],
-        show_all: bool = False,
-        **kwargs: Any,
+        self, dataclass_types: Iterable[type], groups: Mapping[str, Sequence[str]], **kwargs: Any
     ) -> None:
         self.flags: dict[str, argparse.Action] = {}
         self.set_by_file: set[str] = set()
         self._titles = {name: title for title, names in groups.items() for name in names}
-        self._shown = [*groups, *(["all other flags"] if show_all else [])]
-        self._groups: dict[str, Any] = {}
-        self._complete = partial(FlagParser, dataclass_types, groups, True, **kwargs)
+        self._shown, self._groups = [*groups, _OTHERS], dict[str, Any]()
+        self._hidden: list[tuple[argparse.Action, str | None]] = []
         # HfArgumentParser adds the flags of the dataclasses.
         super().__init__(dataclass_types, add_help=False, allow_abbrev=False, **kwargs)
         self.add_argument("--config", help="YAML or JSON file of these flags; flags on the command line win.")
@@ -97,22 +84,24 @@ class FlagParser(HfArgumentParser):
         }
 
     def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
-        """Adds a flag to the group that names it."""
+        """Adds a flag to the group that names it; the help of any other is hidden."""
         if kwargs.get("type") is string_to_bool and "nargs" not in kwargs:
             kwargs |= {"nargs": "?", "const": True}
         if not self._groups:
             self._groups = {title: self.add_argument_group(title) for title in self._shown}
-        title = self._titles.get(str(names[0]).lstrip("-"), "all other flags")
-        if title in self._groups:
-            action = self._groups[title].add_argument(*names, **kwargs)
-        else:
-            action = super().add_argument(*names, **kwargs | {"help": argparse.SUPPRESS})
+        title = self._titles.get(str(names[0]).lstrip("-"), _OTHERS)
+        action = self._groups[title].add_argument(*names, **kwargs)
+        if title == _OTHERS:
+            self._hidden.append((action, action.help))
+            action.help = argparse.SUPPRESS
         self.flags.setdefault(action.dest, action)
         return action
 
-    def show_all(self) -> None:
+    def print_all(self) -> None:
         """Prints the help of all flags."""
-        self._complete().print_help()
+        for action, text in self._hidden:
+            action.help = text
+        self.print_help()
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with one line and exit code 2; the usage of 180 flags would hide it."""
@@ -127,9 +116,7 @@ class FlagParser(HfArgumentParser):
         given, extra = self.parse_known_args(argv)
         if extra:
             flag = extra[0].partition("=")[0]
-            old = OLD_FLAGS.get(flag.lstrip("-").replace("-", "_"))
-            known = [f"--{name}" for name in self.flags]
-            raise BadInputError(f"there is no flag {flag!r}: {old}" if old else unknown("flag", flag, known))
+            raise _no_such("flag", flag, [f"--{name}" for name in self.flags])
         return given
 
     def use_file(self, path: str) -> None:
@@ -148,10 +135,7 @@ class FlagParser(HfArgumentParser):
         """
         for name in settings:
             if name not in self.flags:
-                old = OLD_FLAGS.get(str(name))
-                raise BadInputError(
-                    f"there is no setting {name!r}: {old}" if old else unknown("setting", name, self.flags)
-                )
+                raise _no_such("setting", name, self.flags)
         values = {name: self._value(name, value) for name, value in settings.items() if value is not None}
         self.set_defaults(**values)
         self.set_by_file |= values.keys()
@@ -193,8 +177,14 @@ _TRUE_OR_A_NAME = ("resume_from_checkpoint",)
 
 class _HelpAll(argparse.Action):
     def __call__(self, parser: Any, *args: Any, **kwargs: Any) -> NoReturn:
-        parser.show_all()
+        parser.print_all()
         raise SystemExit(0)
+
+
+def _no_such(what: str, name: str, known: Iterable[str]) -> BadInputError:
+    """Returns the error for a name that is not `known`: what is used today, or the nearest name."""
+    old = OLD_FLAGS.get(str(name).lstrip("-").replace("-", "_"))
+    return BadInputError(f"there is no {what} {name!r}: {old}" if old else unknown(what, name, known))
 
 
 def _kinds(hint: Any) -> set[Any]:

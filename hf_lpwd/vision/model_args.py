@@ -80,11 +80,6 @@ class ModelArguments:
         if not (self.model_name_or_path or self.model_type or self.config_name):
             self.model_name_or_path = DEFAULT_MODEL
 
-    @property
-    def from_scratch(self) -> bool:
-        """Whether the weights are made new."""
-        return self.model_name_or_path is None
-
 
 def parse_overrides(text: dict | str) -> dict[str, Any]:
     """Reads ``"hidden_size=64,depths=[2,2]"`` or a JSON object; what is read already stays as it is.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -51,10 +50,6 @@ class RunFacts:
             f"{self.epochs:.3g} epoch{'' if self.epochs == 1 else 's'}."
             + ("" if self.seconds is None else f" Estimated time: {clock(self.seconds)}.")
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the facts as values that JSON can hold."""
-        return {**asdict(self), "data": self.data.to_dict()}
 
 
 def run_facts(

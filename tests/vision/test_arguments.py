@@ -32,7 +32,7 @@ def error_of(argv, capsys):
 def test_without_data_and_model_it_is_the_digits_run():
     model_args, data_args, training_args = parse_args([])
     assert model_args.model_type == "vit"
-    assert model_args.from_scratch
+    assert model_args.model_name_or_path is None
     assert (data_args.dataset_name, data_args.train_dir) == (None, None)
     assert training_args.output_dir == "outputs/digits"
     assert training_args.num_train_epochs == DIGITS_RUN["num_train_epochs"]
@@ -47,8 +47,7 @@ def test_flags_win_over_the_digits_run():
 
 
 def test_a_data_set_means_the_defaults_of_transformers(tmp_path):
-    model_args, data_args, training_args = parse_args(["--dataset_name", "beans", "--output_dir", "out"])
-    assert not model_args.from_scratch
+    _, data_args, training_args = parse_args(["--dataset_name", "beans", "--output_dir", "out"])
     assert data_args.dataset_name == "beans"
     assert (training_args.num_train_epochs, training_args.learning_rate) == (3.0, 5e-5)
     assert training_args.per_device_train_batch_size == 8

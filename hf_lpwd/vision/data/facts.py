@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from hf_lpwd.messages import counted
 from hf_lpwd.vision.data.decoding import Scale
@@ -84,9 +83,9 @@ class DataFacts:
             >>> print(DataFacts("pets", splits, ["cat", "dog"]).describe())
             pets: train 1 image (train), test 10 of 40 images (test); 2 classes (cat, dog).
         """
-        sentences = [
-            f"{self.name}: {', '.join(self._split(role) for role in self.splits)}; {self._classes()}"
-        ]
+        splits = ", ".join(self._split(role) for role in self.splits)
+        classes = counted(len(self.class_names), "class", "classes")
+        sentences = [f"{self.name}: {splits}; {classes} ({list_names(self.class_names, 10)})"]
         if self.images is not None:
             sentences.append(_images(self.images))
         if self.without_training_images:
@@ -95,13 +94,10 @@ class DataFacts:
         if self.left_out:
             listed = ", ".join(f"{why} ({count})" for why, count in self.left_out.items())
             sentences.append(f"Left out: {listed}")
-        sentences += [
-            counted(
-                count, f"{role} image is also a training image", f"{role} images are also training images"
-            )
-            for role, count in (self.shared or {}).items()
-            if count
-        ]
+        for role, count in (self.shared or {}).items():
+            if count:
+                are = f"{role} image is also a training image", f"{role} images are also training images"
+                sentences.append(counted(count, *are))
         sentences += self.notes
         return " ".join(f"{sentence.removesuffix('.')}." for sentence in sentences)
 
@@ -114,31 +110,22 @@ class DataFacts:
                 left_out[f"{role} image that cannot be decoded"] = count
         return replace(self, splits=splits, left_out=left_out)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the facts as values that JSON can hold."""
-        return asdict(self)
-
     def _split(self, role: str) -> str:
         split = self.splits[role]
         number = f"{split.images:,}" + (f" of {split.available:,}" if split.images < split.available else "")
         noun = "image" if split.available == 1 else "images"
         return f"{f'{role} ' if len(self.splits) > 1 else ''}{number} {noun} ({split.source})"
 
-    def _classes(self) -> str:
-        return f"{counted(len(self.class_names), 'class', 'classes')} ({list_names(self.class_names, 10)})"
-
 
 def _images(images: ImageFacts) -> str:
     sizes = [f"{width} x {height}" for height, width in (images.smallest, images.largest)]
-    size = sizes[0] if sizes[0] == sizes[1] else f"{sizes[0]} to {sizes[1]}"
+    size = " to ".join(dict.fromkeys(sizes))
     bits = "8 bits" if images.scale is None else images.scale.describe()
-    lost = (
-        f"; {images.upper_bits} of {images.looked_at} have more bits a colour, of which the upper 8 are read"
-    )
-    return (
-        f"Images of {size} pixels, {bits}, values {images.lowest} to {images.highest} of 255"
-        f"{lost if images.upper_bits else ''}"
-    )
+    text = f"Images of {size} pixels, {bits}, values {images.lowest} to {images.highest} of 255"
+    if images.upper_bits:
+        of = f"{images.upper_bits} of {images.looked_at}"
+        text += f"; {of} have more bits a colour, of which the upper 8 are read"
+    return text
 
 
 def list_names(names: Iterable[str], most: int = 6) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -42,65 +42,46 @@ def fingerprints(splits: Splits) -> dict[str, str]:
     return found
 
 
-def digests_of_copies(parts: Mapping[str, Dataset], column: str) -> dict[str, list[bytes | None]] | None:
-    """Hashes the image files of each split, whole; None for one that is the only file of its size.
+def compare_images(
+    parts: Mapping[str, Dataset], column: str, labels: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, int] | None, str | None]:
+    """Compares the image files of splits, whole, byte for byte.
 
-    None instead of all if files are remote, or too large to be read for this.
+    Args:
+        parts: The splits by role.
+        column: Column of the images.
+        labels: For each split the class names of its images.
+
+    Returns:
+        By role, how many images of the other splits are among those of ``"train"``; and a sentence about the
+        images that are in more than one class, if there are any. None for both if files are remote, or too
+        large to be read for this.
     """
     sizes = {role: [_size(cell) for cell in _cells(part, column)] for role, part in parts.items()}
     if sum(sum(each) for each in sizes.values()) > _MOST_BYTES or any(-1 in each for each in sizes.values()):
-        return None
+        return None, None
     counts = Counter(chain.from_iterable(sizes.values()))
-    return {
-        role: [
-            hashlib.blake2b(_content(cell), digest_size=16).digest()
-            if cell is not None and size > 0 and counts[size] > 1
-            else None
-            for cell, size in zip(_cells(part, column), sizes[role], strict=True)
-        ]
-        for role, part in parts.items()
-    }
-
-
-def count_shared_images(digests: Mapping[str, Sequence[bytes | None]]) -> dict[str, int]:
-    """Counts by role how many images of the other splits are among those of ``"train"``, byte for byte."""
-    trained = set(digests["train"]) - {None}
-    return {
+    digests: dict[str, list[bytes]] = {role: [] for role in parts}
+    # Digest -> class -> the first of the places where the image has this class.
+    places: dict[bytes, dict[str, str]] = defaultdict(dict)
+    for role, part in parts.items():
+        for row, cell in enumerate(_cells(part, column)):
+            size = sizes[role][row]
+            if cell is None or size == 0 or counts[size] == 1:
+                continue
+            digest = hashlib.blake2b(_content(cell), digest_size=16).digest()
+            digests[role].append(digest)
+            place, label = cell["path"] or f"image {row} of {role}", labels[role][row]
+            places[digest][label] = min(place, places[digest].get(label, place))
+    trained = set(digests.get("train", ()))
+    shared = {
         role: sum(digest in trained for digest in found) for role, found in digests.items() if role != "train"
     }
-
-
-def images_of_two_classes(
-    digests: Mapping[str, Sequence[bytes | None]],
-    parts: Mapping[str, Dataset],
-    column: str,
-    labels: Mapping[str, Sequence[str]],
-) -> str | None:
-    """Says how many images are in more than one class, byte for byte, and which is the first of them.
-
-    Args:
-        digests: Those of `parts`.
-        parts: The splits.
-        column: Column of the images.
-        labels: For each split the class names of its images.
-    """
-    classes: dict[bytes, set[str]] = {}
-    for role, found in digests.items():
-        for digest, label in zip(found, labels[role], strict=True):
-            if digest is not None:
-                classes.setdefault(digest, set()).add(label)
-    several = {digest for digest, names in classes.items() if len(names) > 1}
+    several = [by_class for by_class in places.values() if len(by_class) > 1]
     if not several:
-        return None
-    places: dict[bytes, dict[str, str]] = {}
-    for role, found in digests.items():
-        for row, (digest, cell) in enumerate(zip(found, _cells(parts[role], column), strict=True)):
-            if digest in several:
-                place = (cell and cell["path"]) or f"image {row} of {role}"
-                of_image, label = places.setdefault(digest, {}), labels[role][row]
-                of_image[label] = min(place, of_image.get(label, place))
-    first = min(sorted((place, label) for label, place in of.items()) for of in places.values())[:2]
-    return (
+        return shared, None
+    first = min(sorted((place, label) for label, place in by_class.items()) for by_class in several)[:2]
+    return shared, (
         f"{counted(len(several), 'image is', 'images are')} in more than one class, byte for byte, the first "
         + " and ".join(f"{place} ({label})" for place, label in first)
     )

@@ -17,7 +17,7 @@ from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import Scale
 from hf_lpwd.vision.data.digits import DIGITS
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts
-from hf_lpwd.vision.data.image_files import digests_of_copies, images_of_two_classes
+from hf_lpwd.vision.data.image_files import compare_images
 from hf_lpwd.vision.data.labels import labels_by_name, stratified_subset
 from hf_lpwd.vision.data.sample import look_at_images, undecoded
 from hf_lpwd.vision.data.sources import load_source
@@ -113,11 +113,9 @@ def load_labelled(
     if args.max_eval_samples is not None and args.max_eval_samples < available:
         rows = rows[stratified_subset(labels[rows], args.max_eval_samples, seed=0)]
     images = parts[split].select(rows).select_columns([image_column])
-    digests = digests_of_copies({split: images}, image_column)
-    if digests is not None:
-        texts = {split: [class_names[label] for label in labels[rows]]}
-        in_two = images_of_two_classes(digests, {split: images}, image_column, texts)
-        source.notes += [] if in_two is None else [in_two]
+    texts = [class_names[label] for label in labels[rows]]
+    in_two = compare_images({split: images}, image_column, {split: texts})[1]
+    source.notes += [] if in_two is None else [in_two]
     left_out = dict(source.left_out) | ({"images without a label": unlabelled} if unlabelled else {})
     facts = DataFacts(
         name,

@@ -43,7 +43,7 @@ def encode_labels(
         skip_unlabelled: Whether rows without a label are allowed.
 
     Returns:
-        Class names, the splits that have labels, and their labels as int64 arrays, with -1 for none.
+        Class names, the splits that have labels, and the labels of all splits as int64 arrays, -1 for none.
 
     Raises:
         BadInputError: If the column holds something else, or a label is missing or is none of the classes.
@@ -60,6 +60,7 @@ def encode_labels(
     for role, part in parts.items():
         if role != "train" and all(name is None for name in names_of[role]):
             logger.warning("the %s split (%s) has no labels and is not used", role, sources[role])
+            labels[role] = np.full(len(part), -1)
             continue
         _check(names_of[role], classes, sources[role], skip_unlabelled)
         labels[role] = np.array([-1 if name is None else index[name] for name in names_of[role]], np.int64)

@@ -12,7 +12,7 @@ from typing import Any
 from hf_lpwd.messages import BadInputError, counted, unknown
 from hf_lpwd.vision.data.facts import list_names
 from hf_lpwd.vision.data.labels import MISSING
-from hf_lpwd.vision.data.listing import File, Listing
+from hf_lpwd.vision.data.listing import File, Key, Listing
 from hf_lpwd.vision.data.split_names import role_of, split_column
 from hf_lpwd.vision.data.tables import read_rows
 
@@ -41,10 +41,15 @@ class Layout:
     left_out: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
+    def say(self, sentence: str) -> None:
+        """Adds a note, and warns of it."""
+        self.notes.append(sentence)
+        logger.warning("%s", sentence)
+
 
 @dataclass(frozen=True)
 class _Item:
-    """An image, and the folders between its split and itself."""
+    """An image, and the folders between the folder of its split and itself."""
 
     file: File
     folders: tuple[str, ...]
@@ -72,12 +77,11 @@ def find_layout(
     layout = Layout({}, {}, None, label_column or LABEL_COLUMNS[0], left_out)
     metadata, named_splits = _read_metadata(listing, layout, label_column)
     if len(splits) == 1 and named_splits:
-        [items] = splits.values()
-        splits = {}
+        [items], splits = splits.values(), {}
         # Images without a row are left out below.
         train = next(split for split in named_splits.values() if role_of(split) == "train")
         for item in items:
-            splits.setdefault(named_splits.get(_key(item.file), train), []).append(item)
+            splits.setdefault(named_splits.get(item.file.key, train), []).append(item)
     if label_column not in (None, LABEL_COLUMNS[0]) and not metadata:
         raise BadInputError(
             f"no metadata file has the label column {label_column!r}, and folders name the classes"
@@ -85,31 +89,30 @@ def find_layout(
     with_images = {name for file in listing.images for name in file.folders}
     empty = {folders[-1] for folders in listing.folders if folders} - with_images
     if any(map(role_of, empty)):
-        _say(layout, f"Folders of splits without an image: {list_names(sorted(filter(role_of, empty)))}")
-    # The training images come first: they define the classes.
-    order = sorted(splits, key=lambda split: role_of(split) != "train")
+        layout.say(f"Folders of splits without an image: {list_names(sorted(filter(role_of, empty)))}")
     known = None if class_names is None else list(class_names)
-    for split in order:
+    labels: list[Any]
+    # The training images come first: they define the classes.
+    for split in sorted(splits, key=lambda split: role_of(split) != "train"):
         items = splits[split]
-        rows = {item.file: metadata[key] for item in items if (key := _key(item.file)) in metadata}
-        if rows:
-            labels: list[Any] = [rows[item.file] for item in items if item.file in rows]
-            left_out["image without a row in its metadata file"] += len(items) - len(labels)
+        with_row = [item for item in items if item.file.key in metadata]
+        if with_row:
+            left_out["image without a row in its metadata file"] += len(items) - len(with_row)
+            items, labels = with_row, [metadata[item.file.key] for item in with_row]
             if known is not None:
                 labels = [None if label in MISSING else str(label) for label in labels]
             else:
                 known = sorted({str(label) for label in labels if label not in MISSING})
-            items = [item for item in items if item.file in rows]
             _say_overruled(items, labels, split, layout)
         else:
             items, labels = _labels_by_folder(items, split, known, layout, listing, class_names is not None)
-            if known is None and any(label is not None for label in labels):
-                layout.class_names = known = sorted({label for label in labels if label is not None})
+            if known is None and any(labels):
+                layout.class_names = known = sorted(set(filter(None, labels)))
         if known is not None and class_names is None:
             _require_known([str(label) for label in labels if label not in MISSING], known, split)
         layout.paths[split] = [item.file.path for item in items]
         layout.labels[split] = labels
-    layout.left_out = Counter({why: count for why, count in left_out.items() if count})
+    layout.left_out = +left_out
     return layout
 
 
@@ -131,13 +134,10 @@ def _find_splits(listing: Listing) -> tuple[dict[str, list[_Item]], Counter[str]
 
 def _are_splits(names: set[str], depth: int, listing: Listing) -> bool:
     """Whether folders of these names are splits, and not classes that are called train, test..."""
-    splits = {name for name in names if role_of(name)}
-    if splits == names:
+    if all(map(role_of, names)):
         return bool(names)
-    training = {name for name in splits if role_of(name) == "train"}
-    held = [file.folders for file in listing.metadata] + [
-        file.folders[:-1] for file in listing.images if len(file.folders) > depth + 1
-    ]
+    training = {name for name in names if role_of(name) == "train"}
+    held = [file.folders for file in listing.metadata] + [file.folders[:-1] for file in listing.images]
     return any(len(folders) > depth and folders[depth] in training for folders in held)
 
 
@@ -150,19 +150,14 @@ def _by_split(
         split = file.folders[depth]
         if role_of(split) is None:
             left_out[f"image in {split}, beside the folders of the splits"] += 1
-            continue
-        above = () if keep is None else (file.folders[keep],)
-        splits.setdefault(split, []).append(_Item(file, above + file.folders[depth + 1 :]))
+        else:
+            above = () if keep is None else (file.folders[keep],)
+            splits.setdefault(split, []).append(_Item(file, above + file.folders[depth + 1 :]))
     return splits, left_out
 
 
 def _labels_by_folder(
-    items: list[_Item],
-    split: str,
-    known: list[str] | None,
-    layout: Layout,
-    listing: Listing,
-    of_model: bool,
+    items: list[_Item], split: str, known: list[str] | None, layout: Layout, listing: Listing, of_model: bool
 ) -> tuple[list[_Item], list[str | None]]:
     """Returns the images that lie in class folders and their classes; all of them, and None, if none does.
 
@@ -174,25 +169,20 @@ def _labels_by_folder(
     inside = [item for item in items if level is not None and len(item.folders) > level]
     if not inside or level is None:
         if known is not None:
-            folders = sorted({item.folders[0] for item in items if item.folders})
-            where = (
-                f"in {list_names(folders)}, which is no class of the training images"
-                if folders
-                else "unlabelled"
-            )
-            layout.notes.append(
-                f"{split} is not used: its {counted(len(items), 'image is', 'images are')} {where}"
-            )
+            where, folders = "unlabelled", sorted({item.folders[0] for item in items if item.folders})
+            if folders:
+                where = f"in {list_names(folders)}, which is no class of the training images"
+            are = counted(len(items), "image is", "images are")
+            layout.notes.append(f"{split} is not used: its {are} {where}")
         return items, [None] * len(items)
     layout.left_out[f"image outside the class folders of {split}"] += len(items) - len(inside)
     labels = [item.folders[level] for item in inside]
     if known is None:
         inner = sorted({item.folders[level + 1] for item in inside if len(item.folders) > level + 1})
         if len(inner) > 1:
-            _say(
-                layout,
+            layout.say(
                 f"The classes are the outer folders ({list_names(sorted(set(labels)))}), not the folders "
-                f"inside them ({list_names(inner)})",
+                f"inside them ({list_names(inner)})"
             )
         _say_empty(inside[0], level, set(labels), layout, listing)
     return inside, list(labels)
@@ -200,27 +190,19 @@ def _labels_by_folder(
 
 def _class_level(items: list[_Item]) -> int | None:
     """Returns the depth of the class folders of training images: the first with several, or with images."""
-    level = 0
-    while True:
+    for level in range(max((len(item.folders) for item in items), default=0)):
         deep = [item.folders for item in items if len(item.folders) > level]
-        if not deep:
-            return None
-        if len({folders[level] for folders in deep}) > 1 or any(
-            len(folders) == level + 1 for folders in deep
-        ):
+        several = len({folders[level] for folders in deep}) > 1
+        if several or any(len(folders) == level + 1 for folders in deep):
             return level
-        level += 1
+    return None
 
 
 def _level_of(items: list[_Item], known: list[str]) -> int | None:
     """Returns at which level of folders most names are those of classes; None if none is at any."""
     names = set(known)
-    deepest = max((len(item.folders) for item in items), default=0)
-    counts = [
-        sum(len(item.folders) > level and item.folders[level] in names for item in items)
-        for level in range(deepest)
-    ]
-    return counts.index(max(counts)) if any(counts) else None
+    counts = Counter(level for item in items for level, name in enumerate(item.folders) if name in names)
+    return max(sorted(counts), key=counts.__getitem__, default=None)
 
 
 def _require_known(labels: list[str], known: list[str], split: str) -> None:
@@ -241,50 +223,45 @@ def _say_empty(item: _Item, level: int, classes: set[str], layout: Layout, listi
     names = {folders[at] for folders in listing.folders if len(folders) == at + 1 and folders[:at] == around}
     empty = sorted(name for name in names - classes if role_of(name) is None)
     if empty:
-        _say(layout, f"Class folders without an image that can be read: {list_names(empty)}")
+        layout.say(f"Class folders without an image that can be read: {list_names(empty)}")
 
 
 def _say_overruled(items: list[_Item], labels: list[Any], split: str, layout: Layout) -> None:
     """Says that a metadata file labels images otherwise than the class folders around them."""
-    level = _class_level(items)
-    if level is None:
-        return
+    level = _class_level(items) or 0
     around = [item.folders[level] if len(item.folders) > level else None for item in items]
     folders = sorted({folder for folder in around if folder is not None})
     differing = sum(folder != str(label) for folder, label in zip(around, labels, strict=True))
     if len(folders) > 1 and differing:
-        _say(
-            layout,
+        layout.say(
             f"The labels of {split} are those of the metadata file, not the names of {len(folders)} class "
-            f"folders ({list_names(folders)}): they differ for {differing} of {len(items)} images",
+            f"folders ({list_names(folders)}): they differ for {differing} of {len(items)} images"
         )
 
 
 def _read_metadata(
     listing: Listing, layout: Layout, label_column: str | None
-) -> tuple[dict[tuple[str, ...], Any], dict[tuple[str, ...], str]]:
-    """Returns labels, and splits if they are named, in metadata files, by folders and name of the image."""
-    labels: dict[tuple[str, ...], Any] = {}
-    splits: dict[tuple[str, ...], str] = {}
-    there = {_key(file) for file in listing.images}
+) -> tuple[dict[Key, Any], dict[Key, str]]:
+    """Returns what metadata files say: the label of each image and, if they name splits, its split."""
+    labels: dict[Key, Any] = {}
+    splits: dict[Key, str] = {}
+    there = {file.key for file in listing.images}
     for file in listing.metadata:
-        shown = "/".join(_key(file))
+        shown = "/".join(file.key)
         rows = read_rows(file.path)
-        names = [column for column in rows if column == "file_name" or column.endswith("_file_name")]
+        files = [column for column in rows if column == "file_name" or column.endswith("_file_name")]
         wanted = LABEL_COLUMNS if label_column is None else (label_column,)
         column = next((column for column in wanted if column in rows), None)
-        if column is None or not names:
-            _say(layout, f"{shown} has no label column (it has {list_names(rows)}) and is not used")
+        if column is None or not files:
+            layout.say(f"{shown} has no label column (it has {list_names(rows)}) and is not used")
             continue
         layout.label_column = column
-        keys = [
-            (*file.folders, *PurePosixPath(str(path).replace("\\", "/")).parts) for path in rows[names[0]]
-        ]
+        paths = [PurePosixPath(str(path).replace("\\", "/")) for path in rows[files[0]]]
+        keys = [(*file.folders, *path.parts) for path in paths]
         found = _one_each(keys, rows[column], labels, shown, "label")
         if len(found) < len(keys):
-            repeats = counted(len(keys) - len(found), "row repeats", "rows repeat")
-            left_out = "is left out" if len(keys) - len(found) == 1 else "are left out"
-            _say(layout, f"{shown}: {repeats} another and {left_out}")
+            words = "row repeats another and is", "rows repeat another and are"
+            layout.say(f"{shown}: {counted(len(keys) - len(found), *words)} left out")
         missing = [key for key in found if key not in there]
         if missing:
             raise BadInputError(
@@ -300,15 +277,11 @@ def _read_metadata(
 
 
 def _one_each(
-    keys: list[tuple[str, ...]],
-    values: list[Any],
-    before: Mapping[tuple[str, ...], Any],
-    shown: str,
-    what: str,
-) -> dict[tuple[str, ...], Any]:
+    keys: list[Key], values: list[Any], before: Mapping[Key, Any], shown: str, what: str
+) -> dict[Key, Any]:
     """Returns the value of each image; raises if rows of one image differ, also from those `before`."""
-    found: dict[tuple[str, ...], Any] = {}
-    differing: dict[tuple[str, ...], tuple[Any, Any]] = {}
+    found: dict[Key, Any] = {}
+    differing: dict[Key, tuple[Any, Any]] = {}
     for key, value in zip(keys, values, strict=True):
         first = found.setdefault(key, before.get(key, value))
         if first != value:
@@ -320,12 +293,3 @@ def _one_each(
             f"{'/'.join(key)[-100:]}: {one!r} and {other!r}; keep one row of each"
         )
     return found
-
-
-def _key(file: File) -> tuple[str, ...]:
-    return (*file.folders, file.name)
-
-
-def _say(layout: Layout, sentence: str) -> None:
-    layout.notes.append(sentence)
-    logger.warning("%s", sentence)

@@ -35,6 +35,9 @@ _SYSTEM_FOLDERS = {
 _SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini"}
 _METADATA = re.compile(r"metadata\.(csv|jsonl|parquet)", re.IGNORECASE)
 
+#: The folders of a file, from the listed one down, and its name.
+Key = tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class File:
@@ -49,6 +52,11 @@ class File:
     folders: tuple[str, ...]
     name: str
     path: str
+
+    @property
+    def key(self) -> Key:
+        """Its folders and its name."""
+        return (*self.folders, self.name)
 
 
 @dataclass

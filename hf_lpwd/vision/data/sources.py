@@ -31,10 +31,6 @@ logger = logging.getLogger(__name__)
 
 # How the reasons begin for which files are left out that are no images.
 _HARMLESS = ("document ", "table", "folder ")
-_SPLITS_NOT_CLASSES = (
-    "; the folders {} are read as splits: if they are classes, rename them, or give a CSV file of the "
-    "columns image and label as --dataset_name"
-)
 
 
 @dataclass
@@ -127,13 +123,14 @@ def _load_named(
         _folder(name, cache_dir)
     options: dict[str, Any] = {"name": args.dataset_config_name, "token": token}
     if not is_output:
-        return Source(name, _load_dataset(name, path, cache_dir, **options))
+        return _load_dataset(name, path, cache_dir, **options)
     cache_dir = cache_dir and os.path.abspath(cache_dir)
     here = "there is no such dataset here"
     if os.path.isdir(path):
         here = f"the folder {name} {'is that of a run' if RECORD in entries else 'holds no image'}"
-    with _away_from_here():
-        return Source(name, _load_dataset(name, path, cache_dir, here=f"{here}, and of the Hub: ", **options))
+    # Away from the working directory, where `datasets` would take an output folder for the Hub's dataset.
+    with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
+        return _load_dataset(name, path, cache_dir, here=f"{here}, and of the Hub: ", **options)
 
 
 def _load_folder(
@@ -151,12 +148,12 @@ def _load_folder(
         saved = datasets.load_from_disk(str(folder))
         return Source(name, saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved}))
     if _has_configuration(folder):
-        return Source(name, _load_dataset(name, str(folder), cache_dir, name=args.dataset_config_name))
+        return _load_dataset(name, str(folder), cache_dir, name=args.dataset_config_name)
     if args.dataset_config_name is not None:
         raise BadInputError(f"{name} is a folder without configurations: leave dataset_config_name out")
     listing = list_folder(folder, cache_dir)
     if listing.archives and listing.left_out["file .cls"]:  # WebDataset, in which files of a name are a row
-        return Source(name, _load_dataset(name, str(folder), cache_dir))
+        return _load_dataset(name, str(folder), cache_dir)
     if listing.images:
         source = _images_of(listing, name, args, class_names)
     elif listing.tables:
@@ -181,29 +178,25 @@ def _images_of(
     splits = DatasetDict()
     unlabelled = [split for split, labels in layout.labels.items() if all(label is None for label in labels)]
     for split, paths in layout.paths.items():
-        labels = layout.labels[split]
-        features = None
+        columns = {"image": paths, layout.label_column: layout.labels[split]}
+        data = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
         if names is not None:
-            index = {label: number for number, label in enumerate(names)}
-            labels = [index.get(label) for label in labels]
-            features = datasets.Features(
-                {"image": datasets.Image(), layout.label_column: datasets.ClassLabel(names=names)}
-            )
-        data = datasets.Dataset.from_dict({"image": paths, layout.label_column: labels}, features=features)
-        splits[split] = data.cast_column("image", datasets.Image())
-    tables = ["/".join((*file.folders, file.name)) for file in listing.tables[:1]]
-    hint = f"; for labels in a table: --dataset_name {name}/{tables[0]}" if tables else ""
+            data = data.cast_column(layout.label_column, datasets.ClassLabel(names=names))
+        splits[split] = data
+    hint = ""
+    if listing.tables:
+        hint = f"; for labels in a table: --dataset_name {name}/{'/'.join(listing.tables[0].key)}"
     if class_names is None and any(split == "train" or role_of(split) == "train" for split in unlabelled):
+        if 1 < len(unlabelled) == len(splits):
+            hint += (
+                f"; the folders {list_names(unlabelled)} are read as splits: if they are classes, rename "
+                "them, or give a CSV file of the columns image and label as --dataset_name"
+            )
         split = unlabelled[0]
         without = f"image of {split} has no label: it needs", f"images of {split} have no labels: they need"
         raise BadInputError(
             f"{name}: the {counted(len(layout.paths[split]), *without)} a folder for each class, or a "
             f"metadata.csv with the columns file_name and label{hint}"
-            + (
-                _SPLITS_NOT_CLASSES.format(list_names(unlabelled))
-                if 1 < len(unlabelled) == len(splits)
-                else ""
-            )
         )
     if class_names is None and hint and names is not None and len(names) == 1:
         raise BadInputError(f"{name}: all images are in one class folder, {names[0]}{hint}")
@@ -231,12 +224,7 @@ def _tables_of(listing: Listing, name: str, args: DataTrainingArguments, cache_d
 
 def _read_tables(name: str, paths: list[str], args: DataTrainingArguments, cache_dir: str | None) -> Dataset:
     with _one_line_errors(name):
-        return read_tables(
-            paths,
-            image_column=args.image_column_name,
-            may_lack_images=args.skip_bad_images,
-            cache_dir=cache_dir,
-        )
+        return read_tables(paths, args.image_column_name, args.skip_bad_images, cache_dir)
 
 
 def _folder(path: str, cache_dir: str | None) -> Path:
@@ -278,9 +266,9 @@ def _warn_of_loss(source: Source) -> None:
         logger.warning("%s: %s left out: %s", source.name, files, listed)
 
 
-def _load_dataset(label: str, path: str, cache_dir: str | None, here: str = "", **kwargs: Any) -> DatasetDict:
+def _load_dataset(label: str, path: str, cache_dir: str | None, here: str = "", **kwargs: Any) -> Source:
     with _one_line_errors(label, kwargs.get("token"), here):
-        return datasets.load_dataset(path, cache_dir=cache_dir, **kwargs)
+        return Source(label, datasets.load_dataset(path, cache_dir=cache_dir, **kwargs))
 
 
 @contextlib.contextmanager
@@ -299,10 +287,3 @@ def _one_line_errors(name: str, token: str | bool | None = None, here: str = "")
         if isinstance(token, str) and token:
             message = message.replace(token, "***")
         raise BadInputError(f"dataset {name!r} cannot be loaded: {here}{message}") from error
-
-
-@contextlib.contextmanager
-def _away_from_here() -> Iterator[None]:
-    """Leaves the working directory, where `datasets` would take an output folder for the Hub's dataset."""
-    with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
-        yield

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, Image, Value
 from hf_lpwd.messages import BadInputError, counted, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
-from hf_lpwd.vision.data.image_files import count_shared_images, digests_of_copies, images_of_two_classes
+from hf_lpwd.vision.data.image_files import compare_images
 from hf_lpwd.vision.data.labels import encode_labels, stratified_cut, stratified_subset
 from hf_lpwd.vision.data.layout import LABEL_COLUMNS
 from hf_lpwd.vision.data.sample import look_at_images
@@ -92,8 +92,11 @@ def load_splits(
     class_names, parts, labels = encode_labels(
         parts, sources, columns[1], skip_unlabelled=args.skip_unlabelled
     )
-    rows = {role: np.flatnonzero(values >= 0) for role, values in labels.items()}
-    left_out = source.left_out + _unlabelled(labels, sources, source.splits)
+    unlabelled = {sources[role]: int(np.count_nonzero(values < 0)) for role, values in labels.items()}
+    left_out = source.left_out + Counter(
+        {f"row of {split} without a label": count for split, count in unlabelled.items()}
+    )
+    rows = {role: np.flatnonzero(labels[role] >= 0) for role in parts}
     _require_two_classes(labels["train"][rows["train"]], class_names, source.name)
 
     for role, fraction, cut_seed in (
@@ -115,20 +118,16 @@ def load_splits(
         if role in rows and limit is not None and limit < len(rows[role]):
             rows[role] = rows[role][stratified_subset(labels[role][rows[role]], limit, seed)]
 
-    alike = _alike(class_names)
-    if alike:
-        source.notes.append(f"Classes whose names differ in case or spaces alone: {list_names(alike)}")
-        logger.warning("%s", source.notes[-1])
     used = {role: labels[role][rows[role]] for role in rows}
     _require_two_classes(used["train"], class_names, source.name)
     chosen = {role: parts[role].select(index) for role, index in rows.items()}
-    digests = digests_of_copies(chosen, columns[0])
-    if digests is not None:
-        texts = {role: [class_names[label] for label in used[role]] for role in used}
-        in_two = images_of_two_classes(digests, chosen, columns[0], texts)
-        if in_two is not None:
-            source.notes.append(in_two)
-            logger.warning("%s", in_two)
+    texts = {role: [class_names[label] for label in used[role]] for role in used}
+    shared, in_two = compare_images(chosen, columns[0], texts)
+    for note in (_alike(class_names), in_two):
+        if note is not None:
+            source.notes.append(note)
+            logger.warning("%s", note)
+    without = np.setdiff1d(range(len(class_names)), used["train"])
     facts = DataFacts(
         source.name,
         {
@@ -137,12 +136,10 @@ def load_splits(
         },
         class_names,
         images=look_at_images(chosen.values(), columns[0]),
-        without_training_images=[
-            class_names[label] for label in np.setdiff1d(range(len(class_names)), used["train"])
-        ],
+        without_training_images=[class_names[label] for label in without],
         first_seen=_first_seen(used, class_names),
-        left_out={why: count for why, count in left_out.items() if count},
-        shared=None if digests is None else count_shared_images(digests),
+        left_out=dict(left_out),
+        shared=shared,
         notes=source.notes,
     )
     _warn(facts)
@@ -191,9 +188,6 @@ def with_columns(
     """Finds the columns of images and labels, and makes the images a `datasets.Image` column in every split.
 
     Without names in `args`, they are those with usual names, or the only one of the feature's type.
-
-    Raises:
-        BadInputError: If there is no such column.
     """
     first = next(iter(parts.values()))
     images = _find_column(first, args.image_column_name, IMAGE_COLUMNS, "image")
@@ -202,7 +196,6 @@ def with_columns(
 
 
 def _find_column(dataset: Dataset, given: str | None, usual: tuple[str, ...], what: str) -> str:
-    """Returns the named column, or else the usual one, or else the only one of the feature type."""
     columns = dataset.column_names
     has = f"the dataset has {list_names(columns)}"
     if given is not None:
@@ -240,25 +233,11 @@ def _require_two_classes(labels: np.ndarray, class_names: list[str], name: str) 
         )
 
 
-def _alike(class_names: list[str]) -> list[str]:
-    """Returns the names that another one equals apart from case and spaces."""
+def _alike(class_names: list[str]) -> str | None:
     plain = ["".join(name.split()).casefold() for name in class_names]
     counts = Counter(plain)
-    return [name for name, text in zip(class_names, plain, strict=True) if counts[text] > 1]
-
-
-def _unlabelled(
-    labels: Mapping[str, np.ndarray], sources: Mapping[str, str], splits: Mapping[str, Dataset]
-) -> Counter[str]:
-    """Counts the rows without a label, by split; a split that is not in `labels` has none at all."""
-    return Counter(
-        {
-            f"row of {split} without a label": int(np.count_nonzero(labels[role] < 0))
-            if role in labels
-            else len(splits[split])
-            for role, split in sources.items()
-        }
-    )
+    alike = [name for name, text in zip(class_names, plain, strict=True) if counts[text] > 1]
+    return f"Classes whose names differ in case or spaces alone: {list_names(alike)}" if alike else None
 
 
 def _origin(role: str, sources: Mapping[str, str], available: Mapping[str, int]) -> str:

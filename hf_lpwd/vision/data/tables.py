@@ -39,7 +39,6 @@ _BASE64 = re.compile(r"(data:image/[\w.+-]+;base64,)?(?P<text>[A-Za-z0-9+/\s]{40
 
 def read_tables(
     paths: Sequence[str],
-    *,
     image_column: str | None = None,
     may_lack_images: bool = False,
     cache_dir: str | None = None,

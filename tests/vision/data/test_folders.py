@@ -18,6 +18,7 @@ from PIL import Image
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import HEIF, image_suffixes
+from hf_lpwd.vision.data.facts import SplitFacts
 from hf_lpwd.vision.data.splits import Splits, load_splits
 
 
@@ -694,11 +695,7 @@ def test_the_paragraph_tells_what_the_data_is(tmp_path):
         "(cat, dog). Images of 4 x 4 to 20 x 10 pixels, 8 bits, values 0 to 255 of 255. Left out: image "
         "outside the class folders of train (1), document .txt (1)."
     )
-    assert splits.facts.to_dict()["splits"]["validation"] == {
-        "images": 1,
-        "source": "29% of train",
-        "available": 2,
-    }
+    assert splits.facts.splits["validation"] == SplitFacts(images=1, source="29% of train", available=2)
 
 
 REPEATED = "file_name,label\n0.png,a\n./0.png,a\n1.png,b\n2.png,a\n2.png,a\n3.png,b\n"
