@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_lpwd.config import LPWDConfig
-    from hf_lpwd.decay_measurement import DecayMeasurement, measure_decay
     from hf_lpwd.factory import create_lpwd_optimizer, layer_param_groups, optimizer_from_plan
     from hf_lpwd.layers import LayerMap, layer_index_map
     from hf_lpwd.lpwd_arguments import LPWDArguments
-    from hf_lpwd.measure import assert_decays
+    from hf_lpwd.measure import DecayMeasurement, assert_decays, measure_decay
     from hf_lpwd.optimizer import LayerwiseDecay
     from hf_lpwd.plan import LayerPlan, explain, plan_layers
     from hf_lpwd.schedules import layer_rates
@@ -24,7 +23,7 @@ __version__ = "0.1.0"
 
 # Modules load when one of their names is first used: torch, timm and the Trainer take seconds each.
 _MODULE_OF = {
-    "DecayMeasurement": "decay_measurement",
+    "DecayMeasurement": "measure",
     "DecayReport": "trainer_log",
     "LPWDArguments": "lpwd_arguments",
     "LPWDConfig": "config",
@@ -42,7 +41,7 @@ _MODULE_OF = {
     "layer_rates": "schedules",
     "load_stock_state": "stock_state",
     "lpwd_optimizer_factory": "trainer",
-    "measure_decay": "decay_measurement",
+    "measure_decay": "measure",
     "optimizer_from_plan": "factory",
     "plan_layers": "plan",
 }

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from hf_lpwd.config import check_timing
+from hf_lpwd.decay_groups import decay_fraction
 from hf_lpwd.low_precision import is_low_precision
 from hf_lpwd.parameters import whole
 
@@ -51,8 +53,6 @@ def check_base(optimizer_cls: type[Optimizer], kwargs: dict[str, Any]) -> None:
         named = isinstance(optimizer_cls, (str, type))
         given = repr(optimizer_cls) if named else f"an object of {type(optimizer_cls).__name__}"
         raise TypeError(f"optimizer_cls must be a class derived from torch.optim.Optimizer, not {given}")
-    for former in kwargs.keys() & {"timing", "coupling"}:
-        raise TypeError(f"unexpected keyword argument {former!r}: did you mean 'decay_{former}'?")
     name = optimizer_cls.__name__
     if callable(getattr(optimizer_cls, "train", None)):
         raise TypeError(
@@ -72,8 +72,10 @@ def check_base(optimizer_cls: type[Optimizer], kwargs: dict[str, Any]) -> None:
         )
 
 
-def check_step_size(optimizer_cls: type[Optimizer], group: dict[str, Any]) -> None:
-    """Raises a ValueError if a group's decay is coupled to an `lr` that is not the optimizer's step size."""
+def check_group(optimizer_cls: type[Optimizer], group: dict[str, Any]) -> None:
+    """Raises a ValueError if a group's settings do not go together, or its `lr` is not the step size."""
+    check_timing(group["decay_timing"], group["decay_coupling"])
+    decay_fraction(group)
     coupled = group["decay_coupling"] == "lr" and group["decay_timing"] != "l2"
     if optimizer_cls.__module__.startswith("torch.optim") or not coupled or group["weight_decay"] == 0.0:
         return
@@ -86,15 +88,11 @@ def check_step_size(optimizer_cls: type[Optimizer], group: dict[str, Any]) -> No
 
 
 def own_decay(base: Optimizer, group: dict[str, Any], s: float | Tensor) -> dict[str, Any] | None:
-    """Finds settings with which the base optimizer's own pass decays as the group's timing says.
-
-    Args:
-        base: The base optimizer.
-        group: One of its groups.
-        s: `decay_fraction(group)`.
+    """Finds settings with which the base optimizer's own pass decays as a group's timing says.
 
     Returns:
-        What the group has to hold during the step, or None if the decay has to be applied outside of it.
+        What the group has to hold during the step, or None if the decay of a step, `s`, has to be applied
+        outside of it.
     """
     cls, timing = type(base), group["decay_timing"]
     if timing == "pwd" or group["weight_decay"] == 0.0:
@@ -124,9 +122,7 @@ def update_ignores_weights(base: Optimizer) -> bool:
 def step_base(base: Optimizer, seen: list[dict[str, Any]]) -> None:
     """Makes the base optimizer's step; hooks of all optimizers run for the `LayerwiseDecay` only.
 
-    Args:
-        base: The base optimizer.
-        seen: For each of its groups, what the group holds during the step in place of its own values.
+    During the step each group holds the values of `seen` in place of its own.
     """
     groups = base.param_groups
     if type(base) in _TAKE_SPARSE:

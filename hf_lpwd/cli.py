@@ -41,14 +41,7 @@ def _usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Args:
-        argv: Without the program's name; default `sys.argv[1:]`.
-
-    Returns:
-        The exit code of `run_command`; 141 where the reader of a pipe has gone.
-    """
+    """Runs `argv` or `sys.argv[1:]`; returns the exit code of `run_command`, or 141 if a pipe closes."""
     try:
         try:
             return _main(list(sys.argv[1:] if argv is None else argv))
@@ -80,7 +73,7 @@ def run_command(command: str, argv: Sequence[str], prog: str | None = None) -> i
 
     Args:
         command: One of the commands of the usage.
-        argv: Its command line; `--traceback` lets an error through, for whoever wants to see where it is.
+        argv: Its command line; with `--traceback` an error is raised.
         prog: The program's name in errors; default ``hf-lpwd COMMAND``.
 
     Returns:
@@ -95,13 +88,7 @@ def run_command(command: str, argv: Sequence[str], prog: str | None = None) -> i
 
 
 def errors_in_one_line(run: Callable[[Sequence[str]], int], argv: Sequence[str], prog: str) -> int:
-    """Calls `run` with a command line; see `run_command`.
-
-    Args:
-        run: Takes the command line without `--traceback`, and returns the exit code.
-        argv: The command line.
-        prog: The program's name in errors.
-    """
+    """Calls `run` with a command line without `--traceback`; see `run_command`."""
     rest = [argument for argument in argv if argument != "--traceback"]
     try:
         return run(rest)

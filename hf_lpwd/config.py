@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from numbers import Real
+from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from hf_lpwd.messages import unknown
@@ -34,12 +33,8 @@ def check_timing(timing: str, coupling: str = "lr") -> None:
         )
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
-_NUMBERS = ("weight_decay", "layer_lr_decay")
-_SWITCHES = ("match_decay_budget", "decay_all")
+def _setting(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
 
 
 @dataclass(frozen=True)
@@ -57,70 +52,48 @@ class LPWDConfig:
         'pwd'
     """
 
-    weight_decay: float = field(
-        metadata=_help(
-            "Weight decay: the highest rate of the layer schedule. The mean rate over all decayed weights is "
-            "lower (linear: 0.50 of it in ViT, 0.74 in Swin-T, 0.73 in ConvNeXt-T, 0.78 in ResNet-18) "
-            "unless match_decay_budget is set."
-        )
+    weight_decay: float = _setting(
+        MISSING,
+        "Weight decay: the highest rate of the layer schedule. The mean rate over all decayed weights is "
+        "lower (linear: 0.50 of it in ViT, 0.74 in Swin-T, 0.73 in ConvNeXt-T, 0.78 in ResNet-18) "
+        "unless match_decay_budget is set.",
     )
-    decay_timing: Timing = field(
-        default="pwd",
-        metadata=_help(
-            "When weight decay is applied: l2 (added to the gradient), wd (decoupled, as in AdamW), rwd "
-            "(after the update) or pwd (before the gradient is taken)."
-        ),
+    decay_timing: Timing = _setting(
+        "pwd",
+        "When weight decay is applied: l2 (added to the gradient), wd (decoupled, as in AdamW), rwd "
+        "(after the update) or pwd (before the gradient is taken).",
     )
-    layer_schedule: Schedule = field(
-        default="linear",
-        metadata=_help(
-            f"How weight_decay is distributed over the layers: {', '.join(SCHEDULES)}, power:<exponent>, or "
-            "the rates of layers 0..n separated by commas."
-        ),
+    layer_schedule: Schedule = _setting(
+        "linear",
+        f"How weight_decay is distributed over the layers: {', '.join(SCHEDULES)}, power:<exponent>, or "
+        "the rates of layers 0..n separated by commas.",
     )
-    decay_coupling: Coupling = field(
-        default="lr",
-        metadata=_help(
-            "What a step multiplies the rate by: lr (the learning rate) or independent (nothing)."
-        ),
+    decay_coupling: Coupling = _setting(
+        "lr", "What a step multiplies the rate by: lr (the learning rate) or independent (nothing)."
     )
-    match_decay_budget: bool = field(
-        default=False,
-        metadata=_help(
-            "Scale the schedule's rates so that their mean over all decayed weights is weight_decay."
-        ),
+    match_decay_budget: bool = _setting(
+        False, "Scale the schedule's rates so that their mean over all decayed weights is weight_decay."
     )
-    decay_all: bool = field(
-        default=False, metadata=_help("Decay biases, norms, position and token embeddings too.")
+    decay_all: bool = _setting(False, "Decay biases, norms, position and token embeddings too.")
+    no_decay_pattern: str | Sequence[str] | None = _setting(
+        None, "Regular expression, searched in parameter names: only what it matches does not decay."
     )
-    no_decay_pattern: str | Sequence[str] | None = field(
-        default=None,
-        metadata=_help(
-            "Regular expression, searched in parameter names: only what it matches does not decay."
-        ),
+    decay_by_pattern: Mapping[str, float] | None = _setting(
+        None,
+        "Regular expression, searched in parameter names -> weight decay of what it matches, exempt or "
+        "not, in place of its layer's rate; the first that matches counts. On a command line JSON: "
+        "'{\"head\": 0.1}'.",
     )
-    decay_by_pattern: Mapping[str, float] | None = field(
-        default=None,
-        metadata=_help(
-            "Regular expression, searched in parameter names -> weight decay of what it matches, exempt or "
-            "not, in place of its layer's rate; the first that matches counts. On a command line JSON: "
-            "'{\"head\": 0.1}'."
-        ),
+    layer_lr_decay: float = _setting(
+        1.0,
+        "Learning rate by layer, as in BEiT: layer i of n has the learning rate times this^(n - i). "
+        "1 is off; 0.75 is usual.",
     )
-    layer_lr_decay: float = field(
-        default=1.0,
-        metadata=_help(
-            "Learning rate by layer, as in BEiT: layer i of n has the learning rate times this^(n - i). "
-            "1 is off; 0.75 is usual."
-        ),
-    )
-    layer_map: Layers | None = field(
-        default=None,
-        metadata=_help(
-            "Layers by rules instead of detection: parameter name or regular expression of the whole name -> "
-            'index, "stem", "block" or "head". On a command line JSON: '
-            '\'{"embed.*": "stem", "layers\\.(\\d+)\\..*": "block", ".*": "head"}\'.'
-        ),
+    layer_map: Layers | None = _setting(
+        None,
+        "Layers by rules instead of detection: parameter name or regular expression of the whole name -> "
+        'index, "stem", "block" or "head". On a command line JSON: '
+        '\'{"embed.*": "stem", "layers\\.(\\d+)\\..*": "block", ".*": "head"}\'.',
     )
 
     def __new__(cls, *args: Any, **settings: Any) -> LPWDConfig:
@@ -131,11 +104,15 @@ class LPWDConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        self._check_types()
         check_rate(self.weight_decay, "weight_decay")
         check_timing(self.decay_timing, self.decay_coupling)
         if isinstance(self.layer_schedule, str):
             parse_schedule(self.layer_schedule)
+        for name, kinds, what in _TYPES:
+            if not isinstance(getattr(self, name), kinds):
+                raise TypeError(f"{name} is {getattr(self, name)!r}, but must be {what}")
+        if self.no_decay_pattern is not None and not self.no_decay_patterns:
+            raise ValueError("no_decay_pattern is empty: to decay everything, set decay_all")
         if self.decay_all and self.no_decay_pattern is not None:
             raise ValueError(
                 f"decay_all leaves nothing exempt, but no_decay_pattern is {self.no_decay_pattern!r}: "
@@ -146,31 +123,8 @@ class LPWDConfig:
         for pattern, rate in (self.decay_by_pattern or {}).items():
             _check_pattern("decay_by_pattern", pattern)
             check_rate(rate, f"decay_by_pattern[{pattern!r}]")
-        if not 0.0 < self.layer_lr_decay <= 1.0:
+        if not 0.0 < check_rate(self.layer_lr_decay, "layer_lr_decay") <= 1.0:
             raise ValueError(f"layer_lr_decay is {self.layer_lr_decay!r}, but must be above 0 and at most 1")
-
-    def _check_types(self) -> None:
-        patterns = self.no_decay_pattern
-        several = (
-            isinstance(patterns, Sequence) and len(patterns) > 0 and all(isinstance(p, str) for p in patterns)
-        )
-        schedule, layers = self.layer_schedule, self.layer_map
-        listed = hasattr(schedule, "__len__") and not isinstance(schedule, Mapping)
-        wanted = {
-            **{name: (isinstance(getattr(self, name), Real), "a number") for name in _NUMBERS},
-            **{name: (isinstance(getattr(self, name), bool), "True or False") for name in _SWITCHES},
-            "layer_schedule": (callable(schedule) or listed, "a name, a list of rates or a function"),
-            "no_decay_pattern": (patterns is None or several, "a regular expression or a list of some"),
-            "decay_by_pattern": (isinstance(self.decay_by_pattern or {}, Mapping), "a dict: pattern -> rate"),
-            "layer_map": (
-                layers is None or isinstance(layers, Mapping) or hasattr(layers, "places"),
-                "a LayerMap, or a dict of rules",
-            ),
-        }
-        for name, (right, what) in wanted.items():
-            value = getattr(self, name)
-            if not right or (name in _NUMBERS and isinstance(value, bool)):
-                raise TypeError(f"{name} is {value!r}, but must be {what}")
 
     @property
     def no_decay_patterns(self) -> tuple[str, ...]:
@@ -195,6 +149,13 @@ class LPWDConfig:
         """
         return {name: _as_json(getattr(self, name)) for name in SETTINGS}
 
+
+# What Python would take for something else: a text for True, or for a list of its characters.
+_TYPES: tuple[tuple[str, Any, str], ...] = (
+    ("match_decay_budget", bool, "True or False"),
+    ("decay_all", bool, "True or False"),
+    ("decay_by_pattern", Mapping | None, "a dict: pattern -> rate"),
+)
 
 #: The names of all settings.
 SETTINGS: tuple[str, ...] = tuple(f.name for f in fields(LPWDConfig))

@@ -18,7 +18,6 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_lpwd.config import check_timing
 from hf_lpwd.schedules import check_rate
 
 PWD_UNDER_DEEPSPEED = (
@@ -30,31 +29,12 @@ PWD_UNDER_DEEPSPEED = (
 def completed(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Returns a copy of a parameter group that has every key of the module's table.
 
-    Args:
-        group: As the user gave it.
-        defaults: For the keys that it lacks.
-
     Raises:
-        TypeError: The group is not a dict.
         ValueError: Its `weight_decay` is not a number, or negative, NaN or infinite.
     """
-    if not isinstance(group, dict):
-        raise TypeError(f"a parameter group must be a dict, not a {type(group).__name__}")
     group = {**defaults, **group, "decay_applied": False, "decay_debt": 0.0, "decay_portions": 0}
     group["weight_decay"] = check_rate(group["weight_decay"], "weight_decay")
     return {"initial_weight_decay": group["weight_decay"], **group}
-
-
-def check_group(group: dict[str, Any]) -> None:
-    """Raises a ValueError that names what is wrong with the settings of a `completed` group."""
-    check_timing(group["decay_timing"], group["decay_coupling"])
-    decay_fraction(group)
-
-
-def check_own_weights(group: dict[str, Any]) -> None:
-    """Raises a RuntimeError if the group holds flattened copies in place of the model's own parameters."""
-    if len(group.get("param_names", group["params"])) != len(group["params"]):
-        raise RuntimeError(PWD_UNDER_DEEPSPEED)
 
 
 def decay_fraction(group: dict[str, Any]) -> float | Tensor:
@@ -82,28 +62,22 @@ def decay_fraction(group: dict[str, Any]) -> float | Tensor:
 
 
 def groups_to_load(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Checks that a state dict is of the same parameters with the same decay.
+    """Checks that the groups `saved` in a state dict have the same parameters with the same decay.
 
     Parameters are compared by name where both sides have names, by position elsewhere.
-
-    Args:
-        groups: An optimizer's parameter groups.
-        saved: The `param_groups` of a state dict.
 
     Returns:
         `saved`; without names if `groups` have names, as those of groups that were divided anew are others.
 
     Raises:
-        ValueError: They are not; the message names what differs.
+        ValueError: The message names what differs.
     """
     if any("decay_timing" not in group for group in saved):
         raise ValueError("the state dict has no decay settings: it was not saved by LayerwiseDecay")
     for key in ("decay_timing", "decay_coupling"):
-        then, now = (sorted({group[key] for group in side}) for side in (saved, groups))
-        if then != now:
-            raise ValueError(
-                f"the state dict was saved with {key} {'/'.join(then)}, but this run has {'/'.join(now)}"
-            )
+        old, new = ("/".join(sorted({group[key] for group in side})) for side in (saved, groups))
+        if old != new:
+            raise ValueError(f"the state dict was saved with {key} {old}, but this run has {new}")
     names, saved_names = _names(groups), _saved_names(groups, saved)
     if names is None or saved_names is None:
         names, saved_names = _positions(groups), _positions(saved)
@@ -113,16 +87,13 @@ def groups_to_load(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) ->
     ):
         if missing:
             raise ValueError(f"the state dict {what}: {_listed(sorted(missing))}")
-    for key, what in _COMPARED.items():
-        then_values, now_values = _by_name(saved_names, saved, key), _by_name(names, groups, key)
-        changed = [
-            f"{name} (saved {then_values[name]:g}, now {value:g})"
-            for name, value in now_values.items()
-            if then_values[name] != value
-        ]
+    for key, what in (("initial_weight_decay", "weight_decay"), ("layer_lr_scale", "layer_lr_decay")):
+        then, now = _by_name(saved_names, saved, key), _by_name(names, groups, key)
+        changed = [f"{n} (saved {then[n]:g}, now {now[n]:g})" for n in names if then[n] != now[n]]
         if changed:
             raise ValueError(f"the state dict was saved with another {what} for {_listed(changed)}")
-    if names != saved_names or _sizes(groups) != _sizes(saved):
+    sizes, saved_sizes = ([len(group["params"]) for group in side] for side in (groups, saved))
+    if names != saved_names or sizes != saved_sizes:
         raise ValueError("the state dict has the same parameters in another order or other groups")
     if _names(groups) is None:
         return saved
@@ -134,10 +105,6 @@ def parameter_name(parameter: Tensor, groups: list[dict[str, Any]]) -> str:
     params = [p for group in groups for p in group["params"]]
     names = _names(groups) or _positions(groups)
     return next(name for name, p in zip(names, params, strict=True) if p is parameter)
-
-
-# What must not change between two runs -> its name in messages.
-_COMPARED = {"initial_weight_decay": "weight_decay", "layer_lr_scale": "layer_lr_decay"}
 
 
 def _names(groups: list[dict[str, Any]]) -> list[str] | None:
@@ -156,10 +123,6 @@ def _saved_names(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> l
 
 def _positions(groups: list[dict[str, Any]]) -> list[str]:
     return [f"group {i} parameter {k}" for i, group in enumerate(groups) for k in range(len(group["params"]))]
-
-
-def _sizes(groups: list[dict[str, Any]]) -> list[int]:
-    return [len(group["params"]) for group in groups]
 
 
 def _by_name(names: list[str], groups: list[dict[str, Any]], key: str) -> dict[str, float]:

@@ -46,9 +46,6 @@ def exemptions(
 
     Returns:
         Name -> reason, for the parameters of `model.named_parameters()` that do not decay.
-
-    Raises:
-        ValueError: A pattern matches no parameter.
     """
     if decay_all:
         return {}
@@ -100,15 +97,10 @@ def _named_by_model(model: nn.Module) -> set[str]:
 
 
 def first_matches(what: str, patterns: Mapping[str, Value], names: Iterable[str]) -> dict[str, Value]:
-    """Returns the value of the first pattern that is found in each name, for the names in which one is.
-
-    Args:
-        what: The setting that has the patterns, for the error.
-        patterns: Regular expression -> value.
-        names: Parameter names; a pattern may match them with or without the prefixes of wrappers.
+    """Returns the value of the first pattern that is found in each name, with or without wrappers' prefixes.
 
     Raises:
-        ValueError: A pattern matches no name.
+        ValueError: A pattern of the setting `what` matches no name.
     """
     found: dict[str, Value] = {}
     names = list(names)

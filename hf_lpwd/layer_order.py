@@ -70,12 +70,7 @@ class Order:
 
 
 def running_order(model: nn.Module) -> dict[int, int]:
-    """Ranks a model's parameters by their first use.
-
-    Returns:
-        As `first_uses`; empty if the inputs are not known, the forward pass looks at values, or the
-        parameters are distributed.
-    """
+    """As `first_uses`; empty if inputs are unknown, `forward` looks at values, or weights are distributed."""
     if any(is_partitioned(p) or hasattr(p, "full_tensor") for p in model.parameters()):
         return {}
     for inputs in made_up_inputs(model):
@@ -87,12 +82,8 @@ def running_order(model: nn.Module) -> dict[int, int]:
 def first_uses(model: nn.Module, inputs: dict[str, Any]) -> dict[int, int]:
     """Ranks a model's parameters by their first use in a forward pass on the meta device.
 
-    Args:
-        model: Any module; it stays as it is.
-        inputs: Arguments of its `forward`, on the meta device.
-
     Returns:
-        ``id(parameter)`` -> rank of its first use.
+        ``id(parameter)`` -> rank of its first use. The model stays as it is.
     """
     model = _without_wrappers(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -51,15 +51,7 @@ class Place(NamedTuple):
 
 
 def find_stacks(model: nn.Module, order: Order) -> list[Stack]:
-    """Lists the stacks of blocks of a model: one, or one for each tower, encoder and decoder.
-
-    Args:
-        model: Any module.
-        order: The order in which its modules run.
-
-    Returns:
-        Stacks in the order of registration; none if nothing is repeated.
-    """
+    """Lists a model's stacks in the order of registration; none if nothing is repeated."""
     blocks = find_blocks(model)
     stacks = _split(model, "", blocks) if blocks else {}
     return [

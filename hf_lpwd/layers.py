@@ -100,10 +100,9 @@ Layers: TypeAlias = LayerMap | Mapping[str, int | str]
 def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
     r"""Gives each parameter of a model its layer index.
 
-    Without `layers` the repeated blocks are found in the module tree, and weights may be on the meta device.
-    Where the tree does not tell when a module runs, a forward pass on the meta device does, with inputs made
-    up from the configuration; it leaves the model as it is. A tied parameter has the index of its first
-    place.
+    Without `layers` the repeated blocks are found in the module tree. Where the tree does not tell when a
+    module runs, a forward pass on the meta device does, with inputs made up from the configuration; it leaves
+    the model as it is. A tied parameter has the index of its first place.
 
     Towers (CLIP), and an encoder and its decoder (T5, Whisper), are separate stacks, each with its own n. So
     are the backbone, the encoder and the decoder of a detector or segmenter (DETR, Mask2Former): its
@@ -148,17 +147,12 @@ def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
             "(fsdp_version: 2), or make the optimizer before the model is wrapped"
         )
     if isinstance(layers, LayerMap):
-        layers = _with_names(layers, names)
-        _check_covers(layers, names)
-        return layers
+        return _checked(layers, names)
     return LayerMap(*find_places(model)) if layers is None else _map_by_rules(names, layers)
 
 
 def find_places(model: nn.Module) -> tuple[dict[str, Place], dict[str, int]]:
-    """Finds the layer of each parameter in a model's structure.
-
-    Returns:
-        Parameter name -> place, for `model.named_parameters()`; and stack -> n.
+    """Returns name -> place for `model.named_parameters()`, and stack -> n.
 
     Raises:
         ValueError: There are no repeated blocks.
@@ -175,40 +169,35 @@ def find_places(model: nn.Module) -> tuple[dict[str, Place], dict[str, int]]:
     places = {name: place for walk in walks.values() for name, place in walk.places()}
     places |= place_outside(model, places, walks, order)
     # A tied parameter has several names here, and its first place.
-    names_of: dict[int, list[str]] = {}
+    first: dict[int, Place] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names_of.setdefault(id(parameter), []).append(name)
-    first = {
-        names[0]: min((places[name] for name in names), key=attrgetter("layer"))
-        for names in names_of.values()
-    }
+        known = first.get(id(parameter), places[name])
+        first[id(parameter)] = min(known, places[name], key=attrgetter("layer"))
     order.warn()
     n = {name: walk.n for name, walk in walks.items()}
-    return {name: first[name] for name, _ in model.named_parameters()}, n
+    return {name: first[id(parameter)] for name, parameter in model.named_parameters()}, n
 
 
-def _with_names(layer_map: LayerMap, names: Sequence[str]) -> LayerMap:
-    """The map of a model under the names that its parameters have inside of a wrapper, or outside."""
-    if all(name in layer_map.places for name in names):
-        return layer_map
-    plain = {unwrap_name(name): place for name, place in layer_map.places.items()} | layer_map.places
-    known = {name: plain.get(name, plain.get(unwrap_name(name))) for name in names}
-    places = {name: place for name, place in known.items() if place is not None}
-    return LayerMap(places, layer_map.num_layers_by_stack)
-
-
-def _check_covers(layer_map: LayerMap, names: Sequence[str]) -> None:
+def _checked(layer_map: LayerMap, names: Sequence[str]) -> LayerMap:
+    """The map under the names that the parameters have in this model, which may be wrapped or not."""
+    known = {unwrap_name(name): place for name, place in layer_map.places.items()} | layer_map.places
+    places = {}
     for name in names:
-        if name not in layer_map.places:
+        place = known.get(name, known.get(unwrap_name(name)))
+        if place is None:
             raise ValueError(f"the layer map has no parameter {name!r}: it was made for another model")
-        stack, index, _ = layer_map.places[name]
-        n = layer_map.num_layers_by_stack.get(stack)
-        if n is None:
+        n = layer_map.num_layers_by_stack.get(place.stack)
+        if n is None or not 0 <= place.layer <= n:
             raise ValueError(
-                f"the layer map puts {name!r} in stack {stack!r}, but num_layers_by_stack lacks it"
+                f"the layer map puts {name!r} at index {place.layer} of stack {place.stack!r}, but its "
+                f"num_layers_by_stack is {layer_map.num_layers_by_stack}"
             )
-        if not 0 <= index <= n:
-            raise ValueError(f"the layer map gives {name!r} index {index}, but it must be 0 to {n}")
+        places[name] = place
+    return (
+        layer_map
+        if places.keys() <= layer_map.places.keys()
+        else LayerMap(places, layer_map.num_layers_by_stack)
+    )
 
 
 def _map_by_rules(names: Sequence[str], rules: Mapping[str, int | str]) -> LayerMap:
@@ -227,17 +216,15 @@ def _map_by_rules(names: Sequence[str], rules: Mapping[str, int | str]) -> Layer
     n = len(number) + 1 if number else max(given, default=0) + ("head" in rules.values())
     if n < 1:
         raise ValueError("layers gives every parameter index 0: there must be at least a stem and a head")
-    for rule, value in rules.items():
-        if isinstance(value, int) and value > n:
-            raise ValueError(f"layers[{rule!r}] is {value}, but an index must be 0 (stem) to {n} (head)")
-    ends = {"stem": 0, "head": n}
     places = {}
     for name, (rule, _) in matched.items():
         value = rules[rule]
-        if isinstance(value, str):
-            index = number[block_of[name]] if value == "block" else ends[value]
-        else:
+        if isinstance(value, int):
             index = value
+        else:
+            index = number[block_of[name]] if value == "block" else {"stem": 0, "head": n}[value]
+        if index > n:
+            raise ValueError(f"layers[{rule!r}] is {value}, but an index must be 0 (stem) to {n} (head)")
         places[name] = Place("", index, f"rule {rule!r}")
     return LayerMap(places, {"": n})
 
@@ -247,35 +234,26 @@ def _first_matches(
 ) -> dict[str, tuple[str, re.Match[str] | None]]:
     """Name -> the rule that decides on it, with its match if it is an expression.
 
-    Args:
-        names: Parameter name -> the same without wrappers' prefixes; a rule may match either.
-        rules: As for `map_by_rules`.
+    `names` gives each parameter's name without wrappers' prefixes; a rule may match either.
     """
     matched: dict[str, tuple[str, re.Match[str] | None]] = {}
     for name, plain in names.items():
-        for exact in (name, plain):
-            if exact in rules:
-                matched.setdefault(name, (exact, None))
-    known = {*names, *names.values()}
+        if exact := next((given for given in (name, plain) if given in rules), None):
+            matched[name] = exact, None
     for rule in rules:
-        if rule in known:
+        if rule in names or rule in names.values():
             continue
         try:
             expression = re.compile(rule)
         except re.error as error:
             raise ValueError(f"layers: {rule!r} is no regular expression: {error}") from None
-        matches = {
-            name: match
-            for name, plain in names.items()
-            if (match := expression.fullmatch(plain) or expression.fullmatch(name))
-        }
-        if not matches:
+        matches = {n: expression.fullmatch(plain) or expression.fullmatch(n) for n, plain in names.items()}
+        if not any(matches.values()):
             raise ValueError(
                 f"layers: {rule!r} matches no parameter; it has to match a whole name, such as "
                 f"{next(iter(names))!r}"
             )
-        for name, match in matches.items():
-            matched.setdefault(name, (rule, match))
+        matched = {name: (rule, match) for name, match in matches.items() if match} | matched
     for name in names:
         if name not in matched:
             raise ValueError(f"layers has no rule for parameter {name!r}: add one, or a last rule '.*'")

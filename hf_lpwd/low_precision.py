@@ -31,12 +31,7 @@ def is_low_precision(dtype: torch.dtype) -> bool:
 
 
 def rounds_to_nothing(fraction: float, dtype: torch.dtype) -> bool:
-    """Tells whether multiplying by ``1 - fraction`` in `dtype` multiplies by 1.
-
-    Args:
-        fraction: eta * lambda, the fraction of a weight that one step takes away.
-        dtype: Floating-point type of the weights; in bfloat16 the limit is 2^-9, in float16 2^-12.
-    """
+    """Tells whether multiplying by ``1 - fraction`` in `dtype` multiplies by 1; 2^-9 does in bfloat16."""
     return fraction > 0.0 and torch.tensor(1.0 - fraction, dtype=torch.float64).to(dtype).item() == 1.0
 
 
@@ -50,20 +45,24 @@ def by_precision(
 ) -> list[tuple[list[Tensor], float | Tensor]]:
     """Divides the decay of one step: float32 has it now, lower precision when enough has added up.
 
-    Args:
-        params: The parameters of `group` that decay in this step; if none, nothing is added to the debt.
-        group: A parameter group; its `decay_debt` and `decay_portions` are updated.
-        fraction: `decay_fraction(group)`.
+    `params` are those of `group` that decay in this step; the debt of the group is updated.
 
     Returns:
         Parameters, with the fraction of them to take away now.
     """
     low = [p for p in params if is_low_precision(p.dtype)]
-    if not low:
-        return [(params, fraction)] if params else []
     full = [p for p in params if not is_low_precision(p.dtype)]
-    due = _due(group, low, float(fraction))
-    return [(part, now) for part, now in ((full, fraction), (low, due)) if part and (part is full or now)]
+    parts = [(full, fraction)] if full else []
+    if not low:
+        return parts
+    debt, portions = group["decay_debt"] - math.log1p(-float(fraction)), group["decay_portions"]
+    portion = max(mean_portion(p.dtype) for p in low)
+    due = -math.expm1(-debt)
+    if due < portion * (0.75 + 0.5 * (portions * _GOLDEN % 1.0)):
+        group["decay_debt"] = debt
+        return parts
+    group.update(decay_debt=0.0, decay_portions=portions + 1)
+    return [*parts, (low, due)]
 
 
 def warn_of_vanishing_rates(groups: Iterable[dict[str, Any]]) -> None:
@@ -89,14 +88,3 @@ def warn_of_vanishing_rates(groups: Iterable[dict[str, Any]]) -> None:
             "autocast (bf16=True) decay in every step",
             stacklevel=3,
         )
-
-
-def _due(group: dict[str, Any], low: Iterable[Tensor], fraction: float) -> float:
-    debt, portions = group["decay_debt"] - math.log1p(-fraction), group["decay_portions"]
-    portion = max(mean_portion(dtype) for dtype in {parameter.dtype for parameter in low})
-    due = -math.expm1(-debt)
-    if due < portion * (0.75 + 0.5 * (portions * _GOLDEN % 1.0)):
-        group["decay_debt"] = debt
-        return 0.0
-    group.update(decay_debt=0.0, decay_portions=portions + 1)
-    return due

@@ -15,12 +15,7 @@ _SETTINGS = {setting.name: setting for setting in fields(LPWDConfig)}
 
 
 def setting(name: str, **changes: Any) -> Any:
-    """Returns a dataclass field with the default and the help text that a setting has in `LPWDConfig`.
-
-    Args:
-        name: A field of `LPWDConfig`.
-        **changes: For `dataclasses.field`, such as `default`.
-    """
+    """Returns a dataclass field as in `LPWDConfig`, but for `changes`, which `dataclasses.field` takes."""
     there = _SETTINGS[name]
     return field(**{"default": there.default, "metadata": there.metadata, **changes})
 
@@ -83,9 +78,9 @@ def _from_json(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        read = json.loads(value)
+        if isinstance(read := json.loads(value), dict):
+            return read
+        reason = 'such as {"head": 0.1}'
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is {value!r}, but must be a JSON object: {error}") from None
-    if not isinstance(read, dict):
-        raise ValueError(f'{name} is {value!r}, but must be a JSON object, such as {{"head": 0.1}}')
-    return read
+        reason = str(error)
+    raise ValueError(f"{name} is {value!r}, but must be a JSON object: {reason}")

@@ -1,23 +1,26 @@
-"""What one step of an optimizer really does to each parameter, beside what its settings promise."""
+"""What one step of an optimizer really does to each parameter, beside what its settings promise.
+
+`measure_parameters` measures, `measure_decay` says by layer and in words what is odd, `assert_decays` raises.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_lpwd.config import LPWDConfig
+from hf_lpwd.messages import value_range
 from hf_lpwd.parameters import whole
 from hf_lpwd.plan import LayerPlan, plan_layers
+from hf_lpwd.plan_table import aligned
 from hf_lpwd.zero_step import zero_step
-
-#: What a user expects: a plan, the settings of one, or a function from name and parameter to the rate.
-Expected: TypeAlias = LayerPlan | LPWDConfig | Callable[[str, Tensor], float]
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class MeasuredDecay:
     resolution: float
 
     @property
+    def strength(self) -> float:
+        """What the settings multiply a rate by: the learning rate, unless the decay is coupled otherwise."""
+        return (1.0 - self.promised) / self.weight_decay if self.weight_decay else self.lr
+
+    @property
     def measured_rate(self) -> float:
         """The `weight_decay` that would promise `measured`."""
-        # Up to the decay itself, so that rates coupled to the learning rate and independent ones read alike.
-        promised = 1.0 - self.promised
-        per_rate = promised / self.weight_decay if self.weight_decay else self.lr
-        return (1.0 - self.measured) / per_rate if per_rate else 0.0
+        return (1.0 - self.measured) / self.strength if self.strength else 0.0
 
     @property
     def decays(self) -> bool:
@@ -70,7 +75,7 @@ class MeasuredDecay:
 def measure_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, MeasuredDecay]:
     """Measures what one step of an optimizer does to each weight when all gradients are zero.
 
-    Both stay bit for bit as they are; see `hf_lpwd.zero_step.zero_step` for how it is done.
+    Both stay bit for bit as they are; see `hf_lpwd.zero_step` for how it is done.
 
     Args:
         optimizer: Any torch optimizer that steps without a closure, or accelerate's wrapper of one.
@@ -83,12 +88,6 @@ def measure_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, Meas
         TypeError: The optimizer steps copies of the weights, as those of DeepSpeed do.
         ValueError: The optimizer has no trainable parameter of the model.
         RuntimeError: The optimizer cannot make such a step; the message has the reason.
-
-    Example:
-        >>> model = nn.Linear(4, 2)
-        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
-        >>> {name: round(decay.measured, 6) for name, decay in measure_parameters(optimizer, model).items()}
-        {'weight': 0.95, 'bias': 0.95}
     """
     return zero_step(optimizer, model, _compare)
 
@@ -97,6 +96,9 @@ def _compare(group: dict[str, Any], before: Tensor, after: Tensor) -> MeasuredDe
     # The learning rate of schedulefree's optimizers has a warmup of its own.
     lr = float(group.get("scheduled_lr") or group.get("lr", 1.0))
     rate = float(group.get("weight_decay", 0.0) or 0.0)
+    # Of this package; of pytorch_optimizer and timm's AdaBelief; of optimi.
+    independent = group.get("decay_coupling") == "independent" or group.get("fixed_decay")
+    step_size = 1.0 if independent else lr / group["max_lr"] if group.get("decouple_lr") else lr
     old, new = whole(before).double(), whole(after).double()
     factor = float((old * new).sum() / old.square().sum())
     distances = (new - factor * old).abs() / old.abs().clamp_min(torch.finfo(before.dtype).tiny)
@@ -104,7 +106,7 @@ def _compare(group: dict[str, Any], before: Tensor, after: Tensor) -> MeasuredDe
     return MeasuredDecay(
         lr=lr,
         weight_decay=rate,
-        promised=1.0 - _decay_of_a_step(group, lr, rate),
+        promised=1.0 - rate * step_size,
         measured=factor * math.exp(-group.get("decay_debt", 0.0)),
         spread=float(distances.amax()),
         # The factor itself is rounded, and then each product.
@@ -112,15 +114,155 @@ def _compare(group: dict[str, Any], before: Tensor, after: Tensor) -> MeasuredDe
     )
 
 
-def _decay_of_a_step(group: dict[str, Any], lr: float, rate: float) -> float:
-    """The fraction of a weight that the settings of a group say."""
-    # Of this package; of pytorch_optimizer and timm's AdaBelief; of optimi.
-    if group.get("decay_coupling") == "independent" or group.get("fixed_decay"):
-        return rate
-    return rate * lr / group["max_lr"] if group.get("decouple_lr") else rate * lr
+@dataclass(frozen=True)
+class DecayMeasurement:
+    """What one step of an optimizer does to each weight of a model. Its text is a table, and what is odd.
+
+    Attributes:
+        optimizer: Class of the optimizer.
+        parameters: Name -> measurement, of the trainable parameters that the optimizer has.
+        missing: Trainable parameters that the optimizer lacks.
+        plan: The layers of the model, and what does not decay by the rule that the findings go by.
+    """
+
+    optimizer: str
+    parameters: dict[str, MeasuredDecay]
+    missing: list[str]
+    plan: LayerPlan
+
+    @cached_property
+    def findings(self) -> list[str]:
+        """What is odd, a line each; empty if nothing is."""
+        return list(self._find())
+
+    def _find(self) -> Iterable[str]:
+        of = self.parameters
+        if self.missing:
+            yield f"{_counted(self.missing)} trainable, but not in the optimizer"
+        lost = [name for name, decay in of.items() if decay.weight_decay and not decay.decays]
+        if lost:
+            rates = value_range((of[name].weight_decay for name in lost), 4)
+            yield f"{_counted(lost)} set to decay at {rates}, but one step leaves the weights as they are"
+        mixed = [name for name, decay in of.items() if not decay.multiplies]
+        if mixed:
+            yield (
+                f"{_counted(mixed)} changed, but not by one factor: the decay passes through the update "
+                "(L2 penalty), so its strength does not follow weight_decay"
+            )
+        wrong = [n for n, d in of.items() if d.multiplies and not d.agrees and n not in lost]
+        twice = [n for n in wrong if abs(of[n].measured - of[n].promised ** 2) <= 2.0 * of[n].resolution]
+        if twice:
+            yield f"{_counted(twice)} decayed twice: by {self._factors(twice)}"
+        if other := [name for name in wrong if name not in twice]:
+            yield f"{_counted(other)} decayed by {self._factors(other)}"
+        reasons: dict[str, list[str]] = {}
+        for name, decay in of.items():
+            if decay.decays and (reason := self.plan[name].exempt):
+                reasons.setdefault(reason, []).append(name)
+        for reason, names in reasons.items():
+            yield f"{_counted(names)} decayed, against the usual rule: {reason}"
+        without = [name for name, d in of.items() if not d.weight_decay and not d.decays]
+        idle = [name for name in without if self.plan[name].trained_rate]
+        if idle and not any(decay.decays for decay in of.values()):
+            yield f"nothing decays: {_counted(idle)} without a rate"
+        elif idle:
+            yield f"{_counted(idle)} not decayed: no rate is set for them"
+
+    def _factors(self, names: list[str]) -> str:
+        measured = value_range((self.parameters[name].measured for name in names), 4)
+        return f"{measured}, not {value_range((self.parameters[name].promised for name in names), 4)}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns a row for each layer; its rates are those of what decays by the settings or as measured."""
+        rows = []
+        for layer in self.plan.layers:
+            members = [
+                (decay, self.plan[name].size)
+                for name, decay in self.parameters.items()
+                if (self.plan[name].stack, self.plan[name].layer) == (layer.stack, layer.layer)
+            ]
+            decayed = [decay for decay, _ in members if decay.decays or decay.weight_decay]
+            rows.append(
+                {
+                    "stack": layer.stack,
+                    "layer": layer.layer,
+                    "modules": layer.modules,
+                    "elements": sum(size for _, size in members),
+                    "not_decayed": sum(s for d, s in members if not d.decays and not d.weight_decay),
+                    "set": sorted({decay.weight_decay for decay in decayed}),
+                    "measured": sorted({float(f"{decay.measured_rate:.3g}") for decay in decayed}),
+                }
+            )
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the measurement as JSON: `optimizer`, `findings`, `layers`, `parameters` and `missing`."""
+        return {
+            "optimizer": self.optimizer,
+            "findings": self.findings,
+            "layers": self.rows(),
+            "parameters": {name: asdict(d) | {"agrees": d.agrees} for name, d in self.parameters.items()},
+            "missing": self.missing,
+        }
+
+    def __str__(self) -> str:
+        header = ["layer", "parameters", "not decayed", "weight_decay set", "measured", "modules"]
+        rows = [
+            [
+                f"{row['stack']}/{row['layer']}" if row["stack"] else str(row["layer"]),
+                f"{row['elements']:,}",
+                f"{row['not_decayed']:,}",
+                value_range(row["set"], 4) or "-",
+                value_range(row["measured"], 4) or "-",
+                ", ".join(row["modules"]),
+            ]
+            for row in self.rows()
+        ]
+        odd = "\n".join(f"- {line}" for line in self.findings) or "- nothing: configured and measured agree"
+        return f"{aligned(header, rows)}\nWhat is odd about the decay of {self.optimizer}:\n{odd}"
 
 
-def assert_decays(optimizer: Optimizer, model: nn.Module, expected: Expected) -> None:
+def measure_decay(
+    optimizer: Optimizer, model: nn.Module, *, plan: LayerPlan | None = None
+) -> DecayMeasurement:
+    """Measures what one step of an optimizer does to each weight when all gradients are zero.
+
+    Args:
+        optimizer: See `hf_lpwd.measure.measure_parameters`, also for `model` and what is raised.
+        model: See `optimizer`.
+        plan: What is to be expected; default: the plan of a `LayerwiseDecay`, else that all weights decay but
+            those of `hf_lpwd.exemptions`.
+
+    Example:
+        >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+        >>> for line in measure_decay(optimizer, model).findings:
+        ...     print(line)
+        3 parameters (0.bias, 1.bias, 2.bias) are decayed, against the usual rule: bias
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    plan = plan or getattr(inner, "plan", None)
+    if plan is None:
+        plan = plan_layers(model, LPWDConfig(weight_decay=1.0, layer_schedule="uniform"))
+    parameters = measure_parameters(optimizer, model)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return DecayMeasurement(
+        optimizer=type(inner).__name__,
+        parameters=parameters,
+        missing=[name for name in trained if name not in parameters],
+        plan=plan,
+    )
+
+
+def _counted(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    plural = "parameters" if len(names) > 1 else "parameter"
+    return f"{len(names)} {plural} ({shown}) {'are' if len(names) > 1 else 'is'}"
+
+
+def assert_decays(
+    optimizer: Optimizer, model: nn.Module, expected: LayerPlan | LPWDConfig | Callable[[str, Tensor], float]
+) -> None:
     """Asserts that a step decays each parameter at the rate that is expected, and no other; for test suites.
 
     Args:
@@ -131,7 +273,6 @@ def assert_decays(optimizer: Optimizer, model: nn.Module, expected: Expected) ->
 
     Raises:
         AssertionError: A rate differs, or a trainable parameter is not in the optimizer; names the first.
-        TypeError: `expected` is none of these.
 
     Example:
         >>> from hf_lpwd import create_lpwd_optimizer
@@ -141,20 +282,16 @@ def assert_decays(optimizer: Optimizer, model: nn.Module, expected: Expected) ->
     """
     if isinstance(expected, LPWDConfig):
         expected = plan_layers(model, expected)
-    if not isinstance(expected, LayerPlan) and not callable(expected):
-        raise TypeError(f"expected must be an LPWDConfig, a LayerPlan or a function, not {expected!r}")
     measured = measure_parameters(optimizer, model)
     faults = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = expected[name].trained_rate if isinstance(expected, LayerPlan) else expected(name, parameter)
-        if name not in measured:
+        if (decay := measured.get(name)) is None:
             faults.append(f"{name} is not in the optimizer")
             continue
-        decay = measured[name]
-        strength = (1.0 - decay.promised) / decay.weight_decay if decay.weight_decay else decay.lr
-        factor = 1.0 - strength * rate
+        rate = expected[name].trained_rate if isinstance(expected, LayerPlan) else expected(name, parameter)
+        factor = 1.0 - decay.strength * rate
         if abs(decay.measured - factor) > decay.resolution or not decay.multiplies:
             faults.append(f"{name} decays at {decay.measured_rate:.4g}, not at {rate:.4g}")
     if faults:

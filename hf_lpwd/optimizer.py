@@ -12,20 +12,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hf_lpwd import timings
-from hf_lpwd.base_optimizer import allocates_state, check_base, check_step_size, own_decay, step_base
+from hf_lpwd.base_optimizer import allocates_state, check_base, check_group, own_decay, step_base
 from hf_lpwd.config import Coupling, Timing
 from hf_lpwd.decay_groups import (
-    check_group,
-    check_own_weights,
+    PWD_UNDER_DEEPSPEED,
     completed,
     decay_fraction,
     groups_to_load,
-    parameter_name,
 )
 from hf_lpwd.low_precision import by_precision, warn_of_vanishing_rates
 from hf_lpwd.messages import value_range
 from hf_lpwd.plan import LayerPlan
-from hf_lpwd.plan_groups import added_groups
 from hf_lpwd.stale_gradients import StaleGradients
 
 # All optimizers that exist, to notice two that decay the same weights before a step.
@@ -50,9 +47,8 @@ class LayerwiseDecay(Optimizer):
     ``pwd`` decays in `train()`, which must be called before each forward pass; `transformers.Trainer` does
     that. Further calls before `step()` do nothing, so weights decay once under gradient accumulation, and
     once for a step that a gradient scaler skips and repeats. Between `step()` and the next `train()` the
-    weights are the undecayed theta', to be evaluated and saved. A state dict made between `train()` and
-    `step()` says so, and belongs to the decayed weights. A parameter without a gradient is left alone by all
-    timings but ``pwd``, which cannot know. A step that would use gradients from before the decay raises.
+    weights are the undecayed theta', to be evaluated and saved. A step that would use gradients from before
+    the decay raises. ``pwd`` alone decays parameters that will have no gradient, which it cannot know.
 
     If the base optimizer is one of torch's Adams, ``wd`` and ``rwd`` run inside its own (fused) pass:
     ``rwd`` is ``wd`` with learning rate ``eta (1 - eta lambda)`` and rate ``lambda / (1 - eta lambda)``.
@@ -61,8 +57,7 @@ class LayerwiseDecay(Optimizer):
     to about 2^-6 or 2^-9 of the weight, by all timings but ``l2``; see `hf_lpwd.low_precision`.
 
     Args:
-        params: Parameters, named parameters or parameter groups, as for any torch optimizer. A group may set
-            `weight_decay` and `lr`.
+        params: Parameters, named parameters or parameter groups, as for any torch optimizer.
         optimizer_cls: Class of the base optimizer.
         decay_timing: ``"l2"``, ``"wd"``, ``"rwd"`` or ``"pwd"``.
         decay_coupling: ``"lr"`` as in `torch.optim.AdamW`, or ``"independent"``.
@@ -74,10 +69,8 @@ class LayerwiseDecay(Optimizer):
         plan: The `LayerPlan` that it was made from, or None.
 
     Raises:
-        ValueError: An unknown timing or coupling, ``l2`` with independent coupling, a rate that is negative
-            or not finite, a decay of one step (eta * lambda, or lambda if independent) that is not below 1, a
-            `weight_decay` that no group would use, or coupling to the `lr` of an optimizer that estimates its
-            step size (Prodigy, D-Adaptation).
+        ValueError: A setting has no such value, the decay of one step is not in [0, 1), no group would use
+            `weight_decay`, or `lr` is not the step size of the base optimizer (Prodigy, D-Adaptation).
         TypeError: The base optimizer cannot be wrapped; the message says why.
 
     Examples:
@@ -107,23 +100,23 @@ class LayerwiseDecay(Optimizer):
         **optimizer_kwargs: Any,
     ) -> None:
         check_base(optimizer_cls, optimizer_kwargs)
+        if isinstance(params, Tensor):
+            raise TypeError("params must be an iterable of tensors or groups, not a single tensor")
         members = list(params)
         if not members:
             raise ValueError("the optimizer got an empty parameter list")
-        given = members if isinstance(members[0], dict) else [{"params": members}]
         decay = {"decay_timing": decay_timing, "decay_coupling": decay_coupling, "weight_decay": weight_decay}
+        given = members if isinstance(members[0], dict) else [{"params": members}]
         groups = [completed(group, decay) for group in given]
-        if weight_decay and all("weight_decay" in group for group in given):
-            own = sorted({group["weight_decay"] for group in groups})
-            if weight_decay not in own:
-                raise ValueError(
-                    f"weight_decay={weight_decay} would be ignored: every parameter group sets its own ("
-                    f"{', '.join(map(str, own))}). In a Trainer use lpwd_optimizer_factory or LPWDTrainer"
-                )
+        rates = sorted({group["weight_decay"] for group in groups})
+        if weight_decay and weight_decay not in rates:
+            raise ValueError(
+                f"weight_decay={weight_decay} would be ignored: every parameter group sets its own ("
+                f"{', '.join(map(str, rates))}). In a Trainer use lpwd_optimizer_factory or LPWDTrainer"
+            )
         base = optimizer_cls(groups, **optimizer_kwargs)
         for group in base.param_groups:
-            check_group(group)
-            check_step_size(optimizer_cls, group)
+            check_group(optimizer_cls, group)
         # Not `super().__init__`, which would make groups and a state beside the base optimizer's.
         self.__setstate__({"base": base, "defaults": {**base.defaults, **decay}})
         warn_of_vanishing_rates(base.param_groups)
@@ -152,8 +145,6 @@ class LayerwiseDecay(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._stale = StaleGradients()
-        # A weight that another optimizer decayed since `train()`.
-        self._decayed_elsewhere: Tensor | None = None
         _OPTIMIZERS.add(self)
 
     def __repr__(self) -> str:
@@ -178,14 +169,12 @@ class LayerwiseDecay(Optimizer):
         """
         groups = [param_group]
         if self.plan is not None and "weight_decay" not in param_group:
-            groups = added_groups(self.plan, param_group, lr=self.defaults["lr"])
+            groups = self.plan.added_groups(param_group, lr=self.defaults["lr"])
         for group in [completed(group, self.defaults) for group in groups]:
-            check_group(group)
-            check_step_size(type(self.base), group)
+            check_group(type(self.base), group)
             self.base.add_param_group(group)
             warn_of_vanishing_rates(self.param_groups[-1:])
 
-    @torch.no_grad()
     def train(self) -> None:
         """Call before each forward pass: under ``pwd``, decays once for the step that follows.
 
@@ -193,9 +182,19 @@ class LayerwiseDecay(Optimizer):
             ValueError: The decay of one step is not in [0, 1).
             RuntimeError: DeepSpeed has put copies of the weights into the groups.
         """
+        decayed = self.decay_waiting()
+        for other in _OPTIMIZERS - {self}:
+            other._stale.decayed_elsewhere(decayed, other.param_groups)
+
+    @torch.no_grad()
+    def decay_waiting(self) -> list[Tensor]:
+        """As `train`, unnoticed by other optimizers; returns the parameters that were decayed."""
         waiting = [g for g in self.param_groups if g["decay_timing"] == "pwd" and not g["decay_applied"]]
+        decayed: list[Tensor] = []
         for group, fraction in [(group, decay_fraction(group)) for group in waiting]:
-            check_own_weights(group)
+            # DeepSpeed's flattened copies of the weights.
+            if len(group.get("param_names", group["params"])) != len(group["params"]):
+                raise RuntimeError(PWD_UNDER_DEEPSPEED)
             group["decay_applied"] = True
             if group["weight_decay"] == 0.0:
                 continue
@@ -203,13 +202,8 @@ class LayerwiseDecay(Optimizer):
             for weights, s in by_precision(trained, group, fraction):
                 timings.pwd(weights, s)
             self._stale.remember(trained)
-            for other in _OPTIMIZERS - {self}:
-                other._note_decay_elsewhere(trained)
-
-    def _note_decay_elsewhere(self, decayed: list[Tensor]) -> None:
-        ids = {id(p) for p in decayed}
-        waiting = [p for group in self.param_groups if group["decay_applied"] for p in group["params"]]
-        self._decayed_elsewhere = next((p for p in waiting if id(p) in ids), self._decayed_elsewhere)
+            decayed += trained
+        return decayed
 
     def eval(self) -> None:
         """Call before an evaluation. Changes nothing: after `step()` the weights are already undecayed."""
@@ -224,10 +218,7 @@ class LayerwiseDecay(Optimizer):
         """Makes one step.
 
         Args:
-            closure: Computes the loss and its gradients; called once, under ``pwd`` at the decayed weights.
-
-        Returns:
-            The closure's loss, or None.
+            closure: Computes the loss, which is returned, and its gradients; called once, after `train()`.
 
         Raises:
             RuntimeError: Timing ``pwd``, and `train()` was not called, or after the gradients were computed,
@@ -248,12 +239,6 @@ class LayerwiseDecay(Optimizer):
             raise RuntimeError(
                 "timing 'pwd' decays before the forward pass, but optimizer.train() was not called since the "
                 "last step: call it before each forward pass, or use timing 'rwd', which needs no call"
-            )
-        if self._decayed_elsewhere is not None:
-            raise RuntimeError(
-                f"{parameter_name(self._decayed_elsewhere, groups)} was decayed by another LayerwiseDecay "
-                "between train() and step(): give each parameter to one optimizer, or let them take turns, "
-                "each with its own forward pass"
             )
         self._stale.check(groups)
         self._step_with_decay()

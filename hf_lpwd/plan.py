@@ -17,55 +17,8 @@ from hf_lpwd.config import LPWDConfig
 from hf_lpwd.exemptions import exemptions, first_matches
 from hf_lpwd.layers import LayerMap, layer_index_map
 from hf_lpwd.parameters import full_shape, unwrap_name
-from hf_lpwd.plan_table import PlannedLayer, aligned, layer_table
+from hf_lpwd.plan_table import PlannedLayer, PlannedParameter, aligned, layer_table
 from hf_lpwd.schedules import layer_rates, parse_schedule
-
-
-@dataclass(frozen=True)
-class PlannedParameter:
-    """What will happen to one parameter.
-
-    Attributes:
-        stack: Name of its stack of layers; ``""`` if the model has only one.
-        layer: Index of its layer, 0 (stem) to n (head).
-        module: What the layer map says it belongs to, such as ``"block vit.layers.3"``.
-        shape: Its shape, also if DeepSpeed has partitioned it.
-        trained_rate: Its weight decay when it is trained.
-        lr_scale: Factor of its learning rate.
-        exempt: Why it does not decay; None if it does.
-        pattern: The key of `decay_by_pattern` that gives its rate, or None.
-        frozen: Whether it did not require gradients when the plan was made.
-    """
-
-    stack: str
-    layer: int
-    module: str
-    shape: tuple[int, ...]
-    trained_rate: float
-    lr_scale: float = 1.0
-    exempt: str | None = None
-    pattern: str | None = None
-    frozen: bool = False
-
-    @property
-    def rate(self) -> float:
-        """Its weight decay; 0.0 if it does not decay."""
-        return 0.0 if self.frozen else self.trained_rate
-
-    @property
-    def not_decayed(self) -> str | None:
-        """Why it does not decay; None if it does, at a rate that may be 0."""
-        return "frozen" if self.frozen else self.exempt
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns `stack`, `layer`, `module`, `rate`, `lr_scale`, `not_decayed` and `shape`."""
-        shown = ("stack", "layer", "module", "rate", "lr_scale", "not_decayed")
-        return {**{name: getattr(self, name) for name in shown}, "shape": list(self.shape)}
 
 
 @dataclass(frozen=True)
@@ -87,14 +40,10 @@ class LayerPlan:
     @cached_property
     def layers(self) -> list[PlannedLayer]:
         """The layers, in order of stack and index."""
-        members: dict[tuple[str, int], dict[str, PlannedParameter]] = {
-            (stack, index): {} for stack, rates in self.rates.items() for index in range(len(rates))
-        }
-        for name, planned in self.parameters.items():
-            members[planned.stack, planned.layer][name] = planned
-        return [self._layer(stack, index, of_layer) for (stack, index), of_layer in members.items()]
+        return [self._layer(stack, i) for stack, rates in self.rates.items() for i in range(len(rates))]
 
-    def _layer(self, stack: str, index: int, members: Mapping[str, PlannedParameter]) -> PlannedLayer:
+    def _layer(self, stack: str, index: int) -> PlannedLayer:
+        members = {name: p for name, p in self.parameters.items() if (p.stack, p.layer) == (stack, index)}
         not_decayed: dict[str, list[str]] = {}
         by_pattern: dict[str, list[str]] = {}
         for name, planned in members.items():
@@ -156,9 +105,7 @@ class LayerPlan:
         Raises:
             ValueError: The model has nothing to train, a parameter is not in the plan, or `lr` is missing.
         """
-        trained = [
-            (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
-        ]
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not trained:
             raise ValueError("the model has no trainable parameter (requires_grad is False everywhere)")
         return self.groups_of(trained, lr=lr)
@@ -166,12 +113,7 @@ class LayerPlan:
     def groups_of(
         self, named: Iterable[tuple[str, nn.Parameter]], *, lr: float | None = None
     ) -> list[dict[str, Any]]:
-        """As `param_groups`, for some parameters, whether or not they were frozen when the plan was made.
-
-        Args:
-            named: Names and parameters.
-            lr: Learning rate of the head; needed if `layer_lr_decay` is below 1.
-        """
+        """As `param_groups`, for some parameters, whether or not they were frozen when the plan was made."""
         by_layer = self.config.layer_lr_decay < 1.0
         if by_layer and lr is None:
             raise ValueError(
@@ -191,6 +133,52 @@ class LayerPlan:
             if by_layer and lr is not None:
                 group |= {"lr": lr * planned.lr_scale, "layer_lr_scale": planned.lr_scale}
         return [groups[key] for key in sorted(groups)]
+
+    def added_groups(
+        self, param_group: Mapping[str, Any], *, lr: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Divides a group that is to be added to an optimizer; its own settings replace the plan's.
+
+        Raises:
+            ValueError: The parameters have no names, or names that are not in the plan.
+        """
+        members = list(param_group["params"])
+        if names := param_group.get("param_names"):
+            members = list(zip(names, members, strict=True))
+        if not all(isinstance(member, tuple) for member in members):
+            raise ValueError(
+                "the layers of added parameters are found by their names: give "
+                "{'params': [(name, p) for name, p in model.named_parameters() if ...]}"
+            )
+        own = {key: value for key, value in param_group.items() if key not in ("params", "param_names")}
+        return [{**group, **own} for group in self.groups_of(members, lr=lr)]
+
+    def differences(self, model: nn.Module, param_groups: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Says in which timing, coupling, parameters, rates and lr scales an optimizer's groups differ.
+
+        The model may be wrapped. A `weight_decay` that a schedule has changed since does not count.
+        """
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        found: dict[str, tuple[float, float]] = {}
+        differences = []
+        for group in param_groups:
+            for key in ("decay_timing", "decay_coupling"):
+                if key in group and group[key] != getattr(self.config, key):
+                    differences.append(f"{key} is {group[key]!r}, planned {getattr(self.config, key)!r}")
+            rate = group.get("initial_weight_decay", group["weight_decay"])
+            unnamed = (names.get(id(p), "an unknown parameter") for p in group["params"])
+            of_group = map(self.known_name, group.get("param_names") or unnamed)
+            found |= dict.fromkeys(of_group, (rate, group.get("layer_lr_scale", 1.0)))
+        trained = {self.known_name(name) for name, p in model.named_parameters() if p.requires_grad}
+        differences += [f"{name} is not in the optimizer" for name in sorted(trained - found.keys())]
+        for name, (rate, lr_scale) in found.items():
+            if name not in self:
+                differences.append(f"{name} is not in the plan")
+            elif rate != self[name].trained_rate:
+                differences.append(f"{name} has weight_decay {rate:g}, planned {self[name].trained_rate:g}")
+            elif lr_scale != self[name].lr_scale:
+                differences.append(f"{name} has layer_lr_scale {lr_scale:g}, planned {self[name].lr_scale:g}")
+        return list(dict.fromkeys(differences))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as JSON: `settings`, `mean_rate`, `table`, `layers` and `parameters`."""
@@ -227,7 +215,6 @@ def plan_layers(model: nn.Module, config: LPWDConfig) -> LayerPlan:
 
     Raises:
         ValueError: A parameter has no layer, or a setting does not fit the model; the message names it.
-        TypeError: `model` is not a module, or `config` not an `LPWDConfig`.
 
     Examples:
         >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
@@ -235,14 +222,6 @@ def plan_layers(model: nn.Module, config: LPWDConfig) -> LayerPlan:
         >>> plan["3.weight"].layer, plan["3.weight"].rate, plan["3.bias"].not_decayed
         (3, 0.3, 'bias')
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model must be a torch.nn.Module, not a {type(model).__name__}: give the model itself"
-        )
-    if not isinstance(config, LPWDConfig):
-        raise TypeError(
-            f"config must be an LPWDConfig, such as LPWDConfig(weight_decay=0.05), not {config!r}"
-        )
     layer_map = layer_index_map(model, config.layer_map)
     names = [name for name, _ in model.named_parameters()]
     exempt = exemptions(model, no_decay_patterns=config.no_decay_patterns, decay_all=config.decay_all)
@@ -267,8 +246,9 @@ def plan_layers(model: nn.Module, config: LPWDConfig) -> LayerPlan:
     for name in names:
         stack, index, module = layer_map.places[name]
         pattern = pattern_of.get(name)
-        own_rate = (config.decay_by_pattern or {}).get(pattern or "")
-        rate = own_rate if own_rate is not None else 0.0 if name in exempt else rates[stack][index]
+        rate = 0.0 if name in exempt else rates[stack][index]
+        if config.decay_by_pattern and pattern is not None:
+            rate = config.decay_by_pattern[pattern]
         parameters[name] = PlannedParameter(
             stack=stack,
             layer=index,
@@ -286,14 +266,7 @@ def plan_layers(model: nn.Module, config: LPWDConfig) -> LayerPlan:
 def explain(model: nn.Module, *, weight_decay: float, **settings: Any) -> LayerPlan:
     """Tells what `create_lpwd_optimizer` would do to each parameter, as `print` shows in a table.
 
-    Args:
-        model: See `plan_layers`.
-        weight_decay: See `LPWDConfig`.
-        **settings: The other settings of `LPWDConfig`.
-
-    Raises:
-        ValueError: As `plan_layers` does.
-        TypeError: As `plan_layers` does, or a setting has no such name.
+    Takes the settings of `LPWDConfig`, and raises what `plan_layers` raises.
     """
     return plan_layers(model, LPWDConfig(weight_decay=weight_decay, **settings))
 

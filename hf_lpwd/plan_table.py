@@ -1,15 +1,63 @@
-"""The table of a plan's layers, the same in every text and on every page."""
+"""What a plan says of each parameter and each layer, and its table, the same in every text and page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 #: Columns that are not numbers.
 TEXT_COLUMNS = frozenset(
     {"stack", "modules", "other rates", "not decayed, and why", "name", "kind", "layers"}
 )
+
+
+@dataclass(frozen=True)
+class PlannedParameter:
+    """What will happen to one parameter.
+
+    Attributes:
+        stack: Name of its stack of layers; ``""`` if the model has only one.
+        layer: Index of its layer, 0 (stem) to n (head).
+        module: What the layer map says it belongs to, such as ``"block vit.layers.3"``.
+        shape: Its shape, also if DeepSpeed has partitioned it.
+        trained_rate: Its weight decay when it is trained.
+        lr_scale: Factor of its learning rate.
+        exempt: Why it does not decay; None if it does.
+        pattern: The key of `decay_by_pattern` that gives its rate, or None.
+        frozen: Whether it did not require gradients when the plan was made.
+    """
+
+    stack: str
+    layer: int
+    module: str
+    shape: tuple[int, ...]
+    trained_rate: float
+    lr_scale: float = 1.0
+    exempt: str | None = None
+    pattern: str | None = None
+    frozen: bool = False
+
+    @property
+    def rate(self) -> float:
+        """Its weight decay; 0.0 if it does not decay."""
+        return 0.0 if self.frozen else self.trained_rate
+
+    @property
+    def not_decayed(self) -> str | None:
+        """Why it does not decay; None if it does, at a rate that may be 0."""
+        return "frozen" if self.frozen else self.exempt
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns `stack`, `layer`, `module`, `rate`, `lr_scale`, `not_decayed` and `shape`."""
+        shown = ("stack", "layer", "module", "rate", "lr_scale", "not_decayed")
+        return {**{name: getattr(self, name) for name in shown}, "shape": list(self.shape)}
 
 
 @dataclass(frozen=True)
@@ -40,15 +88,7 @@ class PlannedLayer:
 
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Returns the table of a plan's layers, as texts.
-
-    Args:
-        layers: `LayerPlan.layers` as dicts, as `LayerPlan.to_dict` has them.
-
-    Returns:
-        Header, and a row of texts for each layer. A column that says nothing is left out: the stack if there
-        is one, the learning-rate scale and other rates if there are none.
-    """
+    """Returns header and rows of the `layers` in `LayerPlan.to_dict`, without columns that say nothing."""
     columns: dict[str, list[str]] = {
         "stack": [row["stack"] for row in layers],
         "layer": [str(row["layer"]) for row in layers],

@@ -29,15 +29,7 @@ SCHEDULES: tuple[str, ...] = tuple(_SHAPES)
 
 
 def check_rate(value: float, what: str) -> float:
-    """Returns `value` as a float if it can be a decay rate.
-
-    Args:
-        value: The candidate.
-        what: How to call it in the error.
-
-    Raises:
-        ValueError: It is no number, negative, NaN or infinite.
-    """
+    """Returns a rate as a float; raises a ValueError that calls it `what` unless it is finite and >= 0."""
     try:
         # torch takes no text, so "0.1" is not a number here either.
         rate = float("" if isinstance(value, str) else value)
@@ -49,14 +41,7 @@ def check_rate(value: float, what: str) -> float:
 
 
 def parse_schedule(text: str) -> Schedule:
-    """Reads a schedule as it is written on a command line.
-
-    Args:
-        text: A name of `SCHEDULES`, ``power:<exponent>``, or the rates of layers 0..n separated by
-            commas (``0,0.01,0.02``).
-
-    Returns:
-        The name (kept as text) or the list of rates.
+    """Returns a name of `SCHEDULES` or ``power:<exponent>`` as it is, and ``0,0.01,0.02`` as a list of rates.
 
     Raises:
         ValueError: The text is none of these.
@@ -130,8 +115,7 @@ def layer_rates(
 
     Raises:
         ValueError: A rate is negative, NaN or infinite, a list has the wrong length, the schedule has no
-            such name, or no decayed scalar has a rate that could be scaled to the budget.
-        TypeError: `decayed_counts` is True or False, not counts.
+            such name, or no decayed element has a rate that could be scaled to the budget.
 
     Source: *Layer-wise Pre-weight Decay* (OpenReview 0GZ1Bq4Tfr) for ``linear``.
     """
@@ -158,24 +142,13 @@ def layer_rates(
     rates = [check_rate(rate, f"rate of layer {i}") for i, rate in enumerate(rates)]
     if decayed_counts is None:
         return rates
-    return _scaled_to_budget(rates, weight_decay, decayed_counts)
-
-
-def _scaled_to_budget(rates: list[float], weight_decay: float, counts: Sequence[int]) -> list[float]:
-    if not isinstance(counts, Sequence):
-        raise TypeError(
-            f"decayed_counts is {counts!r}, but must list the number of decayed elements at each index"
-        )
-    if len(counts) != len(rates):
-        raise ValueError(f"decayed_counts lists {len(counts)} counts for {len(rates)} layer indices")
-    total = math.fsum(rate * count for rate, count in zip(rates, counts, strict=True))
-    scalars = sum(counts)
-    if weight_decay == 0.0 or scalars == 0:
+    total = math.fsum(rate * count for rate, count in zip(rates, decayed_counts, strict=True))
+    elements = sum(decayed_counts)
+    if weight_decay == 0.0 or elements == 0:
         return [0.0] * len(rates)
     if total == 0.0:
         raise ValueError(
             f"match_decay_budget cannot reach a mean rate of {weight_decay}: the schedule gives every layer "
             "that has decayed parameters a rate of 0"
         )
-    factor = weight_decay * scalars / total
-    return [rate * factor for rate in rates]
+    return [rate * (weight_decay * elements / total) for rate in rates]

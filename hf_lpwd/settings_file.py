@@ -16,10 +16,7 @@ MOST_VALUES = 100_000
 
 
 def read_settings(path: str) -> dict[str, Any]:
-    """Reads a file of settings by name; an empty file holds none.
-
-    Args:
-        path: A YAML file, or a JSON file that ends in .json.
+    """Reads a YAML file of settings by name, or a JSON file that ends in .json; an empty file holds none.
 
     Raises:
         BadInputError: The file cannot be read, holds something else, names a setting twice, or aliases in it

@@ -22,6 +22,8 @@ class StaleGradients:
     def __init__(self) -> None:
         # Parameter, gradient, its version, and whether it is not 0, which stays on the device until asked.
         self._found: list[tuple[Tensor, TensorWeakRef, int, Tensor | None]] = []
+        # A weight that another optimizer has decayed for a step of its own.
+        self._elsewhere: Tensor | None = None
         self._used: tuple[Tensor, TensorWeakRef, int] | None = None
 
     def remember(self, params: list[Tensor]) -> None:
@@ -37,6 +39,12 @@ class StaleGradients:
         for (parameter, gradient), flag in zip(present, nonzero, strict=True):
             self._found.append((parameter, TensorWeakRef(gradient), gradient._version, flag))
 
+    def decayed_elsewhere(self, params: list[Tensor], groups: list[dict[str, Any]]) -> None:
+        """Notes that another optimizer decayed parameters, which matters if `groups` wait for their step."""
+        ids = set(map(id, params))
+        waiting = [p for group in groups if group["decay_applied"] for p in group["params"]]
+        self._elsewhere = next((p for p in waiting if id(p) in ids), self._elsewhere)
+
     def removed(self) -> None:
         """Call when gradients are set to None or 0."""
         self._found = []
@@ -48,7 +56,13 @@ class StaleGradients:
         self._used = None if first is None else (first, TensorWeakRef(first.grad), first.grad._version)
 
     def check(self, groups: list[dict[str, Any]]) -> None:
-        """Raises a RuntimeError if the step would use gradients from before the decay."""
+        """Raises a RuntimeError if the step would use gradients of other weights than the decayed ones."""
+        if self._elsewhere is not None:
+            raise RuntimeError(
+                f"{parameter_name(self._elsewhere, groups)} was decayed by another LayerwiseDecay between "
+                "train() and step(): give each parameter to one optimizer, or let them take turns, each with "
+                "its own forward pass"
+            )
         kept = [entry for entry in self._found if entry[0].grad is not None and entry[1]() is entry[0].grad]
         new = [(p, flag) for p, *_, flag in kept if flag is not None]
         if new:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import Trainer
 from transformers.utils import logging
 
 from hf_lpwd.optimizer import LayerwiseDecay
@@ -46,9 +47,8 @@ def load_stock_state(optimizer: LayerwiseDecay, state_dict: dict[str, Any], mode
             f"the state dict has other parameters than this optimizer: {odd} is in one of them only"
         )
     for name in names:
-        for key, value in saved.get(name, {}).items():
-            shaped = isinstance(value, Tensor) and value.ndim > 0
-            if shaped and value.shape != parameters[name].shape:
+        for key, value in saved[name].items():
+            if isinstance(value, Tensor) and value.ndim > 0 and value.shape != parameters[name].shape:
                 raise ValueError(
                     f"the saved {key} of {name} has shape {tuple(value.shape)}, but the parameter has "
                     f"{tuple(parameters[name].shape)}: the state dict is of another model"
@@ -71,18 +71,14 @@ def _names(groups: list[dict[str, Any]], model: nn.Module) -> list[str]:
         names = [name for group in groups for name in group["param_names"]]
     else:
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
-        names = trained if len(groups) == 1 else _stock_trainers_order(model, trained)
+        if len(groups) == 2:
+            # The method reads nothing of a Trainer.
+            decayed = set(Trainer.get_decay_parameter_names(None, model))
+            trained.sort(key=lambda name: name not in decayed)
+        names = trained
         if len(groups) > 2:
             raise ValueError(f"the state dict has {len(groups)} groups without param_names: which is which?")
     count = sum(len(group["params"]) for group in groups)
     if len(names) != count:
         raise ValueError(f"the state dict has {count} parameters, but the model trains {len(names)}")
     return names
-
-
-def _stock_trainers_order(model: nn.Module, trained: list[str]) -> list[str]:
-    from transformers import Trainer
-
-    # The method reads nothing of a Trainer.
-    decayed = set(Trainer.get_decay_parameter_names(None, model))
-    return sorted(trained, key=lambda name: name not in decayed)

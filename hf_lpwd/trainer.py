@@ -14,12 +14,11 @@ from transformers.utils import CONFIG_NAME, logging
 from hf_lpwd.base_optimizer import has_fused_kernel
 from hf_lpwd.config import SETTINGS, LPWDConfig
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
-from hf_lpwd.factory import check_keywords, create_lpwd_optimizer, optimizer_from_plan
+from hf_lpwd.factory import create_lpwd_optimizer, optimizer_from_plan
 from hf_lpwd.layers import Layers
 from hf_lpwd.lpwd_arguments import LPWDArguments
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import LayerPlan, plan_layers
-from hf_lpwd.plan_groups import plan_differences
 from hf_lpwd.schedules import Schedule
 from hf_lpwd.trainer_log import QUIET, LayerLog
 
@@ -98,15 +97,14 @@ class LPWDTrainerMixin(_Base):
         if self.optimizer is None:
             _warn_if_nothing_decays(self.layer_plan.config)
             self.optimizer = self._optimizer_from_plan(self.layer_plan, opt_model)
-        elif self.optimizer is self._given_optimizer:
-            differences = plan_differences(self.layer_plan, opt_model, self.optimizer.param_groups)
-            if differences:
-                more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-                raise ValueError(
-                    "the optimizer passed in `optimizers` is not what the arguments say: "
-                    f"{differences[0]}{more}: give the arguments the same settings, or leave the optimizer "
-                    "to the trainer"
-                )
+        elif self.optimizer is self._given_optimizer and (
+            found := self.layer_plan.differences(opt_model, self.optimizer.param_groups)
+        ):
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            raise ValueError(
+                f"the optimizer passed in `optimizers` is not what the arguments say: {found[0]}{more}: give "
+                "the arguments the same settings, or leave the optimizer to the trainer"
+            )
         return self.optimizer
 
     def _optimizer_from_plan(self, plan: LayerPlan, model: nn.Module) -> LayerwiseDecay:
@@ -157,11 +155,8 @@ class LPWDTrainerMixin(_Base):
         target.load_state_dict(saved.state_dict())
 
     def _load_best_model(self) -> None:
-        if (
-            isinstance(self.model, PreTrainedModel)
-            and not self.is_fsdp_enabled
-            and not self.is_deepspeed_enabled
-        ):
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if isinstance(self.model, PreTrainedModel) and not sharded:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
@@ -231,7 +226,6 @@ def _create_for_trainer(
     kwargs: dict[str, Any] = {"lr": args.learning_rate}
     if optimizer_cls is None:
         optimizer_cls, kwargs = _base_optimizer(args, Trainer.get_optimizer_cls_and_kwargs(args, model))
-    check_keywords(optimizer_cls, given)
     return optimizer_from_plan(plan, model, optimizer_cls, **{**kwargs, **given})
 
 
@@ -242,12 +236,9 @@ def _warn_if_nothing_decays(config: LPWDConfig) -> None:
 
 
 def _base_optimizer(args: TrainingArguments, found: ClassAndKwargs) -> ClassAndKwargs:
-    """Returns the base optimizer that a Trainer's `optim` stands for, without its weight decay.
+    """Returns the base optimizer that a Trainer found for its `optim`, without its weight decay.
 
-    Args:
-        args: The training arguments.
-        found: What `Trainer.get_optimizer_cls_and_kwargs` returns for them. `optimizer_dict` may be a list of
-            parameter groups, as in sentence-transformers.
+    `optimizer_dict` may be a list of parameter groups, as in sentence-transformers.
 
     Raises:
         ValueError: The optimizer makes its own parameter groups, or has another weight decay.
@@ -263,9 +254,7 @@ def _base_optimizer(args: TrainingArguments, found: ClassAndKwargs) -> ClassAndK
             "cannot have rates by layer: use an optimizer that takes groups, such as adamw_torch_fused"
         )
     # The kernel is the one that Trainer would use: adamw_torch and sgd are not fused.
-    if has_fused_kernel(optimizer_cls, ()):
-        kwargs.setdefault("fused", None)
-    return optimizer_cls, kwargs
+    return optimizer_cls, {"fused": None, **kwargs} if has_fused_kernel(optimizer_cls, ()) else kwargs
 
 
 def _regrouped(
@@ -273,12 +262,8 @@ def _regrouped(
 ) -> list[dict[str, Any]]:
     """Gives the plan's rates to the parameters that a Trainer has grouped itself.
 
-    Args:
-        plan: From `plan_layers`.
-        model: The model that the plan was made for.
-        groups: Parameter groups. A group's own `lr` is kept: it is sentence-transformers'
-            `learning_rate_mapping`. Parameters outside of the model, such as a loss has, stay as they are.
-        lr: Learning rate of groups without their own.
+    A group's own `lr` is kept: it is sentence-transformers' `learning_rate_mapping`. Parameters outside of
+    the model, such as a loss has, stay as they are.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     by_lr: dict[float, list[tuple[str, nn.Parameter]]] = {}

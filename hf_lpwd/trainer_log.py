@@ -9,17 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from hf_lpwd.decay_measurement import DecayMeasurement, measure_decay
+from hf_lpwd.measure import DecayMeasurement, measure_decay
 from hf_lpwd.parameters import whole
 from hf_lpwd.plan import LayerPlan, layer_name
 
@@ -29,23 +22,19 @@ Key = TypeVar("Key", bound=Hashable)
 LAYER_LOG_KEYS = ("weight_decay", "weight_norm", "grad_to_weight")
 
 
-def without_layers(logs: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Returns logs without the per-layer values, which fill the screen."""
-    return logs and {key: value for key, value in logs.items() if key.split("/")[0] not in LAYER_LOG_KEYS}
-
-
 class _Quiet(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Prints the logs."""
-        super().on_log(args, state, control, logs=without_layers(logs), **kwargs)
+        """Prints the logs without the per-layer values, which fill the screen."""
+        shown = {k: value for k, value in (logs or {}).items() if k.split("/")[0] not in LAYER_LOG_KEYS}
+        super().on_log(args, state, control, logs=shown, **kwargs)
 
 
 class QuietProgress(_Quiet, ProgressCallback):
-    """The Trainer's progress bar, which prints what is logged but for the per-layer values."""
+    """The Trainer's progress bar."""
 
 
 class QuietPrinter(_Quiet, PrinterCallback):
-    """The Trainer's printing without a progress bar, but for the per-layer values."""
+    """The Trainer's printing without a progress bar."""
 
 
 #: What prints to the console in a stock Trainer -> what takes its place.
@@ -59,9 +48,7 @@ class LayerLog(TrainerCallback):
         self.plan: LayerPlan | None = None
         self.values: dict[str, float] = {}
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measures, if this step will be logged."""
         step = state.global_step + 1
         due = args.logging_strategy == IntervalStrategy.STEPS and step % state.logging_steps == 0
@@ -83,10 +70,8 @@ def layer_values(groups: list[dict[str, Any]], plan: LayerPlan) -> dict[str, flo
 
     Returns:
         ``weight_decay/layer_i``, the highest rate in the layer; ``weight_norm/layer_i``, the L2 norm of its
-        trained parameters; ``grad_to_weight/layer_i``, their gradient's norm (clipped, as the optimizer saw
-        it) over that, left out where there is no gradient or the weights are all 0. Under DeepSpeed, which
-        flattens the groups, there are rates alone. In a model of several stacks the keys are like
-        ``weight_norm/text_model/layer_i``.
+        trained parameters; ``grad_to_weight/layer_i``, the norm of their clipped gradient over that. Under
+        DeepSpeed, which flattens the groups, rates alone. Of several stacks ``.../text_model/layer_i``.
     """
     rates: dict[tuple[str, int], float] = defaultdict(float)
     weights: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
@@ -118,13 +103,9 @@ def layer_values(groups: list[dict[str, Any]], plan: LayerPlan) -> dict[str, flo
 
 
 def layer_norms(tensors_by_layer: Mapping[Key, Sequence[Tensor]]) -> dict[Key, float]:
-    """Returns the L2 norm over all tensors of each layer, with one transfer from the device.
+    """Returns the L2 norm over all tensors of each layer that has any, with one transfer from the device.
 
-    Args:
-        tensors_by_layer: Layer -> tensors of any shapes; shards of `DTensor` count as the whole tensor.
-
-    Returns:
-        Layer -> norm, for the layers that have a tensor.
+    Shards of `DTensor` count as the whole tensor.
     """
     norms = {
         layer: whole(get_total_norm([tensor.detach() for tensor in tensors])).float()
@@ -149,9 +130,6 @@ class DecayReport(TrainerCallback):
 
     Attributes:
         measurement: The measurement, once training has begun; None if there is none.
-
-    Example:
-        ``Trainer(..., callbacks=[DecayReport()])``
     """
 
     def __init__(self, plan: LayerPlan | None = None, *, quiet: bool = False) -> None:
@@ -159,9 +137,7 @@ class DecayReport(TrainerCallback):
         self.quiet = quiet
         self.measurement: DecayMeasurement | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measures; prints and logs, unless it is quiet."""
         try:
             self.measurement = measure_decay(kwargs["optimizer"], kwargs["model"], plan=self.plan)

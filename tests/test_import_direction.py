@@ -25,7 +25,6 @@ CORE_CHAIN = [
         "exemptions",
         "plan",
         "plan_table",
-        "plan_groups",
         "decay_groups",
         "base_optimizer",
         "low_precision",
@@ -33,7 +32,7 @@ CORE_CHAIN = [
         "timings",
     },
     {"optimizer"},
-    {"factory", "stock_state", "zero_step", "measure", "decay_measurement"},
+    {"factory", "stock_state", "zero_step", "measure"},
     {"lpwd_arguments"},
     {"training_args", "trainer_log", "trainer"},
 ]

@@ -162,21 +162,10 @@ def _check_shards(path: Path) -> None:
                 torch.load(io.BytesIO(shard.read(place.length)), weights_only=True)
 
 
-def _check_safetensors(path: Path) -> None:
-    with safe_open(path, "pt"):
-        pass
-
-
-def _check_json(path: Path) -> None:
-    json.loads(path.read_text(encoding="utf-8"))
-
-
-_CHECKS: dict[str, Callable[[Path], None]] = {
-    ".safetensors": _check_safetensors,
-    ".pt": _check_pickle,
-    ".pth": _check_pickle,
-    ".bin": _check_pickle,
-    ".pkl": _check_pickle,
-    ".json": _check_json,
+# End of a file's name -> what raises an error if the file is corrupt or unsafe.
+_CHECKS: dict[str, Callable[[Path], object]] = {
+    ".safetensors": lambda path: safe_open(path, "pt"),
+    **dict.fromkeys((".pt", ".pth", ".bin", ".pkl"), _check_pickle),
+    ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
     _SHARD_LIST: _check_shards,
 }

@@ -61,12 +61,7 @@ def load_checkpoint(
 ) -> int:
     """Takes up a checkpoint of `save_checkpoint` that `hf_lpwd.checkpoints.run_folder.check_run` accepts.
 
-    Args:
-        accelerator: It has prepared model and optimizer.
-        checkpoint: Its folder.
-        last_step: How many steps there will be.
-        losses: Filled with what had been added up.
-        scheduler: Its state is set.
+    The arguments are those of `save_checkpoint`; `losses` and `scheduler` are filled.
 
     Returns:
         How many steps are done.

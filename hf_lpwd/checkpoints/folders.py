@@ -46,12 +46,9 @@ def checkpoints_in(run_dir: str | os.PathLike[str]) -> list[Path]:
 
 
 def finish(written: Path, checkpoint: Path, settings: Mapping[str, Any] | None = None) -> None:
-    """Records settings and files of a checkpoint, brings them to the disk, and renames their folder.
+    """Records settings and files of the checkpoint in ``UNFINISHED/checkpoint-N``, and gives it its name.
 
-    Args:
-        written: ``UNFINISHED/checkpoint-N``; the folder around it is removed.
-        checkpoint: The name to give it; what has that name already is replaced.
-        settings: Those of the run, see `hf_lpwd.checkpoints.run_record`.
+    All is on the disk by then. What has the name already is replaced.
     """
     if settings is not None:
         write_record(written, settings)
@@ -72,10 +69,9 @@ def finish(written: Path, checkpoint: Path, settings: Mapping[str, Any] | None =
 
 def move_files(written: Path, folder: Path) -> None:
     """Moves what was saved into a folder, the weights last, and removes `written`."""
+    for file in filter(Path.is_file, written.rglob("*")):
+        set_mode(file)
     for path in sorted(written.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-        for file in [path] if path.is_file() else path.rglob("*"):
-            if file.is_file():
-                set_mode(file)
         if (folder / path.name).is_dir():
             shutil.rmtree(folder / path.name)
         os.replace(path, folder / path.name)
@@ -92,16 +88,10 @@ def written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_oldest(run_dir: Path, limit: int | None, newest: Path, best: Path | None = None) -> None:
-    """Removes old checkpoints of the run that has just saved one, each under another name first.
+    """Removes all but `limit` checkpoints of the run that has just saved `newest`; 0 or None keeps all.
 
-    A kill leaves none that is half there. Checkpoints of later steps, of other runs, and folders that only
-    have a similar name are not touched.
-
-    Args:
-        run_dir: The folder of the run.
-        limit: How many stay; None or 0 for all. The newest and the best always do.
-        newest: The checkpoint that was saved just now.
-        best: The best checkpoint, if any.
+    The newest and the best stay. Each gets another name first, so that a kill leaves none that is half there.
+    Checkpoints of later steps, of other runs, and folders that only have a similar name are not touched.
     """
     if not limit or limit < 0:
         return

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -85,62 +85,48 @@ class StopOnSignal(TrainerCallback):
         if self._handlers and hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK, {signal.SIGTERM})
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Delays SIGTERM until the workers are there."""
         self._hold(True)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Lets SIGTERM come."""
         self._hold(False)
 
     on_evaluate = on_step_begin
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """From here on signals wait for the end of the step."""
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Makes signals wait for the end of the step."""
         self._training = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """From here on signals end the process at once."""
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Lets signals end the process at once."""
         self._hold(False)
         self._training = False
         if self._signum:
             raise Interrupted(self._signum)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves if a signal came; after an epoch's last step `on_epoch_end` does, once it is evaluated."""
         self._hold(control.should_evaluate)
         epoch_is_over = state.epoch == int(state.epoch or 0) or state.global_step >= state.max_steps
         if self._came(args) and not epoch_is_over:
             self._stopping = control.should_save = True
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves if a signal came."""
         self._hold(control.should_evaluate)
         if self._came(args):
             self._stopping = control.should_save = True
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Raises `Interrupted` where a checkpoint was saved to stop."""
         if self._stopping:
             self._training = False
             folder = os.path.join(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
             raise Interrupted(self._signum, folder)
 
-    def _came(self, args: TrainingArguments) -> bool:
+    def _came(self, args: Any) -> bool:
         """Whether a signal has reached any of the processes."""
         if args.world_size > 1:
             highest = torch.tensor(self._signum, device=args.device)

@@ -58,10 +58,7 @@ class CompleteCheckpointsMixin(_Base):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains as `Trainer.train` does.
 
-        Args:
-            resume_from_checkpoint: A checkpoint's folder, or True for `last_complete_checkpoint`.
-            *args: For `Trainer.train`, as are `kwargs`.
-            **kwargs: See `args`.
+        `resume_from_checkpoint` is a checkpoint's folder, or True for `last_complete_checkpoint`.
 
         Raises:
             ValueError: There is no complete checkpoint, or the named one is corrupt; a `BadInputError` then

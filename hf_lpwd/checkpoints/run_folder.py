@@ -47,14 +47,8 @@ def check_run(
 ) -> str | None:
     """Raises a BadInputError if a run cannot write into its folder, or not go on from a checkpoint.
 
-    Args:
-        output_dir: See `check_output_dir`.
-        settings: What identifies the run; those that are not known yet may be left out.
-        checkpoint: See `check_checkpoint`; None where none is named.
-        with_changes: See `check_checkpoint`.
-
-    Returns:
-        In what the run that it goes on from was different, None if in nothing.
+    The arguments are those of `check_output_dir` and `check_checkpoint`; the latter's result is returned, and
+    None where no checkpoint is named.
     """
     check_output_dir(output_dir, settings)
     return None if checkpoint is None else check_checkpoint(checkpoint, settings, with_changes)
@@ -67,24 +61,28 @@ def check_output_dir(output_dir: str, settings: Mapping[str, Any]) -> None:
     it. A run may go on with another number of devices if its steps see as many samples as before; a warning
     says what is different.
 
-    Args:
-        output_dir: A folder, there or not.
-        settings: What identifies the run; those that are not known yet may be left out.
+    `settings` identify the run; those that are not known yet may be left out.
     """
     _check_writable(output_dir)
     folder = Path(output_dir)
     if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return
-    if (folder / RECORD).exists() and not _holds_weights(folder):
+    weights = (
+        *checkpoints_in(folder),
+        *folder.glob("*.safetensors"),
+        *folder.glob(f"{UNFINISHED}/*/checkpoint-*"),
+    )
+    if (folder / RECORD).exists() and not weights:
         return
     then = read_record(folder)
     if then is None:
         raise BadInputError(f"output_dir {folder} is not empty and holds no run of hf-lpwd: name another one")
     found = _differences_of_a_run(then, settings, str(folder))
     if found:
-        why = "only a constant learning rate can go on for longer, with --resume_from_checkpoint True; "
-        why = why if next(iter(found)) in LENGTH else ""
-        if next(iter(found)) in DIVISION:
+        first, why = next(iter(found)), ""
+        if first in LENGTH:
+            why = "only a constant learning rate can go on for longer, with --resume_from_checkpoint True; "
+        elif first in DIVISION:
             samples = [samples_per_step(values) for values in (then, {**then, **settings})]
             why = f"a step has {samples[1]} samples instead of {samples[0]}, go on with as many, or "
         raise BadInputError(
@@ -110,7 +108,7 @@ def check_checkpoint(
 
     Args:
         checkpoint: Its folder.
-        settings: What identifies the run; those that are not known yet may be left out.
+        settings: See `check_output_dir`.
         with_changes: Whether it may be of a run with other settings. Those that are part of the model or of
             the optimizer's state cannot be changed.
 
@@ -156,13 +154,6 @@ def _differences_of_a_run(then: Mapping[str, Any], now: Mapping[str, Any], where
             "same only up to rounding and random numbers"
         )
     return found
-
-
-def _holds_weights(folder: Path) -> bool:
-    replaced = (folder / UNFINISHED).glob("*/checkpoint-*")
-    return bool(checkpoints_in(folder)) or any(
-        any(found) for found in (folder.glob("*.safetensors"), replaced)
-    )
 
 
 @contextmanager

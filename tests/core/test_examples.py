@@ -5,16 +5,7 @@ from importlib import import_module
 
 import pytest
 
-MODULES = [
-    "config",
-    "decay_measurement",
-    "factory",
-    "layers",
-    "measure",
-    "optimizer",
-    "plan",
-    "lpwd_arguments",
-]
+MODULES = ["config", "factory", "layers", "measure", "optimizer", "plan", "lpwd_arguments"]
 
 
 @pytest.mark.parametrize("name", MODULES)

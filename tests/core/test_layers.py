@@ -624,8 +624,10 @@ def test_given_map_is_checked():
     with pytest.raises(ValueError, match=r"has no parameter 'body.3.norm.weight'"):
         layer_index_map(HandWritten(depth=4), layer_map)
     wrong = LayerMap({**layer_map.places, "out.bias": Place("", 5, "mine")}, {"": 4})
-    with pytest.raises(ValueError, match=r"gives 'out.bias' index 5, but it must be 0 to 4"):
+    with pytest.raises(
+        ValueError, match=r"puts 'out\.bias' at index 5 of stack '', but its num_layers_by_stack is {'': 4}"
+    ):
         layer_index_map(model, wrong)
     wrong = LayerMap(layer_map.places, {"text": 4})
-    with pytest.raises(ValueError, match="in stack '', but num_layers_by_stack lacks it"):
+    with pytest.raises(ValueError, match="of stack '', but its num_layers_by_stack is "):
         layer_index_map(model, wrong)

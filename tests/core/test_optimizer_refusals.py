@@ -75,8 +75,6 @@ class TwoWeights(torch.optim.SGD):
         (nn.Linear, {}, "must be a class derived from"),
         (torch.optim.AdamW, {"differentiable": True}, "differentiable=True is not supported"),
         (torch.optim.AdamW, {"momentum": 0.9}, "unexpected keyword argument 'momentum'"),
-        (torch.optim.AdamW, {"timing": "rwd"}, "'timing': did you mean 'decay_timing'?"),
-        (torch.optim.AdamW, {"coupling": "lr"}, "'coupling': did you mean 'decay_coupling'?"),
     ],
 )
 def test_what_cannot_be_wrapped(optimizer_cls, kwargs, message):

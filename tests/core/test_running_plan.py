@@ -13,7 +13,6 @@ from transformers import Trainer, TrainingArguments
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.factory import create_lpwd_optimizer
 from hf_lpwd.plan import plan_layers
-from hf_lpwd.plan_groups import plan_differences
 from hf_lpwd.trainer import LPWDTrainer, lpwd_optimizer_factory
 
 # peft asks transformers by a name that is deprecated.
@@ -37,7 +36,7 @@ def with_lora(model):
 
 
 def assert_as_planned(model, optimizer, plan):
-    """All groups, read one by one, without `plan_differences`."""
+    """All groups, read one by one, without `LayerPlan.differences`."""
     found = {}
     for group in optimizer.param_groups:
         assert (group["decay_timing"], group["decay_coupling"]) == ("rwd", "lr")
@@ -49,7 +48,7 @@ def assert_as_planned(model, optimizer, plan):
         assert rate == plan[name].rate
         assert lr_scale == pytest.approx(plan[name].lr_scale, rel=1e-12)
         assert parameter is trained[name]
-    assert plan_differences(plan, model, optimizer.param_groups) == []
+    assert plan.differences(model, optimizer.param_groups) == []
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, with_lora], ids=["plain", "PEFT"])
@@ -89,16 +88,14 @@ def test_raw_loop(wrap):
 def test_a_model_compiled_after_its_optimizer_was_made():
     model = HandWritten()
     optimizer = create_lpwd_optimizer(model, lr=1e-2, weight_decay=0.1, layer_lr_decay=0.5)
-    assert (
-        plan_differences(optimizer.plan, torch.compile(model, backend="eager"), optimizer.param_groups) == []
-    )
+    assert optimizer.plan.differences(torch.compile(model, backend="eager"), optimizer.param_groups) == []
 
 
 def test_differences_are_named():
     model = HandWritten(depth=2)
     plan = plan_layers(model, LPWDConfig(0.3, decay_timing="wd"))
     optimizer = create_lpwd_optimizer(model, lr=1e-2, weight_decay=0.6, layer_lr_decay=0.5)
-    found = plan_differences(plan, model, optimizer.param_groups)
+    found = plan.differences(model, optimizer.param_groups)
     assert found[:2] == [
         "decay_timing is 'pwd', planned 'wd'",
         "project.weight has layer_lr_scale 0.125, planned 1",
@@ -106,7 +103,7 @@ def test_differences_are_named():
     assert "body.0.up.weight has weight_decay 0.2, planned 0.1" in found
     assert not any(text.startswith("out.bias") for text in found)
     unnamed = [{"params": [model.out.weight, torch.ones(1)], "weight_decay": 0.3}]
-    assert plan_differences(plan, model, unnamed)[-2:] == [
+    assert plan.differences(model, unnamed)[-2:] == [
         "project.weight is not in the optimizer",
         "an unknown parameter is not in the plan",
     ]

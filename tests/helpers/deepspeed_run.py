@@ -25,9 +25,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 from deepspeed_scripts import check_scripts
 
-from hf_lpwd.decay_measurement import measure_decay
 from hf_lpwd.factory import create_lpwd_optimizer
-from hf_lpwd.plan_groups import plan_differences
+from hf_lpwd.measure import measure_decay
 
 SETTINGS = [("l2", "lr")] + [(t, c) for t in ("wd", "rwd") for c in ("lr", "independent")]
 BATCHES = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(0))
@@ -87,7 +86,7 @@ def check(stage, optimizer_cls, timing, coupling, folder, partitioned):
     model, optimizer = build(optimizer_cls, timing, coupling, partitioned=partitioned)
     engine = initialize(model, optimizer, stage)
     train(engine, range(3))
-    assert plan_differences(optimizer.plan, whole, optimizer.param_groups) == []
+    assert optimizer.plan.differences(whole, optimizer.param_groups) == []
     engine.save_checkpoint(folder, tag="middle")
     train(engine, range(3, 6))
     final = weights(model)

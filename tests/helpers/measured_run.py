@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_lpwd.decay_measurement import measure_decay
 from hf_lpwd.factory import layer_param_groups
+from hf_lpwd.measure import measure_decay
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.parameters import unwrap_name
 

@@ -24,7 +24,6 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.factory import optimizer_from_plan
 from hf_lpwd.plan import plan_layers
-from hf_lpwd.plan_groups import plan_differences
 from hf_lpwd.trainer_log import layer_values
 
 SETTINGS = [("l2", "lr")] + [(t, c) for t in ("wd", "rwd", "pwd") for c in ("lr", "independent")]
@@ -58,7 +57,7 @@ def check(rank, optimizer_cls, timing, coupling):
     sharded, optimizer, _ = build(optimizer_cls, timing, coupling)
     train(whole, whole_optimizer, range(3))
     train(sharded, optimizer, range(3), rank)
-    assert plan_differences(plan, sharded, optimizer.param_groups) == []
+    assert plan.differences(sharded, optimizer.param_groups) == []
     values = layer_values(optimizer.param_groups, plan)
     for key, value in layer_values(whole_optimizer.param_groups, plan).items():
         torch.testing.assert_close(torch.tensor(values[key]), torch.tensor(value), rtol=1e-5, atol=1e-6)
@@ -94,7 +93,7 @@ def check_ddp(rank, optimizer_cls, timing, coupling):
     model, optimizer, plan = build(optimizer_cls, timing, coupling, sharded=False)
     wrapped = DistributedDataParallel(model)
     train(wrapped, optimizer, range(6), rank)
-    assert plan_differences(plan, wrapped, optimizer.param_groups) == []
+    assert plan.differences(wrapped, optimizer.param_groups) == []
     return largest_difference(whole, model)
 
 
@@ -111,7 +110,7 @@ def check_accelerate(rank, optimizer_cls, timing, coupling):
     model, optimizer, plan = build(optimizer_cls, timing, coupling, sharded=False)
     accelerator = fsdp2_accelerator()
     model, optimizer = accelerator.prepare(model, optimizer)
-    assert plan_differences(plan, model, optimizer.param_groups) == []
+    assert plan.differences(model, optimizer.param_groups) == []
     assert all(hasattr(p, "full_tensor") for group in optimizer.param_groups for p in group["params"])
     for step in range(6):
         with accelerator.accumulate(model):
