@@ -9,7 +9,6 @@ import os
 import re
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,7 +134,8 @@ def _is_first_to_say(line: str) -> bool:
     if not error_file:
         return True
     try:
-        (Path(error_file).parents[1] / f"said_{zlib.crc32(line.encode()):08x}").touch(exist_ok=False)
+        # Whatever the others say, such as that the connection to this process was lost, follows from it.
+        (Path(error_file).parents[1] / "said").touch(exist_ok=False)
         extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
         write_json(error_file, {"message": {"message": line, "extraInfo": extra}})
     except FileExistsError:
