@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,8 +135,11 @@ def _is_first_to_say(line: str) -> bool:
     if not error_file:
         return True
     try:
-        # Whatever the others say, such as that the connection to this process was lost, follows from it.
-        (Path(error_file).parents[1] / "said").touch(exist_ok=False)
+        launch = Path(error_file).parents[1]
+        # "Connection closed by peer" is what follows where another process has ended with an error.
+        if "by peer" in line and any(launch.glob("said_*")):
+            return False
+        (launch / f"said_{zlib.crc32(line.encode()):08x}").touch(exist_ok=False)
         extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
         write_json(error_file, {"message": {"message": line, "extraInfo": extra}})
     except FileExistsError:
