@@ -101,7 +101,7 @@ class LayerwiseDecay(Optimizer):
     ) -> None:
         check_base(optimizer_cls, optimizer_kwargs)
         if isinstance(params, Tensor):
-            raise TypeError("params must be an iterable of tensors or groups, not a single tensor")
+            raise TypeError(f"params must be an iterable of tensors or groups, not a {type(params).__name__}")
         members = list(params)
         if not members:
             raise ValueError("the optimizer got an empty parameter list")
