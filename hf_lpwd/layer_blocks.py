@@ -116,20 +116,13 @@ class _Search:
             for unit in units.values()
         )
         alone_often = {kind for kind, times in alone.items() if times >= min_repeats}
-        self.sure = {
-            kind
-            for kind in twins | alone_often
-            if isinstance(kind, str) and not _STAGE_NAME.search(kind.rsplit(".")[-1])
-        }
+        named = [kind for kind in twins | alone_often if isinstance(kind, str)]
+        self.sure = {kind for kind in named if not _STAGE_NAME.search(kind.rsplit(".")[-1])}
         counts = [Counter(map(_kind, units.values())) for units in lists]
-        self.repeated = {kind for count in counts for kind, times in count.items() if times >= 2}
-        self.repeated |= alone_often
-        self.repeated |= {
-            _kind(unit)
-            for units in lists
-            for unit in units.values()
-            if _LAYER_CLASS.search(type(unit).__name__)
-        }
+        often = {kind for count in counts for kind, times in count.items() if times >= 2}
+        every = [unit for units in lists for unit in units.values()]
+        layers = {_kind(unit) for unit in every if _LAYER_CLASS.search(type(unit).__name__)}
+        self.repeated = often | alone_often | layers
 
     def _units(self, module: nn.Module) -> list[dict[str, nn.Module]]:
         """The lists of a module, without what is too small or called otherwise."""

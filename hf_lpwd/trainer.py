@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,15 +22,10 @@ from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.schedules import Schedule
 from hf_lpwd.trainer_log import QUIET, LayerLog
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
-
 logger = logging.get_logger(__name__)
 
 
-class LPWDTrainerMixin(_Base):
+class LPWDTrainerMixin(Trainer):
     """Gives any `Trainer` subclass layer-wise weight decay: ``class Mine(LPWDTrainerMixin, Seq2SeqTrainer)``.
 
     The base optimizer is `args.optim`, or the class in `optimizer_cls_and_kwargs`; the decay is that of the
@@ -275,9 +270,5 @@ def _regrouped(
         if rest:
             named = [f"outside the model.{number}.{i}" for i in range(len(rest))]
             outside.append({**group, "params": rest, "param_names": named})
-    planned = [
-        {"lr": own_lr, **group}
-        for own_lr, named in by_lr.items()
-        for group in plan.groups_of(named, lr=own_lr)
-    ]
+    planned = [{"lr": own, **g} for own, named in by_lr.items() for g in plan.groups_of(named, lr=own)]
     return [*planned, *outside]

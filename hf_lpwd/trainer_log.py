@@ -91,13 +91,11 @@ def layer_values(groups: list[dict[str, Any]], plan: LayerPlan) -> dict[str, flo
             weights[layer].append(parameter)
             if parameter.grad is not None:
                 gradients[layer].append(parameter.grad)
-    weight_norms, grad_norms = layer_norms(weights), layer_norms(gradients)
-    ratios = {
-        layer: norm / weight_norms[layer] for layer, norm in grad_norms.items() if weight_norms[layer] > 0.0
-    }
+    norms, grad_norms = layer_norms(weights), layer_norms(gradients)
+    ratios = {layer: norm / norms[layer] for layer, norm in grad_norms.items() if norms[layer] > 0.0}
     return {
         f"{key}/{layer_name(stack, index)}": values[stack, index]
-        for key, values in zip(LAYER_LOG_KEYS, (rates, weight_norms, ratios), strict=True)
+        for key, values in zip(LAYER_LOG_KEYS, (rates, norms, ratios), strict=True)
         for stack, index in sorted(values)
     }
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -24,18 +25,13 @@ from hf_lpwd.checkpoints.folders import UNFINISHED, checkpoint_of
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import BadInputError
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
-
 #: What `Trainer` would say of a resumed run's part as if it were the run.
 _FIGURES = ("train_loss", "train_samples_per_second", "train_steps_per_second")
 
 logger = logging.get_logger(__name__)
 
 
-class CompleteCheckpointsMixin(_Base):
+class CompleteCheckpointsMixin(Trainer):
     """Writes each file under another name and renames it once it is complete; resumes only from what is.
 
     `Trainer` alone writes into ``checkpoint-N`` file by file, so that a run killed meanwhile leaves a folder

@@ -56,13 +56,7 @@ def differences(
 ) -> Differences:
     """Returns the settings in which two runs differ, those first that others follow from.
 
-    Args:
-        then: The settings of one run.
-        now: The settings of the other.
-        names: What to compare; default: all that either has.
-
-    Returns:
-        Name -> (value there, value here).
+    `names` are what to compare; by default all settings that either run has.
 
     Example:
         >>> differences({"seed": 1, "model_type": "vit"}, {"seed": 2, "model_type": "swin"})
