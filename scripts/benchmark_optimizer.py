@@ -4,7 +4,7 @@ All are timed in turn, one step each, so that a change of the machine's speed me
 ratio is the median over the rounds of step time to the baseline's in the same round. A second copy of the
 baseline tells how much of a ratio is noise; torch's own AdamW given the groups of the linear schedule tells
 how much is torch's price of the groups; the baseline and one product of as many contiguous numbers as there
-are decayed weights is the least that `pwd` can take. Peers come with `pip install -e '.[dev]'`.
+are decayed weights is the least that `pwd` can take. The others come with `pip install -e '.[dev]'`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ MODELS = {
 LR, WEIGHT_DECAY = 1e-4, 0.05
 # Bytes that AdamW moves for each fp32 parameter: it reads weight, gradient and two moments, and writes three.
 ADAMW_BYTES = 28
-# Optimizers are made anew so many times, as those of the peers have moments of their own.
+# Optimizers are made again so many times, as the other ones keep their own state.
 SETS, WARM_UP = 5, 3
 # Name -> module, class and distribution.
-PEERS = {
+OTHERS = {
     "timm": ("timm.optim.adamw", "AdamWLegacy", "timm"),
     "optimi": ("optimi", "AdamW", "torch-optimi"),
     "schedulefree": ("schedulefree", "AdamWScheduleFree", "schedulefree"),
@@ -58,15 +58,15 @@ def two_groups(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def peers_here() -> dict[str, str]:
-    """Returns the installed peers: name -> distribution."""
-    return {name: dist for name, (module, _, dist) in PEERS.items() if importlib.util.find_spec(module)}
+def others_here() -> dict[str, str]:
+    """Returns the other optimizers that are installed: name -> distribution."""
+    return {name: dist for name, (module, _, dist) in OTHERS.items() if importlib.util.find_spec(module)}
 
 
 def contestants(model: nn.Module) -> dict[str, list[Callable[[], None]]]:
     """Returns what is timed: name -> the parts of one step, between which the gradients come new.
 
-    All of them share the model's weights and gradients, and those on torch's AdamW its moments too, since
+    All of them share the model's weights and gradients, and those on torch's AdamW its state too, since
     where these lie in memory is worth some percent.
     """
     state: defaultdict[torch.Tensor, Any] = defaultdict(dict)
@@ -103,8 +103,8 @@ def contestants(model: nn.Module) -> dict[str, list[Callable[[], None]]]:
     }
     steps |= {timing: ours(timing) for timing in ("l2", "wd", "rwd", "pwd")}
     steps["rwd, layer_lr_decay"] = ours("rwd", layer_lr_decay=0.75)
-    for name in peers_here():
-        module, cls, _ = PEERS[name]
+    for name in others_here():
+        module, cls, _ = OTHERS[name]
         optimizer = getattr(importlib.import_module(module), cls)(two_groups(model), lr=LR)
         if hasattr(optimizer, "train"):
             optimizer.train()
@@ -132,7 +132,7 @@ def measure(
     order: np.random.Generator,
     device: torch.device,
 ) -> dict[str, np.ndarray]:
-    """Times one step of each in turn, in an order drawn anew each round.
+    """Times one step of each in turn, in an order shuffled each round.
 
     Returns:
         Name -> seconds [rounds].
@@ -195,12 +195,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
     parser.add_argument("--output", default="benchmark_optimizer.json")
     args = parser.parse_args()
-    # The profiler, which counts memory, would write lines of its own each time.
+    # The profiler, which counts memory, would write its own lines each time.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    where = f"{conditions('torch', *peers_here().values(), chip=chip)}; {args.threads} threads"
+    where = f"{conditions('torch', *others_here().values(), chip=chip)}; {args.threads} threads"
     print(f"{where}; fp32; {SETS} x {args.rounds} rounds")
     record: dict[str, Any] = {"conditions": where, "rounds": SETS * args.rounds, "models": {}}
     for key in args.models:

@@ -1,7 +1,7 @@
 """Images a second of this package's input against transformers' example pipeline and timm's loader.
 
-All read the same encoded pictures and draw the same augmentation; `--check` shows the latter. In each round
-every loader serves the same number of pictures, in an order drawn anew; a ratio is the median over the rounds
+All read the same encoded images and draw the same augmentation; `--check` shows the latter. In each round
+every loader serves the same number of images, shuffled; a ratio is the median over the rounds
 of a loader's images a second to the faster of the example's two (without workers, and with two) in the same
 round. With workers, the main process computes in what threads they leave of the cores, at least one.
 `--training` times the Trainer on both inputs instead.
@@ -35,7 +35,7 @@ from input_loaders import (
     our_dataset,
     photographs,
     pixel_values,
-    write_pictures,
+    write_images,
 )
 from machine import conditions
 from scipy import stats
@@ -49,7 +49,7 @@ WORKERS = (0, 2)
 
 
 def serve(loader: Any, setting: Setting) -> Iterator[torch.Tensor]:
-    """Yields whole batches of a loader's pictures, beginning anew where it ends."""
+    """Yields whole batches of a loader's images, starting again where it ends."""
     while True:
         for batch in loader:
             yield pixel_values(loader, batch)
@@ -59,12 +59,12 @@ def input_speeds(setting: Setting, rounds: int, threads: int) -> dict[str, np.nd
     """Returns images a second of each loader, [rounds], by `"kind, workers"`."""
     batches = setting.count // setting.batch_size
     with tempfile.TemporaryDirectory() as folder:
-        pictures = Path(folder, "pictures")
-        pictures.mkdir()
+        data = Path(folder, "data")
+        data.mkdir()
         count = setting.count + setting.batch_size  # the batch that starts the workers
-        write_pictures(pictures, photographs(setting, count), setting.file_format)
+        write_images(data, photographs(setting, count), setting.file_format)
         sources = {
-            f"{kind}, {workers} workers": make_loader(kind, setting, pictures, workers)
+            f"{kind}, {workers} workers": make_loader(kind, setting, data, workers)
             for kind in KINDS
             for workers in WORKERS
         }
@@ -87,19 +87,19 @@ def input_speeds(setting: Setting, rounds: int, threads: int) -> dict[str, np.nd
 
 
 def crops(kind: str, setting: Setting, count: int) -> np.ndarray:
-    """Returns what a pipeline did to pictures that show coordinates.
+    """Returns what a pipeline did to images that show coordinates.
 
     Returns:
-        float array [count, 5]: top, left, height and width of the crop, as shares of the picture, and whether
+        float array [count, 5]: top, left, height and width of the crop, as fractions of the image, and 1 if
         it is mirrored.
     """
     with tempfile.TemporaryDirectory() as folder:
-        pictures = Path(folder, "pictures")
-        pictures.mkdir()
-        write_pictures(pictures, coordinates(setting, count), "PNG")
-        loader = make_loader(kind, setting, pictures, 0)
+        data = Path(folder, "data")
+        data.mkdir()
+        write_images(data, coordinates(setting, count), "PNG")
+        loader = make_loader(kind, setting, data, 0)
         images = torch.cat([pixel_values(loader, batch) for batch in loader])
-    # Blue is full inside of the picture, which tells a padding of zeros from it.
+    # Blue is full inside of the image, which tells a padding of zeros from it.
     values = images.numpy() * 0.5 + 0.5
     found = []
     for red, green, blue in values:
@@ -115,11 +115,11 @@ def crops(kind: str, setting: Setting, count: int) -> np.ndarray:
 
 
 def check(setting: Setting, count: int) -> dict[str, float]:
-    """Compares what ours and the example do to each picture.
+    """Compares what ours and the example do to each image.
 
     Returns:
         p-values by what is compared: of two-sample Kolmogorov-Smirnov tests of place and size, and of
-        Fisher's test of the share that is mirrored; and the share of pictures that differ from their
+        Fisher's test of the fraction that is mirrored; and the fraction of images that differ from their
         neighbour.
     """
     ours, example = (crops(kind, setting, count) for kind in ("ours", "example"))
@@ -149,12 +149,12 @@ def training_speeds(setting: Setting, rounds: int) -> dict[str, np.ndarray]:
     model = ConvNextForImageClassification(ConvNextConfig(**size, num_labels=CLASSES))
     steps = min(20, setting.count // setting.batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        pictures = Path(folder, "pictures")
-        pictures.mkdir()
-        write_pictures(pictures, photographs(setting, 2 * setting.count), setting.file_format)
-        inputs = {"example": (example_dataset(setting, pictures), example_collate)}
+        data = Path(folder, "data")
+        data.mkdir()
+        write_images(data, photographs(setting, 2 * setting.count), setting.file_format)
+        inputs = {"example": (example_dataset(setting, data), example_collate)}
         finished = replace(setting, in_memory=True)  # a stock Trainer finishes none
-        inputs["ours"] = (our_dataset(finished, pictures), collate)
+        inputs["ours"] = (our_dataset(finished, data), collate)
         trainers = {}
         for name, (dataset, collator) in inputs.items():
             for workers in WORKERS:
@@ -202,7 +202,7 @@ def main() -> None:
     )
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--check", type=int, metavar="N", help="compare what is done to N pictures instead")
+    parser.add_argument("--check", type=int, metavar="N", help="compare what is done to N images instead")
     parser.add_argument("--training", action="store_true", help="time whole training instead")
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
     parser.add_argument("--output", default="benchmark_throughput.json")
@@ -211,7 +211,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     packages = ("torch", "torchvision", "transformers", "datasets", "timm", "Pillow")
     where = f"{conditions(*packages)}; {args.threads} threads"
-    print(f"{where}; {f'{args.check} pictures' if args.check else f'{args.rounds} rounds'}")
+    print(f"{where}; {f'{args.check} images' if args.check else f'{args.rounds} rounds'}")
     record: dict[str, Any] = {"conditions": where, "settings": {}}
     for name in args.settings:
         setting = SETTINGS[name]

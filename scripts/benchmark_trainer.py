@@ -1,7 +1,7 @@
-"""Times whole training steps of `LPWDTrainer` under every decay timing against the stock `Trainer`.
+"""Times complete training steps of `LPWDTrainer` under every decay timing against the stock `Trainer`.
 
-All train the same ViT of 2.7 million parameters on the same random pictures of 32 pixels. They take turns, a
-few steps each, in an order drawn anew each round; a step lasts from the beginning of one to that of the next,
+All train the same ViT of 2.7 million parameters on the same random images of 32 pixels. They take turns, a
+few steps each, in an order shuffled each round; a step lasts from the beginning of one to that of the next,
 so that data, callbacks and logging are in it: one step in ten is logged, with each layer's values in
 `LPWDTrainer`. A second stock `Trainer` tells how much of a ratio is noise.
 """
@@ -57,9 +57,7 @@ def make_trainer(timing: str | None, batch_size: int, device: str, folder: str) 
     torch.manual_seed(0)
     size = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
     model = ViTForImageClassification(ViTConfig(**size, image_size=32, patch_size=4, num_labels=10))
-    pictures = TensorDataset(
-        torch.randn(STEPS * batch_size, 3, 32, 32), torch.arange(STEPS * batch_size) % 10
-    )
+    images = TensorDataset(torch.randn(STEPS * batch_size, 3, 32, 32), torch.arange(STEPS * batch_size) % 10)
     settings = {
         "output_dir": folder,
         "max_steps": STEPS + 1,
@@ -78,15 +76,15 @@ def make_trainer(timing: str | None, batch_size: int, device: str, folder: str) 
         trainer_class, args = LPWDTrainer, LPWDTrainingArguments(**settings, decay_timing=timing)
     times = StepTimes()
     trainer = trainer_class(
-        model=model, args=args, train_dataset=pictures, data_collator=collate, callbacks=[times]
+        model=model, args=args, train_dataset=images, data_collator=collate, callbacks=[times]
     )
     return trainer, times
 
 
 def collate(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Stacks pictures and labels."""
-    pictures, labels = zip(*samples, strict=True)
-    return {"pixel_values": torch.stack(pictures), "labels": torch.stack(labels)}
+    """Stacks images and labels."""
+    images, labels = zip(*samples, strict=True)
+    return {"pixel_values": torch.stack(images), "labels": torch.stack(labels)}
 
 
 def main() -> None:
@@ -118,7 +116,7 @@ def main() -> None:
                 mean = float(times.take().mean())
                 if round_ >= 0:
                     seconds[name].append(mean)
-    print(f"{where}; {args.rounds} rounds of {STEPS - 1} steps of {args.batch_size} pictures")
+    print(f"{where}; {args.rounds} rounds of {STEPS - 1} steps of {args.batch_size} images")
     base = np.array(seconds["Trainer"])
     print(f"Trainer: {1e3 * np.median(base):.1f} ms a step\n")
     print("| trainer | median ratio | its 95% interval |\n|---|---|---|")

@@ -1,4 +1,4 @@
-"""Draws the README's picture: when each timing decays, and how each schedule distributes the rate."""
+"""Draws the README's figure: when each timing decays, and how each schedule distributes the rate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLORS = {GRADIENT: "#4c78a8", UPDATE: "#72b7b2", DECAY: "#e45756"}
 
 
 def main() -> None:
-    """Writes the picture to the path on the command line."""
+    """Writes the figure to the path on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", help="an .svg or .png file")
     figure = Figure(figsize=(10.0, 3.4), layout="constrained")

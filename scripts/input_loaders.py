@@ -1,4 +1,4 @@
-"""The same pictures through three input pipelines: this package's, transformers' example's, and timm's."""
+"""The same images through three input pipelines: this package's, transformers' example's, and timm's."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Setting:
-    """One way of training on pictures.
+    """One way of training on images.
 
     Attributes:
-        shape: Height and width of the pictures.
+        shape: Height and width of the images.
         file_format: How they are encoded, unless given.
         augmentation: As in `hf_lpwd.vision.data.transforms`.
         size: Side of what the model sees.
-        batch_size: Pictures a batch.
-        count: Pictures a measurement.
+        batch_size: Images a batch.
+        count: Images a measurement.
         in_memory: Whether this package decodes them once.
     """
 
@@ -59,7 +59,7 @@ SETTINGS = {
 
 
 def photographs(setting: Setting, count: int) -> list[np.ndarray]:
-    """Cuts pictures, uint8 [H, W, 3], at random places out of the two photographs of scikit-learn.
+    """Cuts images, uint8 [H, W, 3], at random places out of the two photographs of scikit-learn.
 
     Where they are larger than those, they are cut out of enlargements with the grain of a camera, without
     which they would be encoded in a third of the bytes of a photograph.
@@ -67,7 +67,7 @@ def photographs(setting: Setting, count: int) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     height, width = setting.shape
     sources = [Image.fromarray(photo) for photo in load_sample_images().images]
-    # Small pictures are cut from small photographs, so that each still shows something.
+    # Small images are cut from small photographs, so that each still shows something.
     sources = [source.reduce(max(1, 200 // height)) for source in sources]
     enlarge = math.ceil(height / sources[0].height)
     if enlarge > 1:
@@ -89,21 +89,19 @@ def _with_grain(photograph: Image.Image, rng: np.random.Generator) -> Image.Imag
 
 
 def coordinates(setting: Setting, count: int) -> list[np.ndarray]:
-    """Makes pictures, uint8 [H, W, 3], whose red grows evenly downwards, and whose green to the right."""
+    """Makes images, uint8 [H, W, 3], whose red grows evenly downwards, and whose green to the right."""
     height, width = setting.shape
     down = np.linspace(0, 255, height)[:, None].repeat(width, axis=1)
     right = np.linspace(0, 255, width)[None].repeat(height, axis=0)
     return [np.rint(np.stack([down, right, 255 + 0 * down], axis=-1)).astype(np.uint8)] * count
 
 
-def write_pictures(folder: Path, pictures: list[np.ndarray], file_format: str) -> None:
-    """Writes a data set of encoded pictures and random labels as `folder/train.parquet`."""
+def write_images(folder: Path, images: list[np.ndarray], file_format: str) -> None:
+    """Writes a dataset of encoded images and random labels as `folder/train.parquet`."""
     cells = []
-    for picture in pictures:
+    for image in images:
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(
-            buffer, file_format, **({"quality": 95} if file_format == "JPEG" else {})
-        )
+        Image.fromarray(image).save(buffer, file_format, **({"quality": 95} if file_format == "JPEG" else {}))
         cells.append({"bytes": buffer.getvalue(), "path": None})
     labels = np.random.default_rng(0).integers(0, CLASSES, len(cells))
     features = datasets.Features(
@@ -113,14 +111,14 @@ def write_pictures(folder: Path, pictures: list[np.ndarray], file_format: str) -
     rows.to_parquet(folder / "train.parquet")
 
 
-def read_pictures(folder: Path) -> datasets.Dataset:
-    """Loads what `write_pictures` wrote."""
+def read_encoded(folder: Path) -> datasets.Dataset:
+    """Loads what `write_images` wrote."""
     # The cache is not inside the folder, where it would be taken for more of the data.
     return datasets.load_dataset(str(folder), split="train", cache_dir=f"{folder}-cache")
 
 
 def random_part(setting: Setting) -> list[Any]:
-    """Returns torchvision's transforms of PIL pictures that equal the setting's augmentation."""
+    """Returns torchvision's transforms of PIL images that equal the setting's augmentation."""
     if setting.augmentation == "crop_flip":
         side = setting.shape[0]
         crop = transforms.RandomCrop(side, padding=side // 8)
@@ -130,27 +128,27 @@ def random_part(setting: Setting) -> list[Any]:
 
 
 def our_dataset(setting: Setting, folder: Path) -> ImageDataset:
-    """Returns the data set of this package; pictures that are kept in memory are decoded here."""
+    """Returns the dataset of this package; images that are kept in memory are decoded here."""
     processor = ViTImageProcessor(
         size={"height": setting.size, "width": setting.size}, image_mean=MEAN, image_std=STD
     )
     transform = ImageTransform(processor, setting.augmentation)
     return ImageDataset(
-        read_pictures(folder), transform, in_memory=setting.in_memory, unfinished=not setting.in_memory
+        read_encoded(folder), transform, in_memory=setting.in_memory, unfinished=not setting.in_memory
     )
 
 
 def example_dataset(setting: Setting, folder: Path) -> datasets.Dataset:
-    """Returns the data set as transformers' `run_image_classification.py` sets it up."""
+    """Returns the dataset as transformers' `run_image_classification.py` sets it up."""
     transform = transforms.Compose(
         [*random_part(setting), transforms.ToTensor(), transforms.Normalize(mean=MEAN, std=STD)]
     )
 
     def transform_rows(rows: dict[str, list]) -> dict[str, list]:
-        rows["pixel_values"] = [transform(picture.convert("RGB")) for picture in rows["image"]]
+        rows["pixel_values"] = [transform(image.convert("RGB")) for image in rows["image"]]
         return rows
 
-    rows = read_pictures(folder)
+    rows = read_encoded(folder)
     rows.set_transform(transform_rows)
     return rows
 
@@ -164,12 +162,12 @@ def example_collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def make_loader(kind: str, setting: Setting, folder: Path, workers: int) -> DataLoader:
-    """Returns the loader of a pipeline; it yields whole batches in an order drawn anew each time.
+    """Returns the loader of a pipeline; it yields whole batches in an order drawn again each time.
 
     Args:
         kind: `"ours"`, `"example"` or `"timm"`.
-        setting: What to do with the pictures.
-        folder: Where `write_pictures` wrote them.
+        setting: What to do with the images.
+        folder: Where `write_images` wrote them.
         workers: Number of worker processes, which live as long as the loader.
     """
     if kind == "timm":
@@ -185,7 +183,7 @@ def make_loader(kind: str, setting: Setting, folder: Path, workers: int) -> Data
             use_prefetcher=False,
         )
         if setting.augmentation == "crop_flip":
-            # timm's own crops resize: the crop of a padded picture takes their place.
+            # timm's own crops resize: the crop of a padded image takes their place.
             own = loader.dataset.transform.transforms
             loader.dataset.transform = transforms.Compose([*random_part(setting), *own[-2:]])
         return loader
@@ -201,7 +199,7 @@ def make_loader(kind: str, setting: Setting, folder: Path, workers: int) -> Data
 
 
 def pixel_values(loader: DataLoader, batch: Any) -> torch.Tensor:
-    """Returns the pictures of a batch of any loader, float32 [B, 3, size, size]."""
+    """Returns the images of a batch of any loader, float32 [B, 3, size, size]."""
     if isinstance(loader.dataset, ImageDataset):
         batch = loader.dataset.transform.finish(batch)
     return batch["pixel_values"] if isinstance(batch, dict) else batch[0]

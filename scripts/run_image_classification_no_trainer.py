@@ -24,6 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 from transformers import EvalPrediction, HfArgumentParser, get_scheduler
+from transformers.hf_argparser import HfArg
 
 from hf_lpwd import LPWDArguments, LPWDConfig, create_lpwd_optimizer  # LPWD
 from hf_lpwd.checkpoints.custom_loop import load_checkpoint, save_checkpoint
@@ -50,7 +51,7 @@ from hf_lpwd.vision.run_settings import data_settings
 from hf_lpwd.vision.training_args import check_ranges
 
 PROG = Path(__file__).name
-# The Trainer reads warmup_steps below 1 as a share; this is a tenth of the steps.
+# The Trainer reads warmup_steps below 1 as a fraction; this is a tenth of the steps.
 DIGITS = {**DIGITS_RUN, "num_warmup_steps": 300, "output_dir": "outputs/digits_no_trainer"}
 # Flags that do not change what a run computes.
 NOT_THE_RUN = {
@@ -64,24 +65,24 @@ NOT_THE_RUN = {
 class LoopArguments(LPWDArguments):  # LPWD
     """How to train."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "Where to store checkpoints and model."})
+    output_dir: str | None = HfArg(default=None, help="Where to store checkpoints and model.")
     per_device_train_batch_size: int = 8
     per_device_eval_batch_size: int = 8
     learning_rate: float = 5e-5
     weight_decay: float = setting("weight_decay", default=0.0)
     num_train_epochs: int = 3
-    max_train_steps: int | None = field(default=None, metadata={"help": "Overrides num_train_epochs."})
+    max_train_steps: int | None = HfArg(default=None, help="Overrides num_train_epochs.")
     gradient_accumulation_steps: int = 1
     lr_scheduler_type: str = "linear"
     num_warmup_steps: int = 0
     seed: int = 42
-    checkpointing_steps: str | None = field(default=None, metadata={"help": "A number, or 'epoch'."})
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "A checkpoint's folder."})
-    resume_with_changes: bool = field(
-        default=False, metadata={"help": "Go on from a checkpoint of a run with other settings."}
+    checkpointing_steps: str | None = HfArg(default=None, help="A number, or 'epoch'.")
+    resume_from_checkpoint: str | None = HfArg(default=None, help="A checkpoint's folder.")
+    resume_with_changes: bool = HfArg(
+        default=False, help="Go on from a checkpoint of a run with other settings."
     )
     with_tracking: bool = False
-    report_to: str = field(default="all", metadata={"help": "The trackers of with_tracking."})
+    report_to: str = HfArg(default="all", help="The trackers of with_tracking.")
     push_to_hub: bool = False
     hub_model_id: str | None = None
     hub_token: str | None = field(default=None, repr=False)
@@ -170,7 +171,7 @@ def train(
         images = ImageDataset.from_split(splits, role, processor, data_args, seed=args.seed, unfinished=later)
         size = args.per_device_train_batch_size if role == "train" else args.per_device_eval_batch_size
         sampler = RandomSampler(images, generator=order) if role == "train" else None
-        # A generator of its own, so that a loader draws nothing from the one that drops units out.
+        # A separate generator: a loader takes no random numbers from the one that dropout uses.
         own = torch.Generator()
         loaders[role] = DataLoader(images, size, sampler=sampler, collate_fn=collate, generator=own)
 

@@ -45,7 +45,8 @@ def evaluate_splits(
     check_output_dir(output_dir, settings)
     model, processor, class_names = load_trained(name, **hub_options(model_args))
     wanted = [("eval", "validation")] * training_args.do_eval + [("test", "test")] * training_args.do_predict
-    found: dict[str, LabelledImages] = {}
+    transform = ImageTransform(processor)
+    found: dict[str, tuple[LabelledImages, ImageDataset]] = {}
     for prefix, role in wanted:
         data = load_labelled(
             data_args,
@@ -60,11 +61,9 @@ def evaluate_splits(
                 f"{data.where} holds the images that {name} was trained on: name others, or measure them "
                 f"by hf-lpwd evaluate with --split {data.split}"
             )
-        found[prefix] = data
-    images = {
-        prefix: ImageDataset(
+        images = ImageDataset(
             data.images,
-            ImageTransform(processor),
+            transform,
             image_column=data.image_column,
             source=data.split,
             rows=data.rows,
@@ -72,13 +71,12 @@ def evaluate_splits(
             skip_bad_images=data_args.skip_bad_images,
             unfinished=finishes_later(training_args.device) or None,
         )
-        for prefix, data in found.items()
-    }
+        found[prefix] = data, images
     trainer = ImageTrainer(
         model=model,
         args=training_args,
-        transform=ImageTransform(processor),
-        eval_dataset=next(iter(images.values())),
+        transform=transform,
+        eval_dataset=images,
         data_collator=collate,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=logits_only,
@@ -86,13 +84,13 @@ def evaluate_splits(
     )
     if trainer.is_world_process_zero():
         write_record(output_dir, settings)
-    for prefix, part in images.items():
-        values = trainer.evaluate(part, metric_key_prefix=prefix)
+    for prefix, (data, images) in found.items():
+        values = trainer.evaluate(images, metric_key_prefix=prefix)
         trainer.save_metrics(prefix, values)
         if trainer.is_world_process_zero():
-            data, accuracy = found[prefix], values[f"{prefix}_accuracy"]
-            facts = data.facts.without_undecodable({data.split: part.num_skipped})
+            facts = data.facts.without_undecodable({data.split: images.num_skipped})
             say(f"hf-lpwd train: {facts.describe()}")
-            count = counted(len(part), "image")
-            left_out = f", {part.num_skipped} cannot be decoded" if part.num_skipped else ""
+            count = counted(len(images), "image")
+            left_out = f", {images.num_skipped} cannot be decoded" if images.num_skipped else ""
+            accuracy = values[f"{prefix}_accuracy"]
             print(f"{data.where}: accuracy {accuracy:.4f} ({count}{left_out}); in {output_dir}")

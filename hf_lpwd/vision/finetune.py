@@ -113,7 +113,11 @@ def _finetune(
         EpochLines(run.facts.describe()).print_instead_of(trainer)
         parts = (model_args, data_args, training_args)
         if trainer.is_world_process_zero():
-            _say_what_is_replaced(training_args)
+            folder = Path(str(training_args.output_dir))
+            if named_checkpoint(training_args) is None and (folder / "train_results.json").exists():
+                logger.warning(
+                    f"{folder} holds this run, finished: it is trained again, and its results are replaced"
+                )
             trainer.callback_handler.callbacks.insert(0, _WriteWhatItWillDo(run, parts))
         train(trainer)
         metrics = evaluate(run, trainer)
@@ -138,15 +142,6 @@ class _WriteWhatItWillDo(TrainerCallback):
         write_record(folder, self.run.settings)
         write_bytes(folder / RUN_YAML, run_yaml(self.parts).encode())
         write_json(folder / RUN_FACTS, asdict(self.run.facts))
-
-
-def _say_what_is_replaced(args: ImageTrainingArguments) -> None:
-    """Warns that a finished run is trained again."""
-    folder = Path(str(args.output_dir))
-    if named_checkpoint(args) is None and (folder / "train_results.json").exists():
-        logger.warning(
-            f"{folder} holds this run, finished: it is trained again, and its results are replaced"
-        )
 
 
 def make_trainer(
@@ -234,10 +229,11 @@ def _print_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str,
     """Prints how the training went, the accuracies with the images that they are of, and what to do next."""
     folder = trainer.args.output_dir
     print(how_it_went(trainer.state, trainer.args))
-    accuracies = [
-        f"{role} accuracy {values['accuracy']:.4f} ({_measured(run, role)})"
-        for role, values in metrics.items()
-    ]
+    accuracies = []
+    for role, values in metrics.items():
+        measured, available = len(run.images[role]), run.splits.facts.splits[role].available
+        of = f"{measured} of " if measured < available else ""
+        accuracies.append(f"{role} accuracy {values['accuracy']:.4f} ({of}{counted(available, 'image')})")
     if "test" not in run.images:
         accuracies.append("no labelled test split")
     skipped = sum(part.num_skipped for part in run.images.values())
@@ -247,10 +243,3 @@ def _print_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str,
     # What was decided about the data, such as which folders are the classes, bears on these figures.
     print("; ".join([", ".join(accuracies), *run.splits.facts.notes, f"saved in {folder}"]))
     print(f"next: hf-lpwd predict {shlex.quote(str(folder))} IMAGES")
-
-
-def _measured(run: Run, role: str) -> str:
-    """``216 images``, or ``200 of 216 images`` where the split has more."""
-    measured, available = len(run.images[role]), run.splits.facts.splits[role].available
-    number = str(measured) if measured == available else f"{measured} of {available}"
-    return f"{number} {'image' if number == '1' else 'images'}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from transformers.hf_argparser import HfArg
 
 DEFAULT_MODEL = "google/vit-base-patch16-224-in21k"
 
@@ -19,49 +20,38 @@ class ModelArguments:
         ValueError: `config_overrides` cannot be read.
     """
 
-    model_name_or_path: str | None = field(
+    model_name_or_path: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Model to fine-tune: a folder, or a name on the Hub (also 'timm/...'). "
-            f"Default without model_type and config_name: {DEFAULT_MODEL}."
-        },
+        help="Model to fine-tune: a folder, or a name on the Hub (also 'timm/...'). "
+        f"Default without model_type and config_name: {DEFAULT_MODEL}.",
     )
-    model_type: str | None = field(
+    model_type: str | None = HfArg(
+        default=None, help="Train from scratch a model of this type, e.g. vit, convnext, swin, timm_wrapper."
+    )
+    config_name: str | None = HfArg(
         default=None,
-        metadata={"help": "Train from scratch a model of this type, e.g. vit, convnext, swin, timm_wrapper."},
+        help="Configuration, if not model_name_or_path's. Without that one, trains from scratch.",
     )
-    config_name: str | None = field(
+    config_overrides: dict | str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Configuration, if not model_name_or_path's. Without that one, trains from scratch."
-        },
+        help="Changes to the configuration of a model trained from scratch: "
+        "'hidden_size=192,depths=[2,2,6,2],image_size=32'.",
     )
-    config_overrides: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Changes to the configuration of a model trained from scratch: "
-            "'hidden_size=192,depths=[2,2,6,2],image_size=32'."
-        },
+    cache_dir: str | None = HfArg(
+        default=None, help="Folder for what is downloaded from the Hub, if not the usual cache."
     )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder for what is downloaded from the Hub, if not the usual cache."}
+    model_revision: str = HfArg(default="main", help="Branch, tag or commit of the model on the Hub.")
+    image_processor_name: str | None = HfArg(
+        default=None, help="Image processor, if not model_name_or_path's: a folder or a Hub name."
     )
-    model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."}
+    token: str | None = HfArg(
+        default=None, repr=False, help="Token for the Hub; default: the one of `hf auth login`."
     )
-    image_processor_name: str | None = field(
-        default=None,
-        metadata={"help": "Image processor, if not model_name_or_path's: a folder or a Hub name."},
+    trust_remote_code: bool = HfArg(
+        default=False, help="Run model or dataset code from the Hub on this machine."
     )
-    token: str | None = field(
-        default=None, repr=False, metadata={"help": "Token for the Hub; default: the one of `hf auth login`."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run model or dataset code from the Hub on this machine."}
-    )
-    ignore_mismatched_sizes: bool = field(
-        default=False,
-        metadata={"help": "Start a new head where the checkpoint has another number of classes."},
+    ignore_mismatched_sizes: bool = HfArg(
+        default=False, help="Start a new head where the checkpoint has another number of classes."
     )
 
     def __post_init__(self) -> None:

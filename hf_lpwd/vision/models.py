@@ -28,12 +28,12 @@ def load_model_and_processor(args: ModelArguments, class_names: list[str]) -> tu
     """Loads or makes the model that `args` names, with a head for `class_names`, and its image processor.
 
     Raises:
-        ValueError: There is no such model or model type, the configuration has no such key, or the weights do
-            not fit; one line.
+        ValueError: There is no such model, or weights or settings do not fit; one line.
     """
     if args.model_name_or_path is None:
         config, image_size = _config_from_scratch(args, class_names)
-        return _from_config(config), _new_processor(image_size)
+        size = {"height": image_size, "width": image_size}
+        return _from_config(config), transformers.ViTImageProcessor(size=size)
     name = args.model_name_or_path
     source = hub_options(args)
     try:
@@ -253,12 +253,8 @@ def _classifiers() -> dict[str, Any]:
     return MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 
-def _new_processor(image_size: int) -> Any:
-    return transformers.ViTImageProcessor(size={"height": image_size, "width": image_size})
-
-
 def hub_options(args: ModelArguments) -> dict[str, Any]:
-    """Returns what `from_pretrained` takes, beside a model's name, to get it from the Hub."""
+    """Returns the keyword arguments with which `from_pretrained` gets a model from the Hub."""
     return {
         "cache_dir": args.cache_dir,
         "revision": args.model_revision,

@@ -62,9 +62,8 @@ def run_facts(
     """Collects the facts of a run before its first step."""
     accumulated = args.gradient_accumulation_steps
     batch = args.train_batch_size * args.world_size
-    batches = math.ceil(data.splits["train"].images / batch)
-    if args.dataloader_drop_last:
-        batches = max(1, data.splits["train"].images // batch)
+    batches = data.splits["train"].images / batch
+    batches = max(1, math.floor(batches)) if args.dataloader_drop_last else math.ceil(batches)
     steps_per_epoch = math.ceil(batches / accumulated)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     done = [transform.augmentation]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_lpwd.training_args import LPWDTrainingArguments
@@ -81,43 +82,36 @@ class ImageTrainingArguments(LPWDTrainingArguments):
     every saved model has been evaluated. Without `do_train`, `do_eval` and `do_predict` all three are done.
     """
 
-    eval_strategy: IntervalStrategy | str = field(
-        default="epoch", metadata={"help": "When to evaluate on the validation split."}
+    eval_strategy: IntervalStrategy | str = HfArg(
+        default="epoch", help="When to evaluate on the validation split."
     )
-    save_strategy: SaveStrategy | str | None = field(
+    save_strategy: SaveStrategy | str | None = HfArg(
         default=None,
-        metadata={
-            "help": "When to save a checkpoint; default: as eval_strategy.",
-            "choices": [strategy.value for strategy in SaveStrategy],
-        },
+        help="When to save a checkpoint; default: as eval_strategy.",
+        metadata={"choices": [strategy.value for strategy in SaveStrategy]},
     )
-    load_best_model_at_end: bool | None = field(
+    load_best_model_at_end: bool | None = HfArg(
+        default=None, help="Whether to keep the checkpoint that was best on validation; on where it can be."
+    )
+    metric_for_best_model: str | None = HfArg(
+        default="accuracy", help="Metric that selects the best checkpoint on validation."
+    )
+    save_total_limit: int | None = HfArg(
+        default=2, help="How many checkpoints are kept, the best one among them."
+    )
+    model_license: str | None = HfArg(
         default=None,
-        metadata={"help": "Whether to keep the checkpoint that was best on validation; on where it can be."},
+        help="Licence of the trained model, for its card, e.g. apache-2.0; default: none is named.",
     )
-    metric_for_best_model: str | None = field(
-        default="accuracy", metadata={"help": "Metric that selects the best checkpoint on validation."}
-    )
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "How many checkpoints are kept, the best one among them."}
-    )
-    model_license: str | None = field(
-        default=None,
-        metadata={
-            "help": "Licence of the trained model, for its card, e.g. apache-2.0; default: none is named."
-        },
-    )
-    resume_with_changes: bool = field(
+    resume_with_changes: bool = HfArg(
         default=False,
-        metadata={
-            "help": "Go on from a checkpoint of a run with other settings, as far as its state allows that."
-        },
+        help="Go on from a checkpoint of a run with other settings, as far as its state allows that.",
     )
-    logging_steps: float = field(
-        default=0.02, metadata={"help": "Log every so many steps; below 1, a fraction of all steps."}
+    logging_steps: float = HfArg(
+        default=0.02, help="Log every so many steps; below 1, a fraction of all steps."
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Has no effect here: batches hold what the model takes."}
+    remove_unused_columns: bool = HfArg(
+        default=False, help="Has no effect here: batches hold what the model takes."
     )
 
     def __post_init__(self) -> None:

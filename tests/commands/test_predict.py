@@ -6,7 +6,7 @@ import shutil
 import datasets
 import numpy as np
 import pytest
-from pictures import noise
+from encoded_images import noise
 from PIL import Image
 from small_runs import train
 from transformers import pipeline

@@ -1,6 +1,6 @@
 """Run by test_launch.py in two processes: the Trainer's script, where something fails in one of them.
 
-argv: `picture` (one of those that are read while training is damaged), `disk` (the second checkpoint cannot
+argv: `image` (one of those that are read while training is damaged), `disk` (the second checkpoint cannot
 be written) or `memory`; the process in which the disk is full or memory runs out; and the flags.
 """
 
@@ -30,7 +30,7 @@ def take_memory():
 
 def main(what, process, flags):
     patch = pytest.MonkeyPatch()
-    if what == "picture":
+    if what == "image":
         patch.setattr(images, "fits_in_memory", lambda *_: False)
     elif os.environ["RANK"] == process:
         cls, name, then = {

@@ -1,6 +1,6 @@
 """Loads from the Hub that HF_ENDPOINT names, as a user does in a fresh process; prints JSON.
 
-Usage: hub_reader.py OUTPUT_DIR. The model is user/digits at the revision v1, the data set user/pictures.
+Usage: hub_reader.py OUTPUT_DIR. The model is user/digits at the revision v1, the dataset user/images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 output_dir = Path(sys.argv[1])
 train = quietly(
     *("train", "--model_name_or_path", "user/digits", "--model_revision", "v1"),
-    *("--dataset_name", "user/pictures", "--ignore_mismatched_sizes", "True", "--augmentation", "none"),
+    *("--dataset_name", "user/images", "--ignore_mismatched_sizes", "True", "--augmentation", "none"),
     *("--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no"),
     *("--disable_tqdm", "True", "--report_to", "none", "--output_dir", str(output_dir)),
 )

@@ -304,15 +304,16 @@ def _entry(path: str, content: bytes) -> dict[str, Any]:
     return {"type": "file", "path": path, "size": len(content), "oid": _oid(path, content)}
 
 
-def use_here(hub: Hub, monkeypatch: Any, token: str | None = WRITE_TOKEN) -> None:
+def use_here(hub: Hub, monkeypatch: Any, default: str | None = WRITE_TOKEN) -> None:
     """Points this process at `hub`; a process of its own takes `Hub.environment` instead."""
-    from huggingface_hub import HfApi, close_session, constants
+    from huggingface_hub import close_session, constants
+    from huggingface_hub.hf_api import HfApi  # which the call before has not replaced
 
     close_session()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     monkeypatch.setattr(
-        "hf_lpwd.vision.hub.push.hub",
-        lambda given=None: HfApi(endpoint=hub.endpoint, token=given or token or False),
+        "huggingface_hub.HfApi",
+        lambda token, **_: HfApi(endpoint=hub.endpoint, token=token or default or False),
     )

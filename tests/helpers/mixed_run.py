@@ -25,12 +25,12 @@ FLAGS = {
 
 
 def fixed_mix(pixel_values, labels):
-    """Mixes each picture with its own mirror image, and its label with a class that the picture decides."""
+    """Mixes each image with its mirror image, and its label with a class that the image decides."""
     share = torch.sigmoid(pixel_values[:, 0, 0, 0])
-    by_picture = share[:, None, None, None]
+    by_image = share[:, None, None, None]
     other = (pixel_values[:, 1, 0, 0] > 0).long()
     mixed = share[:, None] * one_hot(labels, 3) + (1 - share[:, None]) * one_hot(other, 3)
-    return by_picture * pixel_values + (1 - by_picture) * pixel_values.flip(-1), mixed
+    return by_image * pixel_values + (1 - by_image) * pixel_values.flip(-1), mixed
 
 
 def make_image_trainer(path, size=22, mix=fixed_mix, **changes):

@@ -1,4 +1,4 @@
-"""A tiny ViT with dropout on random pictures, in `LPWDTrainer` and in the stock Trainer."""
+"""A tiny ViT with dropout on random images, in `LPWDTrainer` and in the stock Trainer."""
 
 import signal
 from functools import partial

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import disable_progress_bars, enable_progress_bars
-from input_loaders import SETTINGS, example_dataset, make_loader, our_dataset, photographs, write_pictures
+from input_loaders import SETTINGS, example_dataset, make_loader, our_dataset, photographs, write_images
 
 # `datasets` reads parquet through fsspec, which leaves its files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -24,18 +24,18 @@ def no_progress_bars():
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_pictures_are_cut_from_photographs_and_differ(name):
-    pictures = photographs(SETTINGS[name], 4)
-    assert {picture.shape for picture in pictures} == {(*SETTINGS[name].shape, 3)}
-    assert {picture.dtype for picture in pictures} == {np.dtype(np.uint8)}
-    assert len({picture.tobytes() for picture in pictures}) == 4
+def test_images_are_cut_from_photographs_and_differ(name):
+    images = photographs(SETTINGS[name], 4)
+    assert {image.shape for image in images} == {(*SETTINGS[name].shape, 3)}
+    assert {image.dtype for image in images} == {np.dtype(np.uint8)}
+    assert len({image.tobytes() for image in images}) == 4
 
 
 @pytest.mark.parametrize("kind", ["ours", "example", "timm"])
-def test_crops_are_read_off_the_pictures(kind):
+def test_crops_are_read_off_the_images(kind):
     found = benchmark_throughput.crops(kind, replace(SETTINGS["32 px"], batch_size=8), 64)
     assert found.shape == (64, 5)
-    # A crop of the padded picture begins 4 pixels before its edge at most.
+    # A crop of the padded image begins 4 pixels before its edge at most.
     assert np.abs(found[:, :2] * 31 - np.rint(found[:, :2] * 31)).max() < 0.05
     assert found[:, :2].min() * 31 == pytest.approx(-4, abs=0.05)
     assert found[:, :2].max() * 31 == pytest.approx(4, abs=0.05)
@@ -54,16 +54,16 @@ def test_the_same_augmentation_passes_and_another_is_found(monkeypatch):
     assert benchmark_throughput.check(setting, 200)["height"] < 0.001
 
 
-def test_without_augmentation_the_pictures_are_the_same(tmp_path, monkeypatch):
+def test_without_augmentation_the_images_are_the_same(tmp_path, monkeypatch):
     setting = replace(SETTINGS["32 px"], augmentation="none", batch_size=8)
     monkeypatch.setattr("input_loaders.random_part", lambda setting: [])
-    (tmp_path / "pictures").mkdir()
-    write_pictures(tmp_path / "pictures", photographs(setting, 8), setting.file_format)
-    ours, example = (make(setting, tmp_path / "pictures") for make in (our_dataset, example_dataset))
+    (tmp_path / "data").mkdir()
+    write_images(tmp_path / "data", photographs(setting, 8), setting.file_format)
+    ours, example = (make(setting, tmp_path / "data") for make in (our_dataset, example_dataset))
     batch = ours.__getitems__(range(8))
     torch.testing.assert_close(batch["pixel_values"], torch.stack(example[:8]["pixel_values"]))
     assert batch["labels"].tolist() == example[:8]["label"]
-    images = next(iter(make_loader("example", setting, tmp_path / "pictures", 0)))["pixel_values"]
+    images = next(iter(make_loader("example", setting, tmp_path / "data", 0)))["pixel_values"]
     assert images.shape == (8, 3, 32, 32)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pictures import encode, noise
+from encoded_images import encode, noise
 from PIL import Image
 from processes import HELPERS
 from raw_loop import DROPOUT, LOOP, SMALL, flags
@@ -161,7 +161,7 @@ def test_one_process_goes_on_for_two(tmp_path):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two class folders of pictures, and a ViT for 5 classes."""
+    """Two class folders of images, and a ViT for 5 classes."""
     root = tmp_path_factory.mktemp("local")
     for part, count in (("train", 12), ("val", 5)):
         for label, shade in (("cat", 0), ("dog", 1)):
@@ -346,14 +346,14 @@ def test_what_fails_in_one_process_ends_both(what, process, message, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_picture_that_one_process_meets_ends_both(folders, tmp_path):
-    """While it trains: the pictures are read when they are asked for."""
+def test_a_damaged_image_that_one_process_meets_ends_both(folders, tmp_path):
+    """While it trains: the images are read when they are asked for."""
     data = tmp_path / "data"
     shutil.copytree(folders / "train", data)
-    (data / "dog" / "7.png").write_bytes(b"no picture")
+    (data / "dog" / "7.png").write_bytes(b"no image")
     settings = {"train_dir": data, "output_dir": tmp_path / "out", "model_name_or_path": folders / "model"}
     settings |= {"ignore_mismatched_sizes": True, "per_device_train_batch_size": 2, "train_val_split": 0.1}
-    argv = ["picture", "0", *flags({**settings, "cache_dir": tmp_path / "cache"})]
+    argv = ["image", "0", *flags({**settings, "cache_dir": tmp_path / "cache"})]
     result = launched(HELPERS / "failing_run.py", argv, processes=2, check=False, limit=90)
     said = [line for line in result.stderr.splitlines() if line.startswith(f"{TRAINER.name}: error: ")]
     assert len(said) == 1, result.stderr

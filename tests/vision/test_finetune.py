@@ -1,4 +1,4 @@
-"""The main job from the command line to what it leaves behind, on scikit-learn's digits and made pictures."""
+"""The main job from the command line to what it leaves behind, on scikit-learn's digits and made images."""
 
 import json
 import re
@@ -206,9 +206,9 @@ def test_another_run_in_the_same_folder_is_refused(digits_run, capsys):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder of 2 x 24 pictures in two classes, dark and light, of several sizes and kinds."""
-    root = tmp_path_factory.mktemp("pictures")
+def image_folder(tmp_path_factory):
+    """A folder of 2 x 24 images in two classes, dark and light, of several sizes and kinds."""
+    root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for name, low in (("dark", 0), ("light", 155)):
         (root / name).mkdir()
@@ -222,9 +222,9 @@ def pictures(tmp_path_factory):
 QUICK = [*TINY_VIT, "--num_train_epochs", "20", "--learning_rate", "0.01", "--disable_tqdm", "True"]
 
 
-def test_a_folder_of_pictures_without_a_test_split(pictures, tmp_path, capsys):
+def test_a_folder_of_images_without_a_test_split(image_folder, tmp_path, capsys):
     out = tmp_path / "out"
-    argv = ["train", "--dataset_name", str(pictures), "--output_dir", str(out), *QUICK]
+    argv = ["train", "--dataset_name", str(image_folder), "--output_dir", str(out), *QUICK]
     assert main([*argv, "--eval_strategy", "no"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2] == f"validation accuracy 1.0000 (7 images), no labelled test split; saved in {out}"
@@ -253,10 +253,10 @@ def test_fine_tuning_a_local_model(digits_run, tmp_path, capsys):
     ("argv", "message"),
     [
         (["--dataset_name", "./missing"], "./missing"),
-        (["--dataset_name", "PICTURES", "--image_column_name", "picture"], "picture"),
-        (["--dataset_name", "PICTURES", "--label_column_name", "kind"], "kind"),
-        (["--dataset_name", "PICTURES", "--model_type", "vitt"], "did you mean 'vit'?"),
-        (["--dataset_name", "PICTURES", "--model_name_or_path", "no/model"], "no model 'no/model'"),
+        (["--dataset_name", "IMAGES", "--image_column_name", "photo"], "photo"),
+        (["--dataset_name", "IMAGES", "--label_column_name", "kind"], "kind"),
+        (["--dataset_name", "IMAGES", "--model_type", "vitt"], "did you mean 'vit'?"),
+        (["--dataset_name", "IMAGES", "--model_name_or_path", "no/model"], "no model 'no/model'"),
         (
             ["--learning_rate", "2", "--weight_decay", "0.6"],
             "lr * weight_decay = 2.0 * 0.6 must be in [0, 1)",
@@ -266,8 +266,8 @@ def test_fine_tuning_a_local_model(digits_run, tmp_path, capsys):
         (["--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint is 'nowhere'"),
     ],
 )
-def test_bad_input_is_one_line_exit_code_2_and_no_folder(argv, message, pictures, tmp_path, capsys):
-    argv = [str(pictures) if argument == "PICTURES" else argument for argument in argv]
+def test_bad_input_is_one_line_exit_code_2_and_no_folder(argv, message, image_folder, tmp_path, capsys):
+    argv = [str(image_folder) if argument == "IMAGES" else argument for argument in argv]
     out = tmp_path / "out"
     assert main(["train", "--output_dir", str(out), *argv]) == 2
     captured = capsys.readouterr()
@@ -288,10 +288,10 @@ def test_one_class_only_is_refused(tmp_path, capsys):
     )
 
 
-def test_a_damaged_picture_is_named_or_left_out(pictures, tmp_path, capsys):
+def test_a_damaged_image_is_named_or_left_out(image_folder, tmp_path, capsys):
     damaged = tmp_path / "data"
-    shutil.copytree(pictures, damaged)
-    (damaged / "light" / "3.png").write_bytes(b"no picture")
+    shutil.copytree(image_folder, damaged)
+    (damaged / "light" / "3.png").write_bytes(b"no image")
     argv = ["train", "--dataset_name", str(damaged), *QUICK, "--max_steps", "2", "--eval_strategy", "no"]
     assert main([*argv, "--output_dir", str(tmp_path / "a")]) == 2
     error = capsys.readouterr().err
@@ -315,9 +315,9 @@ def test_a_damaged_picture_is_named_or_left_out(pictures, tmp_path, capsys):
         (["--traceback"], 1, "hf_lpwd.vision.data.images.BadImage"),
     ],
 )
-def test_a_damaged_image_met_by_a_worker_ends_the_process(pictures, tmp_path, flags, code, start):
+def test_a_damaged_image_met_by_a_worker_ends_the_process(image_folder, tmp_path, flags, code, start):
     damaged = tmp_path / "data"
-    shutil.copytree(pictures, damaged)
+    shutil.copytree(image_folder, damaged)
     (damaged / "light" / "3.png").write_bytes(b"no image")
     streamed = (
         "import sys; from hf_lpwd.cli import main; from hf_lpwd.vision.data import images; "

@@ -1,7 +1,7 @@
 """What identifies a run of the main job."""
 
 import pytest
-from pictures import CLASSES, load_from_parquet, table
+from encoded_images import CLASSES, load_from_parquet, table
 
 from hf_lpwd.checkpoints.run_folder import check_output_dir
 from hf_lpwd.checkpoints.run_record import write_record

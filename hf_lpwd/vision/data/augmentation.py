@@ -45,24 +45,24 @@ def _block(seed: int, epoch: int, block: int, count: int) -> np.ndarray:
     return Generator(Philox(key=[seed, epoch], counter=[0, block, 0, 0])).random((count, _BLOCK)).T
 
 
-def crop_offsets(sizes: np.ndarray, numbers: np.ndarray) -> Tensor:
+def crop_offsets(size: Sequence[int], numbers: np.ndarray) -> Tensor:
     """Returns what `crop_and_flip` does to each image.
 
     Args:
-        sizes: Height and width, [2] for all images or [B, 2].
+        size: Height and width of the images.
         numbers: Random numbers [B, 0], [B, 2] to crop, or [B, 3] to crop and flip.
 
     Returns:
         int64 tensor of the shape of `numbers`: top and left, from 0 to twice the padding, and 1 to flip.
     """
     offsets = np.empty(numbers.shape, dtype=np.int64)
-    offsets[:, :2] = numbers[:, :2] * (2 * _padding(sizes) + 1) if numbers.shape[1] else 0
+    offsets[:, :2] = numbers[:, :2] * (2 * _padding(size) + 1)[: numbers.shape[1]]
     offsets[:, 2:] = numbers[:, 2:] < 0.5
     return torch.from_numpy(offsets)
 
 
-def _padding(sizes: np.ndarray) -> np.ndarray:
-    return np.maximum(1, np.rint(np.asarray(sizes) / 8).astype(np.int64))
+def _padding(size: Sequence[int]) -> np.ndarray:
+    return np.maximum(1, np.rint(np.array(size) / 8).astype(np.int64))
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def shift_crop(images: Tensor, offsets: Tensor) -> Tensor:
         offsets: Top and left of the crop from the zero-padded image, int64 [B, 2].
     """
     height, width = images.shape[-2:]
-    pad_y, pad_x = _padding(np.array([height, width])).tolist()
+    pad_y, pad_x = _padding((height, width)).tolist()
     padded = torch.nn.functional.pad(images, (pad_x, pad_x, pad_y, pad_y))
     # A view of all crops: only the chosen ones are copied.
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)

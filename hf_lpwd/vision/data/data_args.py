@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from transformers.hf_argparser import HfArg
 
 AUGMENTATIONS = ("random_resized_crop", "crop_flip", "crop", "none")
 
@@ -16,95 +18,67 @@ class DataTrainingArguments:
         ValueError: If a value is out of range or two flags contradict each other.
     """
 
-    dataset_name: str | None = field(
+    dataset_name: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Name of a dataset on the Hub, a local folder, an archive (zip, tar), or files (parquet, "
-            "csv, tsv, json; a glob is allowed). Without it and without --train_dir: the digits that ship "
-            "inside scikit-learn."
-        },
+        help="Name of a dataset on the Hub, a local folder, an archive (zip, tar), or files (parquet, "
+        "csv, tsv, json; a glob is allowed). Without it and without --train_dir: the digits that ship "
+        "inside scikit-learn.",
     )
-    dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of the dataset on the Hub."}
+    dataset_config_name: str | None = HfArg(default=None, help="Configuration of the dataset on the Hub.")
+    train_dir: str | None = HfArg(default=None, help="Folder of training images, one folder a class.")
+    validation_dir: str | None = HfArg(default=None, help="Folder of validation images, one folder a class.")
+    train_val_split: float = HfArg(
+        default=0.15, help="Fraction of the training data cut off for validation where the dataset has none."
     )
-    train_dir: str | None = field(
-        default=None, metadata={"help": "Folder of training images, one folder a class."}
-    )
-    validation_dir: str | None = field(
-        default=None, metadata={"help": "Folder of validation images, one folder a class."}
-    )
-    train_val_split: float = field(
-        default=0.15,
-        metadata={"help": "Fraction of the training data cut off for validation where the dataset has none."},
-    )
-    test_split: float | None = field(
+    test_split: float | None = HfArg(
         default=None,
-        metadata={
-            "help": "Fraction of the training data cut off for a test split first, where the dataset has "
-            "none; the same images for every seed."
-        },
+        help="Fraction of the training data cut off for a test split first, where the dataset has "
+        "none; the same images for every seed.",
     )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on at most this many images, chosen by seed and class."}
+    max_train_samples: int | None = HfArg(
+        default=None, help="Train on at most this many images, chosen by seed and class."
     )
-    max_eval_samples: int | None = field(
-        default=None,
-        metadata={"help": "Validate and test on at most this many images each, chosen by seed and class."},
+    max_eval_samples: int | None = HfArg(
+        default=None, help="Validate and test on at most this many images each, chosen by seed and class."
     )
-    image_column_name: str | None = field(
-        default=None, metadata={"help": "Column of the images. Default: image or img."}
+    image_column_name: str | None = HfArg(default=None, help="Column of the images. Default: image or img.")
+    label_column_name: str | None = HfArg(
+        default=None, help="Column of the labels. Default: label, labels or fine_label."
     )
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "Column of the labels. Default: label, labels or fine_label."}
+    skip_bad_images: bool = HfArg(
+        default=False, help="Leave out images that cannot be decoded, and count them, instead of stopping."
     )
-    skip_bad_images: bool = field(
+    skip_unlabelled: bool = HfArg(
         default=False,
-        metadata={"help": "Leave out images that cannot be decoded, and count them, instead of stopping."},
+        help="Leave out rows without a label (empty or -1), and count them, instead of stopping.",
     )
-    skip_unlabelled: bool = field(
-        default=False,
-        metadata={
-            "help": "Leave out rows without a label (empty or -1), and count them, instead of stopping."
-        },
-    )
-    augmentation: str | None = field(
+    augmentation: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "What is done to training images. random_resized_crop: a random part, resized, and a "
-            "horizontal flip. crop_flip: a shift by up to 1/8 of the side with zeros moved in, and a "
-            "horizontal flip. crop: the shift alone, for images such as digits whose mirror image means "
-            "something else. none. Default: crop for scikit-learn's digits, crop_flip for images of up to "
-            "64 pixels a side, else random_resized_crop.",
-            "choices": list(AUGMENTATIONS),
-        },
+        help="What is done to training images. random_resized_crop: a random part, resized, and a "
+        "horizontal flip. crop_flip: a shift by up to 1/8 of the side with zeros moved in, and a "
+        "horizontal flip. crop: the shift alone, for images such as digits whose mirror image means "
+        "something else. none. Default: crop for scikit-learn's digits, crop_flip for images of up to "
+        "64 pixels a side, else random_resized_crop.",
+        metadata={"choices": list(AUGMENTATIONS)},
     )
-    auto_augment: str | None = field(
+    auto_augment: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "ra: RandAugment, two random operations on each training image after the augmentation.",
-            "choices": ["ra"],
-        },
+        help="ra: RandAugment, two random operations on each training image after the augmentation.",
+        metadata={"choices": ["ra"]},
     )
-    ra_magnitude: int = field(
-        default=9, metadata={"help": "How strong RandAugment's operations are, from 0 to 30."}
+    ra_magnitude: int = HfArg(default=9, help="How strong RandAugment's operations are, from 0 to 30.")
+    random_erase: float = HfArg(
+        default=0.0, help="Probability with which a training image loses a random box, e.g. 0.1."
     )
-    random_erase: float = field(
+    mixup_alpha: float = HfArg(
         default=0.0,
-        metadata={"help": "Probability with which a training image loses a random box, e.g. 0.1."},
+        help="MixUp: average each training image and its label with another's by a fraction from "
+        "Beta(alpha, alpha), e.g. 0.2. 0: off.",
     )
-    mixup_alpha: float = field(
+    cutmix_alpha: float = HfArg(
         default=0.0,
-        metadata={
-            "help": "MixUp: average each training image and its label with another's by a fraction from "
-            "Beta(alpha, alpha), e.g. 0.2. 0: off."
-        },
-    )
-    cutmix_alpha: float = field(
-        default=0.0,
-        metadata={
-            "help": "CutMix: put a box of another training image into each one, and mix the labels by its "
-            "area, from Beta(alpha, alpha), e.g. 1.0. 0: off. With mixup_alpha: one of both a batch."
-        },
+        help="CutMix: put a box of another training image into each one, and mix the labels by its "
+        "area, from Beta(alpha, alpha), e.g. 1.0. 0: off. With mixup_alpha: one of both a batch.",
     )
 
     def __post_init__(self) -> None:

@@ -10,8 +10,8 @@ from hf_lpwd.vision.data.labels import stratified_cut
 
 #: Name of the dataset in messages and records.
 DIGITS = "digits"
-# The seed and share of the digits' test split: constants, so that every run has the same test images.
-_DIGITS_TEST_SEED, _DIGITS_TEST_SHARE = 0, 0.2
+# Constants, so that every run has the same test images.
+_TEST_SEED, _TEST_FRACTION = 0, 0.2
 
 
 def load_digits() -> DatasetDict:
@@ -23,8 +23,7 @@ def load_digits() -> DatasetDict:
 
     digits = sklearn_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    size = round(_DIGITS_TEST_SHARE * len(images))
-    train, test = stratified_cut(digits.target, size, _DIGITS_TEST_SEED)
+    train, test = stratified_cut(digits.target, round(_TEST_FRACTION * len(images)), _TEST_SEED)
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(digit) for digit in range(10)])}
     )

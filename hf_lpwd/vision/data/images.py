@@ -31,7 +31,7 @@ class BadImageError(BadInputError):
     """An image that cannot be decoded."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader makes a worker's error again from its whole traceback: the last line is ours.
+        # A DataLoader recreates a worker's error from its traceback: the last line is ours.
         super().__init__(message.rstrip().splitlines()[-1].rpartition("BadImageError: ")[-1])
 
 
@@ -128,17 +128,16 @@ class ImageDataset(torch.utils.data.Dataset):
         Its batches are for `transform.finish`, as those of images that are not kept in memory are always
         unfinished.
         """
-        transform = ImageTransform(processor)
+        augment: dict[str, Any] = {}
         if role == "train":
-            transform = ImageTransform(
-                processor,
-                args.augmentation or default_augmentation(splits),
-                rand_augment=args.ra_magnitude if args.auto_augment else None,
-                random_erase=args.random_erase,
-            )
+            augment = {
+                "augmentation": args.augmentation or default_augmentation(splits),
+                "rand_augment": args.ra_magnitude if args.auto_augment else None,
+                "random_erase": args.random_erase,
+            }
         return cls(
             getattr(splits, role),
-            transform,
+            ImageTransform(processor, **augment),
             image_column=splits.image_column,
             label_column=splits.label_column,
             source=splits.sources[role],
@@ -183,11 +182,9 @@ class ImageDataset(torch.utils.data.Dataset):
         """
         if self._files is not None:
             rows = self._kept[list(indices)].tolist()
-            # Of which a DataLoader's worker has one.
-            threads = torch.get_num_threads()
-            return [
-                torch.from_numpy(image) for _, image in self._decode(rows, numbers=numbers, threads=threads)
-            ]
+            threads = torch.get_num_threads()  # one, in a worker of a DataLoader
+            decoded = self._decode(rows, numbers=numbers, threads=threads)
+            return [torch.from_numpy(image) for _, image in decoded]
         if self._same_size is not None and (numbers is None or self.transform.size is None):
             # Copies whole images, where indexing goes by the byte.
             return self._same_size.index_select(0, torch.tensor(list(indices)))
@@ -215,9 +212,8 @@ class ImageDataset(torch.utils.data.Dataset):
         if numbers is not None and size is not None:
             boxes = [partial(self.transform.box, row) for row in numbers]
         cells = self._files[rows][self._column]
-        for row, cell, image in zip(
-            rows, cells, read_images(cells, boxes, size, threads, self._scale), strict=True
-        ):
+        images = read_images(cells, boxes, size, threads, self._scale)
+        for row, cell, image in zip(rows, cells, images, strict=True):
             if not isinstance(image, ValueError):
                 yield row, image
             elif not skip:

@@ -143,47 +143,35 @@ def labels_by_name(
     """
     names: dict[str, list[str | None]] = {}
     for role, part in parts.items():
-        values = _values(part, column)
-        feature = part.features.get(column)
-        if isinstance(feature, datasets.ClassLabel):
-            names[role] = [
-                _class_name(value, feature.names, sources[role], row) for row, value in enumerate(values)
-            ]
-        else:
-            names[role] = [_as_text(value, column, sources[role], row) for row, value in enumerate(values)]
+        values: list[Any] = [None] * len(part)
+        if column in part.column_names:
+            values = part.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
+        classes = getattr(part.features.get(column), "names", None)
+        places = (f"{sources[role]} row {row}" for row in range(len(part)))
+        names[role] = [
+            _name(value, classes, column, place) for value, place in zip(values, places, strict=True)
+        ]
     texts = [name for role in names for name in names[role] if name is not None]
     if all(_WHOLE.fullmatch(text) for text in texts):  # 1 and 1.0 are the same class
         names = {role: [name and name.partition(".")[0] for name in names[role]] for role in names}
     return names
 
 
-def _values(dataset: Dataset, column: str) -> list[Any]:
-    """Returns the labels as Python values, None where there is none."""
-    if column not in dataset.column_names:
-        return [None] * len(dataset)
-    return dataset.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
-
-
-def _class_name(value: int | None, names: list[str], source: str, row: int) -> str | None:
-    if value in MISSING:
-        return None
-    if not 0 <= value < len(names):
-        raise BadInputError(f"{source} row {row}: label {value} is none of the {len(names)} classes")
-    return names[value]
-
-
-def _as_text(value: Any, column: str, source: str, row: int) -> str | None:
+def _name(value: Any, classes: list[str] | None, column: str, place: str) -> str | None:
     if isinstance(value, float):
         if math.isnan(value):
             return None
         value = int(value) if value.is_integer() else value
     if value in MISSING:
         return None
+    if classes is not None:
+        if not 0 <= value < len(classes):
+            raise BadInputError(f"{place}: label {value} is none of the {len(classes)} classes")
+        return classes[value]
     if isinstance(value, str | int):
         return str(value)
-    shown = list_names([repr(value)])
     raise BadInputError(
-        f"label column {column!r} holds {shown} ({source} row {row}): labels must be text, whole "
+        f"label column {column!r} holds {list_names([repr(value)])} ({place}): labels must be text, whole "
         "numbers or classes"
     )
 

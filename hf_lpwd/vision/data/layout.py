@@ -60,7 +60,7 @@ def find_layout(
 ) -> Layout:
     """Finds the splits of a folder of images, and the label of each image.
 
-    A split is a folder with a usual name (see `ROLES`), beside others of its kind, above or inside the class
+    A split is a folder with a usual name (see `ROLES`), next to others of its kind, above or inside the class
     folders. The classes are the folders in which the training images lie; where folders lie in folders, the
     outermost ones, as in torchvision, with a warning. A metadata file with a column of labels goes first.
 
@@ -217,7 +217,7 @@ def _require_known(labels: list[str], known: list[str], split: str) -> None:
 
 
 def _say_empty(item: _Item, level: int, classes: set[str], layout: Layout, listing: Listing) -> None:
-    """Says which class folders beside that of `item` hold no image."""
+    """Says which class folders next to that of `item` hold no image."""
     at = len(item.file.folders) - len(item.folders) + level
     around = item.file.folders[:at]
     names = {folders[at] for folders in listing.folders if len(folders) == at + 1 and folders[:at] == around}

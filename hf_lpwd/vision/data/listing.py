@@ -132,7 +132,7 @@ def unpack(path: str | os.PathLike[str], cache_dir: str | None = None) -> Path:
                 shutil.unpack_archive(path, f"{temporary}/all", _tar_format(path.name.lower()), filter="data")
         except BadInputError:
             raise
-        except Exception as error:  # zipfile, tarfile, zlib and lzma have errors of their own
+        except Exception as error:  # zipfile, tarfile, zlib and lzma raise their own types
             raise BadInputError(f"{path.name} cannot be unpacked: {first_line(error)}") from error
         try:
             os.rename(f"{temporary}/all", target)

@@ -258,7 +258,7 @@ def _refuse_mixed_splits(name: str, files: list[str]) -> None:
 
 
 def _warn_of_loss(source: Source) -> None:
-    """Warns of files that may be images and are not read; documents and tables beside them are none."""
+    """Warns of files that may be images and are not read; not of documents and tables."""
     lost = {why: count for why, count in source.left_out.items() if count and not why.startswith(_HARMLESS)}
     if lost:
         listed = ", ".join(f"{why} ({count})" for why, count in lost.items())

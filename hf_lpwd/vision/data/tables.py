@@ -58,14 +58,11 @@ def read_tables(
         BadInputError: If a file cannot be read, or names image files that are not there.
     """
     parts = []
-    for (folder, suffix), group in groupby(
-        sorted(paths, key=_kind) if len({_kind(path) for path in paths}) > 1 else paths, _kind
-    ):
+    for (folder, suffix), group in groupby(sorted(paths, key=_kind), _kind):
         files = list(group)
         builder = BUILDERS[suffix]
         if builder is None:
-            tables = [datasets.Dataset.from_dict(read_rows(path)) for path in files]
-            part = datasets.concatenate_datasets(tables) if len(tables) > 1 else tables[0]
+            part = datasets.concatenate_datasets([Dataset.from_dict(read_rows(path)) for path in files])
         else:
             part = datasets.load_dataset(
                 builder, data_files=[glob.escape(path) for path in files], split="train", cache_dir=cache_dir

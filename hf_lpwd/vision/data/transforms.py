@@ -24,7 +24,6 @@ from hf_lpwd.vision.data.augmentation import (
     rand_augment,
     resize_each,
 )
-from hf_lpwd.vision.data.data_args import AUGMENTATIONS
 
 #: Sizes at which a processor is tried out: smaller and larger than what models take, upright and not.
 _TRIED = ((40, 50), (70, 60), (300, 420))
@@ -47,8 +46,7 @@ class ImageTransform:
         random_erase: Probability of `torchvision.transforms.v2.RandomErasing`, after normalising.
 
     Raises:
-        BadInputError: If there is no such augmentation, or if `random_resized_crop` meets a processor that
-            does not resize to a fixed size.
+        BadInputError: If `random_resized_crop` meets a processor that does not resize to a fixed size.
     """
 
     def __init__(
@@ -59,10 +57,6 @@ class ImageTransform:
         rand_augment: int | None = None,
         random_erase: float = 0.0,
     ) -> None:
-        if augmentation not in AUGMENTATIONS:
-            raise BadInputError(
-                f"augmentation must be one of {', '.join(AUGMENTATIONS)}, not {augmentation!r}"
-            )
         self.processor = processor
         self.augmentation = augmentation
         self.rand_augment = rand_augment
@@ -133,7 +127,7 @@ class ImageTransform:
         else:
             batch["pixel_values"] = torch.cat([self._resize(image[None]) for image in images])
         if resize_later:
-            batch["offsets"] = crop_offsets(np.array(images[0].shape[-2:]), first)
+            batch["offsets"] = crop_offsets(images[0].shape[-2:], first)
         if self.random_erase:
             height, width = size or batch["pixel_values"].shape[-2:]
             batch["erase"] = erase_boxes(numbers[:, -2:], self.random_erase, (height, width))
@@ -171,7 +165,7 @@ class ImageTransform:
             try:
                 by_steps = self._normalize(noise if resized else self._resize(noise))
                 same = torch.equal(by_steps, self._process(noise, resized))
-            except (TypeError, ValueError):  # the processor has a resize of its own kind
+            except (TypeError, ValueError):  # the processor resizes in another way
                 same = False
             self._sizes[key] = (by_steps.shape[-2], by_steps.shape[-1]) if same else None
         return self._sizes[key]
@@ -225,10 +219,9 @@ class ImageTransform:
 
 def _crop_and_flip_each(images: Images, numbers: np.ndarray) -> Images:
     if isinstance(images, Tensor):
-        return crop_and_flip(images, crop_offsets(np.array(images.shape[-2:]), numbers))
-    offsets = crop_offsets(np.array([image.shape[-2:] for image in images]), numbers)
+        return crop_and_flip(images, crop_offsets(images.shape[-2:], numbers))
     return [
-        crop_and_flip(image[None], offset[None])[0] for image, offset in zip(images, offsets, strict=True)
+        _crop_and_flip_each(image[None], row[None])[0] for image, row in zip(images, numbers, strict=True)
     ]
 
 

@@ -67,30 +67,18 @@ def command_of(run: Run, parts: Sequence[Any]) -> str:
         settings["augmentation"] = run.images["train"].transform.augmentation
     if settings.get("load_best_model_at_end"):
         del settings["load_best_model_at_end"]
-    flags = []
+    lines = ["hf-lpwd train"]
     for name, value in settings.items():
-        if value is not None and name not in _NOT_SHOWN and not name.startswith(_NOT_SHOWN_BEGIN):
-            several = value if isinstance(value, list) else [value]
-            texts = (json.dumps(one) if isinstance(one, dict) else str(one) for one in several)
-            flags += [f"--{name}", *(str(_without_folders(text)) for text in texts)]
-    return hide_tokens(_in_lines(["hf-lpwd", "train", *flags]))
-
-
-def _in_lines(words: Sequence[str]) -> str:
-    """Returns a command for a shell, in lines that end before a flag."""
-    parts: list[str] = []
-    for word in words:
-        if not parts or word.startswith("--"):
-            parts.append(shlex.quote(word))
+        if value is None or name in _NOT_SHOWN or name.startswith(_NOT_SHOWN_BEGIN):
+            continue
+        several = value if isinstance(value, list) else [value]
+        texts = (json.dumps(one) if isinstance(one, dict) else str(one) for one in several)
+        flag = shlex.join([f"--{name}", *(_without_folders(text) for text in texts)])
+        if len(lines[-1]) + len(flag) > _WIDTH:
+            lines.append(f"    {flag}")
         else:
-            parts[-1] += f" {shlex.quote(word)}"
-    lines = [parts[0]]
-    for part in parts[1:]:
-        if len(lines[-1]) + len(part) > _WIDTH:
-            lines.append(f"    {part}")
-        else:
-            lines[-1] += f" {part}"
-    return " \\\n".join(lines)
+            lines[-1] += f" {flag}"
+    return hide_tokens(" \\\n".join(lines))
 
 
 def plain(value: object) -> str:

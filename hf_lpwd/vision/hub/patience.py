@@ -82,41 +82,40 @@ def _leave(exit_code: int) -> None:
     os._exit(exit_code)
 
 
-class _Backend:
-    """httpcore's network backend, with limited connections."""
+class _Around:
+    """An object of httpcore, whose attributes this one has too."""
 
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
+        return getattr(self._inner, name)
+
+
+class _Backend(_Around):
+    """A network backend with limited connections."""
 
     def connect_tcp(self, *args: Any, **kwargs: Any) -> _Connection:
-        return _Connection(self._backend.connect_tcp(*args, **kwargs))
+        return _Connection(self._inner.connect_tcp(*args, **kwargs))
 
 
-class _Connection:
+class _Connection(_Around):
     """A connection on which every answer has to end: in time, and within a number of bytes."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._download = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    _download = False
 
     def start_tls(self, *args: Any, **kwargs: Any) -> _Connection:
-        return _Connection(self._stream.start_tls(*args, **kwargs))
+        return _Connection(self._inner.start_tls(*args, **kwargs))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if buffer.startswith((b"GET ", b"HEAD ", b"POST ", b"PUT ")):
             self._download = buffer.startswith(b"GET ") and not buffer.startswith(b"GET /api/")
-        self._stream.write(buffer, timeout)
+        self._inner.write(buffer, timeout)
         self._end, self._left = time.monotonic() + PATIENCE, LARGEST_ANSWER
 
     def read(self, *args: Any, **kwargs: Any) -> bytes:
         try:
-            content: bytes = self._stream.read(*args, **kwargs)
+            content: bytes = self._inner.read(*args, **kwargs)
         except Exception as error:
             self._check(0, error)
             raise

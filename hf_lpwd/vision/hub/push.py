@@ -7,14 +7,11 @@ import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_lpwd.files import RECORD, SAVED_FILES
 from hf_lpwd.messages import BadInputError, counted, printable
 from hf_lpwd.vision.hub.patience import GaveUpError, patience
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 #: Files of a run that are uploaded: the model, its processor and code, the card and what it shows. Not the
 #: records of settings and the Trainer's state, which name folders of this machine.
@@ -75,15 +72,6 @@ def _refuse_link(path: Path, folder: Path) -> None:
         )
 
 
-def hub(token: str | None = None) -> HfApi:
-    """Returns the client of the Hub, with `token` or the user's own."""
-    from huggingface_hub import HfApi
-
-    from hf_lpwd import __version__
-
-    return HfApi(token=token, library_name="hf-lpwd", library_version=__version__)
-
-
 def upload(
     files: dict[str, Path],
     repo_id: str,
@@ -116,9 +104,11 @@ def upload(
     Raises:
         PushError: It did not succeed; the message says why. Whatever was sent before is used again next time.
     """
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, HfApi
 
-    api = hub(token)
+    from hf_lpwd import __version__
+
+    api = HfApi(token=token, library_name="hf-lpwd", library_version=__version__)
     options: dict[str, Any] = {"repo_type": repo_type, "revision": revision}
     try:
         with patience():

@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from pictures import red, reds
+from encoded_images import red, reds
 from PIL import Image
 
 from hf_lpwd.messages import BadInputError

@@ -12,7 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pandas
 import pytest
 import torch
-from pictures import pngs, red, reds, table
+from encoded_images import pngs, red, reds, table
 from transformers import ViTImageProcessor
 
 from hf_lpwd.messages import BadInputError

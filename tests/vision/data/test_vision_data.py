@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import json
 from functools import partial
 
 import datasets
 import numpy as np
 import pytest
-from pictures import CLASSES, load_from_parquet, red, reds, table
+from encoded_images import CLASSES, load_from_parquet, red, reds, table
 from sklearn.datasets import load_digits as sklearn_digits
 
 from hf_lpwd.messages import BadInputError
@@ -60,23 +59,6 @@ def test_train_and_test_only_cuts_the_validation_from_train(load):
     assert splits.test["label"][:] == [1, 0]
 
 
-@pytest.mark.parametrize("split", ["validation", "valid", "val", "dev"])
-def test_a_validation_split_is_recognised_and_there_is_no_test(tmp_path, split):
-    data = datasets.DatasetDict(
-        {"train": table([0, 1, 0, 1], feature=CLASSES), split: table([1, 0], feature=CLASSES)}
-    )
-    folder = tmp_path / "set"
-    folder.mkdir()
-    for name, part in data.items():
-        part.to_parquet(folder / f"{name}.parquet")
-    splits = load_splits(
-        DataTrainingArguments(dataset_name=str(folder)), seed=0, cache_dir=str(tmp_path / "c")
-    )
-    assert (len(splits.train), len(splits.validation), splits.test) == (4, 2, None)
-    assert set(splits.sources) == {"train", "validation"}
-    assert splits.rows["validation"].tolist() == [0, 1]
-
-
 def test_an_only_split_of_any_name_is_the_training_data(monkeypatch):
     data = datasets.DatasetDict({"everything": table([0, 1] * 10, feature=CLASSES)})
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: data)
@@ -123,37 +105,10 @@ def test_no_label_column_found(load):
     )
 
 
-def test_a_column_that_holds_no_pictures(load):
+def test_a_column_that_holds_no_images(load):
     data = datasets.Dataset.from_dict({"image": [0.5] * 4, "label": [0, 1] * 2})
     with pytest.raises(BadInputError, match=r"^column 'image' holds Value.*not images"):
         load({"train": data})
-
-
-def class_folders(folder, counts):
-    for name, count in counts.items():
-        (folder / name).mkdir(parents=True)
-        for row in range(count):
-            (folder / name / f"{row}.png").write_bytes(red(row))
-
-
-@pytest.mark.parametrize("given", ["dataset_name", "train_dir"])
-def test_a_folder_of_class_folders(tmp_path, given):
-    class_folders(tmp_path / "pets", {"dog": 6, "cat": 4})
-    args = DataTrainingArguments(**{given: str(tmp_path / "pets")}, train_val_split=0.2)
-    splits = load_splits(args, seed=0, cache_dir=str(tmp_path / "cache"))
-    assert splits.class_names == ["cat", "dog"]
-    assert np.bincount(splits.train["label"][:]).tolist() == [3, 5]
-    assert np.bincount(splits.validation["label"][:]).tolist() == [1, 1]
-
-
-def test_train_dir_and_validation_dir(tmp_path):
-    class_folders(tmp_path / "a", {"dog": 3, "cat": 4})
-    class_folders(tmp_path / "b", {"dog": 1, "cat": 2})
-    args = DataTrainingArguments(train_dir=str(tmp_path / "a"), validation_dir=str(tmp_path / "b"))
-    splits = load_splits(args, seed=0, cache_dir=str(tmp_path / "cache"))
-    assert np.bincount(splits.train["label"][:]).tolist() == [4, 3]
-    assert np.bincount(splits.validation["label"][:]).tolist() == [2, 1]
-    assert splits.test is None
 
 
 def test_parquet_files_without_huggingface_metadata(tmp_path):
@@ -169,23 +124,11 @@ def test_parquet_files_without_huggingface_metadata(tmp_path):
     assert sorted(reds(splits.train) + reds(splits.validation)) == list(range(8))
 
 
-def test_json_and_csv_files_of_paths(tmp_path):
-    for row in range(4):
-        (tmp_path / f"{row}.png").write_bytes(red(row))
-    rows = [{"image": str(tmp_path / f"{row}.png"), "label": "ab"[row % 2]} for row in range(4)]
-    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "list.csv").write_text(
-        "image,label\n" + "".join(f"{r['image']},{r['label']}\n" for r in rows)
-    )
-    for name in ("list.jsonl", "list.csv"):
-        args = DataTrainingArguments(dataset_name=str(tmp_path / name), train_val_split=0.5)
-        splits = load_splits(args, seed=0, cache_dir=str(tmp_path / "cache"))
-        assert splits.class_names == ["a", "b"]
-        assert sorted(reds(splits.train) + reds(splits.validation)) == [0, 1, 2, 3]
-
-
 def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
-    class_folders(tmp_path / "pets", {"dog": 2, "cat": 2})
+    for row, name in enumerate(("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png")):
+        path = tmp_path / "pets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(red(row))
     monkeypatch.setenv("HOME", str(tmp_path))
     args = DataTrainingArguments(dataset_name="~/pets", train_val_split=0.5)
     assert load_splits(args, seed=0, cache_dir=str(tmp_path / "cache")).class_names == ["cat", "dog"]

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from pictures import cell, encode, noise, pngs
+from encoded_images import cell, encode, noise, pngs
 from PIL import Image
 from transformers.image_utils import load_image
 
@@ -42,7 +42,7 @@ MODES = {
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_every_mode_gives_the_picture_of_the_pipeline(name):
+def test_every_mode_gives_the_image_of_the_pipeline(name):
     image, file_format = MODES[name]
     options = {"transparency": 0} if name == "P with transparency" else {}
     content = encode(image, file_format, **options)
@@ -256,7 +256,7 @@ def test_a_path_is_read_where_there_are_no_bytes(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", MODES)
-def test_a_part_is_that_of_the_upright_picture(name, orientation):
+def test_a_part_is_that_of_the_upright_image(name, orientation):
     image, file_format = MODES[name]
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -289,7 +289,7 @@ def test_a_part_is_that_of_the_upright_picture(name, orientation):
 @pytest.mark.parametrize("file_format", ["JPEG", "MPO"])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(size, reduced, orientation, file_format):
-    """Half of the width of 1600 x 1200; turned, the same part of the upright picture."""
+    """Half of the width of 1600 x 1200; turned, the same part of the upright image."""
     smooth = Image.fromarray(noise(12, 16, 3)).resize((1600, 1200), Image.Resampling.BICUBIC)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -318,7 +318,7 @@ def test_without_a_size_nothing_is_reduced():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_pictures_and_errors_keep_their_order_in_threads(threads):
+def test_images_and_errors_keep_their_order_in_threads(threads):
     contents = [*pngs(4), b"x", *pngs(2)]
     results = list(read_images([cell(content) for content in contents], [None] * 7, threads=threads))
     assert isinstance(results[4], ValueError)

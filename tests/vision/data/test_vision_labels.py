@@ -6,7 +6,7 @@ from functools import partial
 import datasets
 import numpy as np
 import pytest
-from pictures import CLASSES, load_from_parquet, reds, table
+from encoded_images import CLASSES, load_from_parquet, reds, table
 
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.data_args import DataTrainingArguments

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from encoded_images import CLASSES, load_from_parquet, table
 from hub_server import WRITE_TOKEN as TOKEN
 from hub_server import Hub
 from huggingface_hub import ModelCard, close_session, constants
 from markdown_it import MarkdownIt
-from pictures import CLASSES, load_from_parquet, table
 
 from hf_lpwd.cli import main
 from hf_lpwd.vision.arguments import parse_args
@@ -241,7 +241,7 @@ def test_several_devices_are_told(prepared):
 
 
 def test_local_paths_stay_out_of_the_card(tmp_path):
-    """A fine-tuned local model on a local data set is named without the path."""
+    """A fine-tuned local model on a local dataset is named without the path."""
     first = tmp_path / "secret" / "first"
     argv = [
         "--max_train_samples",

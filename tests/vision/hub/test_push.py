@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from encoded_images import CLASSES, table
 from hub_server import (
     CUT,
     DRIP,
@@ -18,7 +19,6 @@ from hub_server import (
     Repo,
     use_here,
 )
-from pictures import CLASSES, table
 from PIL import Image as PilImage
 from processes import HELPERS
 from small_runs import PUBLISHED, on_the_hub, train
@@ -333,10 +333,10 @@ def read_from(hub, cache, folder, offline=False):
 
 def test_a_fresh_process_loads_by_name_and_revision_and_then_from_the_cache(run, hub, tmp_path):
     assert main(["push", str(run), "user/digits", "--private", "--revision", "v1"]) == 0
-    hub.repos["datasets/user/pictures"] = Repo()
+    hub.repos["datasets/user/images"] = Repo()
     table(CLASSES.names * 20, feature=CLASSES).to_parquet(tmp_path / "train.parquet")
-    pictures = {"train-00000-of-00001.parquet": (tmp_path / "train.parquet").read_bytes()}
-    hub.repos["datasets/user/pictures"].commits["0" * 40] = pictures
+    parquet = {"train-00000-of-00001.parquet": (tmp_path / "train.parquet").read_bytes()}
+    hub.repos["datasets/user/images"].commits["0" * 40] = parquet
     read = read_from(hub, tmp_path / "cache", tmp_path / "a")
     model = AutoModelForImageClassification.from_pretrained(run)
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -348,7 +348,7 @@ def test_a_fresh_process_loads_by_name_and_revision_and_then_from_the_cache(run,
     assert "user/digits" in read["wrong_revision"]["err"]
     assert (read["train"], read["train_error"]) == (0, "")
     assert "base_model: user/digits" in read["card"]
-    assert "- user/pictures" in read["card"]
+    assert "- user/images" in read["card"]
     before = len(hub.requests)
     offline = read_from(hub, tmp_path / "cache", tmp_path / "b", offline=True)
     assert len(hub.requests) == before

@@ -146,7 +146,7 @@ def wait_for(port, process):
 
 
 @pytest.mark.slow
-def test_a_picture_is_classified_in_the_browser(tmp_path):
+def test_an_image_is_classified_in_the_browser(tmp_path):
     """Debian's chromium, and the app in a process of its own, as a user runs it."""
     from playwright.sync_api import expect, sync_playwright
     from transformers import pipeline

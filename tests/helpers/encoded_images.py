@@ -1,4 +1,4 @@
-"""Small pictures, encoded, and data sets of them."""
+"""Small images, encoded, and datasets of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLASSES = datasets.ClassLabel(names=["cat", "dog"])
 
 
 def encode(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
-    """Returns the bytes of a picture file."""
+    """Returns the bytes of an image file."""
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()
@@ -33,7 +33,7 @@ def red(value: int) -> bytes:
 
 
 def reds(data: datasets.Dataset) -> list[int]:
-    """Returns the red value of each picture's first pixel."""
+    """Returns the red value of each image's first pixel."""
     return [image.getpixel((0, 0))[0] for image in data["image"]]
 
 
@@ -43,12 +43,12 @@ def pngs(count: int, height: int = 16, width: int = 16) -> list[bytes]:
 
 
 def cell(content: bytes | None) -> dict[str, object]:
-    """Returns a picture as an undecoded `datasets.Image` column holds it."""
+    """Returns an image as an undecoded `datasets.Image` column holds it."""
     return {"bytes": content, "path": None}
 
 
 def table(labels, image="image", label="label", feature=None) -> datasets.Dataset:
-    """Returns one picture a label; the red value of a picture is its row."""
+    """Returns one image a label; the red value of an image is its row."""
     columns = {image: [cell(red(row)) for row in range(len(labels))], label: labels}
     features = datasets.Features({image: datasets.Image(), label: feature}) if feature else None
     return datasets.Dataset.from_dict(columns, features=features).cast_column(image, datasets.Image())
