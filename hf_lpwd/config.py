@@ -134,19 +134,11 @@ class LPWDConfig:
 
     @classmethod
     def from_args(cls, args: Any, **changes: Any) -> LPWDConfig:
-        """Takes the settings from the attributes of any object; what it lacks has its default.
-
-        Args:
-            args: `LPWDTrainingArguments`, the namespace of a parsed command line, or the like.
-            **changes: Settings that replace those of `args`.
-        """
+        """Takes settings from `changes`, then from the attributes of `args`, such as training arguments."""
         return cls(**{name: getattr(args, name) for name in SETTINGS if hasattr(args, name)} | changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as JSON: a function by its name, a `LayerMap` as None.
-
-        A plan's parameters have their layers anyway.
-        """
+        """Returns the settings as JSON: a function by its name, a `LayerMap` as None."""
         return {name: _as_json(getattr(self, name)) for name in SETTINGS}
 
 

@@ -122,11 +122,8 @@ def layer_param_groups(
         model: See `create_lpwd_optimizer`.
         weight_decay: The highest rate, which the schedule distributes over the layers.
         lr: Learning rate of the head; needed under `layer_lr_decay`.
-        **settings: The other settings of `LPWDConfig`. The optimizer decides when and how it decays, so
-            `decay_timing` and `decay_coupling` are not taken.
-
-    Returns:
-        See `LayerPlan.param_groups`.
+        **settings: The other settings of `LPWDConfig` but `decay_timing` and `decay_coupling`: the optimizer
+            decides when and how it decays.
 
     Raises:
         ValueError: A value is out of its range, or a parameter has no layer; the message names it.
