@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -172,7 +172,10 @@ def _twin(optimizer: Optimizer, stateful: list[Tensor]) -> tuple[Optimizer, list
                 vars(twin)[name] = type(value)()
             # A learning-rate scheduler puts its own `step` over the class's.
             elif not (callable(value) and hasattr(type(each), name)):
-                vars(twin)[name] = copy.deepcopy(value, memo)
+                # Locks and process groups cannot be copied, and are shared.
+                with contextlib.suppress(TypeError):
+                    value = copy.deepcopy(value, memo)
+                vars(twin)[name] = value
         if "train_mode" in vars(twin):
             twin.train_mode = True  # type: ignore[attr-defined]
     return twins[0], states
@@ -203,7 +206,7 @@ def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         tensor.copy_(value)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _kept(optimizer: Optimizer) -> Iterator[None]:
     """Takes away the gradients and the hooks of all optimizers; puts them and the random numbers back."""
     parameters = _parameters(_nested(optimizer))
