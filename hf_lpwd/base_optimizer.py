@@ -119,7 +119,7 @@ def update_ignores_weights(base: Optimizer) -> bool:
 def step_base(base: Optimizer, seen: list[dict[str, Any]]) -> None:
     """Makes the base optimizer's step; hooks of all optimizers run for the `LayerwiseDecay` only.
 
-    During the step each group holds the values of `seen` in place of its own.
+    During the step, the values in `seen` replace those of each group.
     """
     groups = base.param_groups
     if type(base) in _TAKE_SPARSE:

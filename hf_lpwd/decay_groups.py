@@ -67,7 +67,7 @@ def groups_to_load(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) ->
     Parameters are compared by name where both sides have names, by position elsewhere.
 
     Returns:
-        `saved`; without names if `groups` have names, as those of groups that were divided anew are others.
+        `saved`, without names if `groups` have names: groups may have been divided differently.
 
     Raises:
         ValueError: The message names what differs.
@@ -116,7 +116,7 @@ def _names(groups: list[dict[str, Any]]) -> list[str] | None:
 
 
 def _saved_names(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[str] | None:
-    """As `_names`; torch.distributed.checkpoint, which may divide groups anew, has names for positions."""
+    """As `_names`; torch.distributed.checkpoint saves names in place of positions."""
     positions = [position for group in saved for position in group["params"]]
     return positions if positions == _names(groups) else _names(saved)
 

@@ -33,7 +33,7 @@ def create_lpwd_optimizer(
     layer_map: Layers | None = LPWDConfig.layer_map,
     **optimizer_kwargs: Any,
 ) -> LayerwiseDecay:
-    """Creates an optimizer whose weight decay depends on the layer and on the moment of the step.
+    """Creates an optimizer with a weight decay for each layer, applied when `decay_timing` says.
 
     The defaults are the paper's method, *layer-wise pre-weight decay*: the rate rises linearly from 0 in the
     stem to `weight_decay` in the head, and is applied before the gradient is taken. In a custom training

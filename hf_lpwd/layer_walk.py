@@ -281,7 +281,7 @@ def place_outside(
             label = called or next(fed, after)
         else:
             label = called or previous or labels[0]
-            # Behind all stacks there are heads, and what DETR's kin embed their queries' positions with.
+            # After all stacks there are heads, and in DETR and similar models embeddings of query positions.
             is_asked = after is None and not is_head and has_matrices(owner)
             enters = is_asked and order.blocks_before(name, walks[label].stack.blocks) == 0
         found[name] = Place(label, 0, "stem") if enters else Place(label, walks[label].n, "head")

@@ -93,7 +93,7 @@ def say(line: str, file: TextIO | None = None) -> None:
 
 @contextmanager
 def warnings_once(write: Callable[[str], object]) -> Iterator[None]:
-    """Gives `write` each warning that this package logs, once, and nobody else."""
+    """Passes each warning that this package logs to `write`, once, and to no other handler."""
     said: set[str] = set()
 
     def emit(record: logging.LogRecord) -> bool:

@@ -117,7 +117,7 @@ class LayerwiseDecay(Optimizer):
         base = optimizer_cls(groups, **optimizer_kwargs)
         for group in base.param_groups:
             check_group(optimizer_cls, group)
-        # Not `super().__init__`, which would make groups and a state beside the base optimizer's.
+        # Not `super().__init__`, which would make a second set of groups and states.
         self.__setstate__({"base": base, "defaults": {**base.defaults, **decay}})
         warn_of_vanishing_rates(base.param_groups)
 

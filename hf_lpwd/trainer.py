@@ -117,7 +117,7 @@ class LPWDTrainerMixin(Trainer):
         return optimizer_from_plan(plan, model, optimizer_cls, param_groups=groups, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs as the Trainer does, with the per-layer values beside each training loss."""
+        """Logs as the Trainer does, with the per-layer values added to each training loss."""
         layers = self._layer_log.take() if "loss" in logs else {}
         super().log({**logs, **layers}, *args, **kwargs)
 
@@ -188,8 +188,8 @@ def lpwd_optimizer_factory() -> Callable[..., LayerwiseDecay]:
     ``Trainer(model, args, optimizer_cls_and_kwargs=(lpwd_optimizer_factory, {"args": args}))``
 
     The Trainer calls it as ``lpwd_optimizer_factory()(model, **kwargs)``. With `args`, its training
-    arguments, the learning rate, `weight_decay` and the optimizer are those that `args` has at that moment,
-    so a hyperparameter search varies them. Further keyword arguments are settings of `LPWDConfig`,
+    arguments, the learning rate, `weight_decay` and the optimizer are read from `args` at each call, so a
+    hyperparameter search varies them. Further keyword arguments are settings of `LPWDConfig`,
     `optimizer_cls` and its arguments. Without `args`, `lr` and `weight_decay` must be among them, and those
     of the Trainer have no effect, as a warning says.
     """

@@ -85,7 +85,7 @@ def layer_values(groups: list[dict[str, Any]], plan: LayerPlan) -> dict[str, flo
             layer = plan[name].stack, plan[name].layer
             rates[layer] = max(rates[layer], group["weight_decay"])
             parameter = members.get(name)
-            # A process holds less than the whole of a flattened group, also where the group has one member.
+            # A process holds only a part of a flattened group, also if the group has one member.
             if parameter is None or parameter.numel() != plan[name].size:
                 continue
             weights[layer].append(parameter)

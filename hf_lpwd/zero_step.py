@@ -154,7 +154,7 @@ def _twin(optimizer: Optimizer, stateful: list[Tensor]) -> tuple[Optimizer, list
     """
     optimizers = _nested(optimizer)
     parameters = _parameters(optimizers)
-    # What copies share with what they are copied from.
+    # Objects that the copies share with the originals.
     memo: dict[int, Any] = {id(p): p for p in parameters}
     values = [value for each in optimizers for value in vars(each).values()]
     memo |= {id(value): value for value in values if isinstance(value, (nn.Module, LayerPlan))}

@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from hf_lpwd.files import SAVED_FILES
 
-# What DeepSpeed pickles beside tensors in its model and optimizer states.
+# Classes that DeepSpeed pickles in its model and optimizer states.
 _DEEPSPEED_STATES = ("_model_states.pt", "_optim_states.pt")
 _DEEPSPEED_CLASSES = {
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",

@@ -61,7 +61,7 @@ def load_checkpoint(
 ) -> int:
     """Takes up a checkpoint of `save_checkpoint` that `hf_lpwd.checkpoints.run_folder.check_run` accepts.
 
-    The arguments are those of `save_checkpoint`; `losses` and `scheduler` are filled.
+    Takes the arguments of `save_checkpoint`, and fills `losses` and `scheduler`.
 
     Returns:
         How many steps are done.

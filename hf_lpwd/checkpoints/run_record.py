@@ -1,4 +1,4 @@
-"""Which run is this, and may it go on from there: the settings of a run beside what it saved."""
+"""The record of a run: its settings, saved in its folder and its checkpoints, and how two runs differ."""
 
 from __future__ import annotations
 
