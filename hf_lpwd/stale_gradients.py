@@ -50,7 +50,7 @@ class StaleGradients:
         self._found = []
 
     def used(self, groups: list[dict[str, Any]]) -> None:
-        """Call after a step, whose gradients may stay if the next backward pass adds to them or removes them."""
+        """Call after a step. Its gradients may stay if the next backward pass adds to or removes them."""
         self._found = []
         first = next((p for group in groups for p in group["params"] if p.grad is not None), None)
         self._used = None if first is None else (first, TensorWeakRef(first.grad), first.grad._version)
