@@ -120,7 +120,11 @@ def _is_first_to_say(line: str) -> bool:
     if not error_file:
         return True
     try:
-        (Path(error_file).parents[1] / f"said_{zlib.crc32(line.encode()):08x}").touch(exist_ok=False)
+        launch = Path(error_file).parents[1]
+        # "Connection closed by peer" is what follows where another process has ended with an error.
+        if "by peer" in line and any(launch.glob("said_*")):
+            return False
+        (launch / f"said_{zlib.crc32(line.encode()):08x}").touch(exist_ok=False)
         extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
         write_json(error_file, {"message": {"message": line, "extraInfo": extra}})
     except FileExistsError:

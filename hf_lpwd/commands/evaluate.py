@@ -65,6 +65,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     # What loads models and datasets takes seconds to import.
     import datasets
     import numpy as np
+    from sklearn.metrics import confusion_matrix
     from transformers import EvalPrediction
 
     from hf_lpwd.vision.classifier import Classifier
@@ -75,7 +76,6 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
         classes_csv,
         classes_text,
         confusion_csv,
-        confusion_matrix,
         confusion_svg,
     )
     from hf_lpwd.vision.metrics import compute_metrics
@@ -109,7 +109,8 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
             labels.append(known[row])
     if not labels:
         raise BadInputError(f"{data.where}: none of {len(data.rows)} images can be read")
-    matrix = confusion_matrix(np.array(labels), np.array(logits).argmax(axis=1), len(names))
+    scores = np.array(logits)
+    matrix = confusion_matrix(labels, scores.argmax(axis=1), labels=range(len(names)))
     table = class_table(matrix, names)
     results = {
         "model": args.run,
@@ -121,7 +122,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
         "training_images": training_images,
         "data": asdict(data.facts),
         "classes_without_images": table["class"][table["images"] == 0].tolist(),
-        "metrics": compute_metrics(EvalPrediction(predictions=np.array(logits), label_ids=np.array(labels))),
+        "metrics": compute_metrics(EvalPrediction(predictions=scores, label_ids=np.array(labels))),
     }
     out = Path(args.out) if args.out else _folder(args.run, data)
     title = f"{Path(data.where).name}: accuracy {results['metrics']['accuracy']:.4f}"

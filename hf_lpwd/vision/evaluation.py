@@ -16,16 +16,10 @@ _MOST_COUNTS = 20
 _MOST_NAMES = 100
 
 
-def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts images by class (rows) and predicted class (columns); int64 [num_classes, num_classes]."""
-    from sklearn import metrics
-
-    return metrics.confusion_matrix(labels, predictions, labels=np.arange(num_classes))
-
-
 def class_table(matrix: np.ndarray, class_names: Sequence[str]) -> pandas.DataFrame:
     """Returns what a confusion matrix tells about each class, NaN where there are no images to measure it on.
 
+    `matrix` counts images by class (rows) and predicted class (columns), int64 [classes, classes].
     `images` are of the class, `predicted` are taken for it. `recall` is the fraction of `images` that is
     taken for it, `precision` the fraction of `predicted` that is of it, `f1` their harmonic mean.
     `confused_with` is the other class that its images are most often taken for.

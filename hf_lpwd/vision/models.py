@@ -152,10 +152,7 @@ def model_skeleton(name: str, overrides: str | None = None, **hub_options: Any) 
     elif not os.path.exists(name) and (name.startswith("timm/") or "/" not in name):
         return _timm_skeleton(name.removeprefix("timm/"), overrides)
     else:
-        try:
-            config = transformers.AutoConfig.from_pretrained(name, **hub_options)
-        except (OSError, ValueError) as error:
-            raise ValueError(_why_not_loaded(name, error)) from error
+        config = _load_config(name, **hub_options)
     _apply_overrides(config, overrides)
     with torch.device("meta"):
         return _from_config(config, hub_options.get("trust_remote_code", False))
@@ -179,10 +176,7 @@ def _config_from_scratch(
     args: ModelArguments, class_names: list[str]
 ) -> tuple[transformers.PreTrainedConfig, int]:
     if args.config_name is not None:
-        try:
-            config = transformers.AutoConfig.from_pretrained(args.config_name, **hub_options(args))
-        except (OSError, ValueError) as error:
-            raise ValueError(_why_not_loaded(args.config_name, error)) from error
+        config = _load_config(args.config_name, **hub_options(args))
     elif args.model_type in _classifiers():
         config = transformers.AutoConfig.for_model(args.model_type)
     else:
@@ -261,6 +255,13 @@ def hub_options(args: ModelArguments) -> dict[str, Any]:
         "token": args.token,
         "trust_remote_code": args.trust_remote_code,
     }
+
+
+def _load_config(name: str, **hub_options: Any) -> transformers.PreTrainedConfig:
+    try:
+        return transformers.AutoConfig.from_pretrained(name, **hub_options)
+    except (OSError, ValueError) as error:
+        raise ValueError(_why_not_loaded(name, error)) from error
 
 
 def _why_not_loaded(name: str, error: Exception) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from hf_lpwd import __version__
 from hf_lpwd.cli import main
-from hf_lpwd.messages import BadInputError
+from hf_lpwd.messages import BadInputError, refuse
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "timm", "evaluate", "sklearn", "numpy")
 
@@ -105,6 +105,17 @@ def test_of_several_processes_the_first_says_what_is_wrong_and_tells_the_launche
     assert not files[0].exists()
     assert main(["tran"]) == 2
     assert capsys.readouterr().err == line.replace("trian", "tran") + "\n"
+
+
+def test_that_another_process_has_ended_is_not_said_after_its_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "attempt_0" / "0" / "error.json"))
+    (tmp_path / "attempt_0" / "0").mkdir(parents=True)
+    closed = "RuntimeError: Connection closed by peer [127.0.0.1]:19363"
+    # What gloo says is all that is known of a process that was killed.
+    assert refuse("hf-lpwd", closed) == 2
+    assert capsys.readouterr().err == f"hf-lpwd: error: {closed}\n"
+    assert refuse("hf-lpwd", closed.replace("19363", "19364")) == 2
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("file", ["error.json", "/no/such/folder/error.json"])

@@ -5,14 +5,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from hf_lpwd.vision.evaluation import (
     class_table,
     classes_csv,
     classes_text,
     confusion_csv,
-    confusion_matrix,
     confusion_svg,
 )
 
@@ -23,7 +22,7 @@ NAMES = ["cat", "$dog$", "<bird>", "fish, 鱼"]
 
 @pytest.fixture
 def matrix():
-    return confusion_matrix(LABELS, PREDICTIONS, 4)
+    return confusion_matrix(LABELS, PREDICTIONS, labels=range(4))
 
 
 def test_rows_are_classes_and_columns_predictions(matrix):

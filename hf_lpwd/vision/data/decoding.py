@@ -180,14 +180,11 @@ def deep_highest(cell: dict[str, Any] | None) -> int | float | None:
 
 
 def keeps_upper_bits(cell: dict[str, Any] | None) -> bool:
-    """Whether an image has more than 8 bits a channel of which only the upper 8 are read."""
-    try:
-        with _open(_content(cell)) as image:
-            raw = _raw_mode(image)
-            more = (";16" in raw and not _is_grey(image)) or image.info.get("bit_depth", 8) > 8
-            return more and not _TWO_BYTES.fullmatch(raw)
-    except Exception:  # as in read_image
-        return False
+    """Whether a readable image has more than 8 bits a channel of which only the upper 8 are read."""
+    with _open(_content(cell)) as image:
+        raw = _raw_mode(image)
+        more = (";16" in raw and not _is_grey(image)) or image.info.get("bit_depth", 8) > 8
+        return more and not _TWO_BYTES.fullmatch(raw)
 
 
 def image_size(cell: dict[str, Any] | None) -> tuple[int, int]:

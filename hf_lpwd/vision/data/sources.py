@@ -177,12 +177,14 @@ def _images_of(
     names = layout.class_names
     splits = DatasetDict()
     unlabelled = [split for split, labels in layout.labels.items() if all(label is None for label in labels)]
+    features = None
+    if names is not None:
+        label = datasets.ClassLabel(names=names)
+        features = datasets.Features({"image": datasets.Image(), layout.label_column: label})
     for split, paths in layout.paths.items():
         columns = {"image": paths, layout.label_column: layout.labels[split]}
-        data = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
-        if names is not None:
-            data = data.cast_column(layout.label_column, datasets.ClassLabel(names=names))
-        splits[split] = data
+        data = datasets.Dataset.from_dict(columns, features=features)
+        splits[split] = data.cast_column("image", datasets.Image())
     hint = ""
     if listing.tables:
         hint = f"; for labels in a table: --dataset_name {name}/{'/'.join(listing.tables[0].key)}"
