@@ -176,9 +176,10 @@ def _assign_roles(source: Source) -> dict[str, str]:
     for role, split in sources.items():
         if len(loaded[split]) == 0:
             raise BadInputError(f"{name}: the {role} split ({split}) is empty")
-    source.left_out += Counter(
-        {f"row of the split {split}": len(loaded[split]) for split in loaded if split not in sources.values()}
-    )
+    unused = [split for split in loaded if split not in sources.values()]
+    source.left_out += Counter({f"row of the split {split}": len(loaded[split]) for split in unused})
+    for split in filter(role_of, unused):
+        logger.warning("%s: the %d rows of the split %s are not used", name, len(loaded[split]), split)
     return sources
 
 
