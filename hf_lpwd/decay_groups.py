@@ -78,7 +78,11 @@ def groups_to_load(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) ->
         old, new = ("/".join(sorted({group[key] for group in side})) for side in (saved, groups))
         if old != new:
             raise ValueError(f"the state dict was saved with {key} {old}, but this run has {new}")
-    names, saved_names = _names(groups), _saved_names(groups, saved)
+    names, saved_names = _names(groups), _names(saved)
+    # torch.distributed.checkpoint has the names in place of positions.
+    in_place_of_positions = [position for group in saved for position in group["params"]]
+    if names == in_place_of_positions:
+        saved_names = names
     if names is None or saved_names is None:
         names, saved_names = _positions(groups), _positions(saved)
     for what, missing in (
@@ -113,12 +117,6 @@ def _names(groups: list[dict[str, Any]]) -> list[str] | None:
     if any(len(of) != len(group["params"]) for of, group in zip(names, groups, strict=True)):
         return None
     return [name for of in names for name in of]
-
-
-def _saved_names(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[str] | None:
-    """As `_names`; torch.distributed.checkpoint saves names in place of positions."""
-    positions = [position for group in saved for position in group["params"]]
-    return positions if positions == _names(groups) else _names(saved)
 
 
 def _positions(groups: list[dict[str, Any]]) -> list[str]:

@@ -41,8 +41,7 @@ def load_stock_state(optimizer: LayerwiseDecay, state_dict: dict[str, Any], mode
     saved = {name: state_dict["state"].get(at, {}) for name, at in zip(names, positions, strict=True)}
     own = optimizer.state_dict()
     names = [name for group in own["param_groups"] for name in group["param_names"]]
-    if saved.keys() != set(names):
-        odd = sorted(saved.keys() ^ set(names))[0]
+    if odd := min(saved.keys() ^ set(names), default=None):
         raise ValueError(
             f"the state dict has other parameters than this optimizer: {odd} is in one of them only"
         )

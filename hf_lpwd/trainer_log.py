@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,6 @@ from transformers.trainer_utils import IntervalStrategy
 from hf_lpwd.measure import DecayMeasurement, measure_decay
 from hf_lpwd.parameters import whole
 from hf_lpwd.plan import LayerPlan, layer_name
-
-Key = TypeVar("Key", bound=Hashable)
 
 #: First part of the keys of the per-layer values in the Trainer's logs.
 LAYER_LOG_KEYS = ("weight_decay", "weight_norm", "grad_to_weight")
@@ -100,7 +98,7 @@ def layer_values(groups: list[dict[str, Any]], plan: LayerPlan) -> dict[str, flo
     }
 
 
-def layer_norms(tensors_by_layer: Mapping[Key, Sequence[Tensor]]) -> dict[Key, float]:
+def layer_norms(tensors_by_layer: Mapping[tuple[str, int], Sequence[Tensor]]) -> dict[tuple[str, int], float]:
     """Returns the L2 norm over all tensors of each layer that has any, with one transfer from the device.
 
     Shards of `DTensor` count as the whole tensor.
