@@ -51,7 +51,7 @@ def by_precision(
         Parameters, with the fraction of them to take away now.
     """
     low = [p for p in params if is_low_precision(p.dtype)]
-    full = [p for p in params if not is_low_precision(p.dtype)]
+    full = [p for p in params if not is_low_precision(p.dtype)] if low else params
     parts = [(full, fraction)] if full else []
     if not low:
         return parts
