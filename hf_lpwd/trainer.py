@@ -227,7 +227,7 @@ def _create_for_trainer(
 def _warn_if_nothing_decays(config: LPWDConfig) -> None:
     """Says that `weight_decay` was left at the default of TrainingArguments, which is 0."""
     if config.weight_decay == 0.0 and not config.decay_by_pattern:
-        logger.warning("weight_decay is 0, so that nothing decays: set it in the arguments, e.g. to 0.05")
+        logger.warning("weight_decay is 0, so that nothing decays: set it, e.g. to 0.05")
 
 
 def _base_optimizer(args: TrainingArguments, found: ClassAndKwargs) -> ClassAndKwargs:
