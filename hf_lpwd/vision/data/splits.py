@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -235,10 +236,14 @@ def _require_two_classes(labels: np.ndarray, class_names: list[str], name: str) 
 
 
 def _alike(class_names: list[str]) -> str | None:
-    plain = ["".join(name.split()).casefold() for name in class_names]
+    plain = [unicodedata.normalize("NFKC", "".join(name.split())).casefold() for name in class_names]
     counts = Counter(plain)
     alike = [name for name, text in zip(class_names, plain, strict=True) if counts[text] > 1]
-    return f"Classes whose names differ in case or spaces alone: {list_names(alike)}" if alike else None
+    return (
+        f"Classes whose names differ in case, spaces or Unicode form alone: {list_names(alike)}"
+        if alike
+        else None
+    )
 
 
 def _origin(role: str, sources: Mapping[str, str], available: Mapping[str, int]) -> str:

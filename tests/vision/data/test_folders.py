@@ -367,9 +367,17 @@ def test_classes_that_differ_in_case_or_spaces_alone_are_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         splits = load(make(tmp_path / "set", *TWO_EACH, "Cat/4.png", "c at/5.png", "cats/6.png"))
     assert splits.class_names == ["Cat", "c at", "cat", "cats", "dog"]
-    sentence = "Classes whose names differ in case or spaces alone: Cat, c at, cat"
+    sentence = "Classes whose names differ in case, spaces or Unicode form alone: Cat, c at, cat"
     assert splits.facts.notes == [sentence]
     assert sentence in caplog.messages
+
+
+def test_a_class_whose_accents_are_written_in_two_ways_is_told(tmp_path):
+    names = "caf\u00e9", "cafe\u0301"
+    splits = load(make(tmp_path / "set", *(f"{name}/{n}.png" for n, name in enumerate((*names, *names)))))
+    assert splits.facts.notes[0].startswith(
+        "Classes whose names differ in case, spaces or Unicode form alone"
+    )
 
 
 def test_a_table_beside_one_folder_of_images_is_named(tmp_path):

@@ -238,6 +238,19 @@ def test_a_held_out_part_of_another_word_is_not_trained_on(folder):
     assert found.facts.left_out == {"row of the split holdout": 1}
 
 
+def test_urls_of_files_and_bytes_in_json(folder):
+    (folder / "images" / "0.png").rename(folder / "images" / "a 0.png")
+    urls = [(folder / path).as_uri() for path in ["images/a 0.png", *PATHS[1:]]]
+    assert "%20" in urls[0]
+    pandas.DataFrame({"image": urls, "label": list("abab")}).to_csv(folder / "a.csv", index=False)
+    assert rows(load(folder / "a.csv")) == EXPECTED
+    cells = [{"bytes": base64.b64encode(red(50 + row)).decode(), "path": None} for row in range(4)]
+    (folder / "a.json").write_text(
+        json.dumps([{"image": cell, "label": label} for cell, label in zip(cells, "abab", strict=True)])
+    )
+    assert rows(load(folder / "a.json")) == EXPECTED
+
+
 @pytest.mark.parametrize("label", ["-1.0", "-1 ", " "])
 def test_minus_one_is_no_label_however_it_is_written(folder, label):
     frame = pandas.DataFrame({"image": PATHS, "label": ["0.0", "1.0", "0.0", label]})
