@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,15 @@ from hf_lpwd.study.results import MethodResult, decay_curve
 from hf_lpwd.study.stats import Array, mean_interval, performance_profile
 
 
-def draw_figures(results: Sequence[MethodResult], baseline: str) -> list[Figure]:
-    """Draws what the records of a task allow; a figure that would be empty is left out."""
-    drawn = (
+def draw_figures(results: Sequence[MethodResult], baseline: str) -> list[Figure | None]:
+    """Draws what the records of a task allow; None in the place of a figure that would be empty."""
+    return [
         _decay_curves(results, baseline),
         _heat_maps(results),
-        draw_layers(results),
-        draw_opposing(results),
-        draw_training(results),
-    )
-    return [figure for figure in drawn if figure is not None]
+        _layers(results),
+        _opposing(results),
+        _training(results),
+    ]
 
 
 def draw_forest(comparisons: Sequence[Comparison], name: str, title: str, with_task: bool) -> Figure | None:
@@ -96,14 +95,10 @@ def _decay_curves(results: Sequence[MethodResult], baseline: str) -> Figure | No
     decays = sorted(set().union(*(curve.index for curve in curves.values())))
     if len(decays) < 2:
         return None
-    columns = min(2, len(curves))
-    rows = -(-len(curves) // columns)
-    with new_canvas(5.2, 0.6 + 1.9 * rows) as canvas:
-        panels = canvas.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        for panel in panels.flat[len(curves) :]:
-            panel.set_axis_off()
+    with new_canvas(5.2, 0.6 + 1.9 * math.ceil(len(curves) / 2)) as canvas:
+        panels = _panels(canvas, curves, sharex=True, sharey=True)
         texts = []
-        for number, (panel, (name, curve)) in enumerate(zip(panels.flat, curves.items(), strict=False)):
+        for number, (panel, (name, curve)) in enumerate(zip(panels, curves.items(), strict=True)):
             if baseline in curves:
                 panel.plot(curves[baseline]["value"], color="grey", linestyle=":")
             look = style(number)
@@ -119,6 +114,15 @@ def _decay_curves(results: Sequence[MethodResult], baseline: str) -> Figure | No
         canvas.supylabel("test accuracy, %", fontsize=9)
         alt = f"Test accuracy in percent against the decay rate. {'; '.join(texts)}."
         return saved(canvas, "decay", "Accuracy against the decay rate, with 95% bands over seeds", alt)
+
+
+def _panels(canvas: Any, shown: Sized, **options: Any) -> list[Any]:
+    """A panel for each of what is shown, in up to two columns."""
+    columns = min(2, len(shown))
+    panels = canvas.subplots(-(-len(shown) // columns), columns, squeeze=False, **options).flat
+    for panel in panels[len(shown) :]:
+        panel.set_axis_off()
+    return list(panels[: len(shown)])
 
 
 def _test_by_decay(result: MethodResult) -> pd.DataFrame:
@@ -140,31 +144,17 @@ def _heat_maps(results: Sequence[MethodResult]) -> Figure | None:
     low, high = (
         f([f(m[~np.isnan(m)]) for m in maps.values() if not np.isnan(m).all()]) for f in (np.min, np.max)
     )
-    columns = min(2, len(maps))
-    rows = -(-len(maps) // columns)
-    with new_canvas(5.2, 0.9 + (0.7 + 0.45 * len(rates)) * rows) as canvas:
-        panels = canvas.subplots(rows, columns, squeeze=False)
-        for panel in panels.flat:
-            panel.set_axis_off()
+    with new_canvas(5.2, 0.9 + (0.7 + 0.45 * len(rates)) * math.ceil(len(maps) / 2)) as canvas:
         texts = []
-        for panel, (name, values) in zip(panels.flat, maps.items(), strict=False):
-            panel.set_axis_on()
+        for panel, (name, values) in zip(_panels(canvas, maps), maps.items(), strict=True):
             panel.imshow(values, vmin=low, vmax=high, cmap="viridis", aspect="auto")
             panel.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
             panel.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
             panel.set_title(name, fontsize=9)
             for row, column in np.argwhere(~np.isnan(values)):
                 value = values[row, column]
-                light = value > (low + high) / 2
-                panel.text(
-                    column,
-                    row,
-                    f"{value:.1f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color=INK if light else "white",
-                )
+                color = INK if value > (low + high) / 2 else "white"
+                panel.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=color)
             texts.append(f"{name}: highest {np.nanmax(values):.1f}, lowest {np.nanmin(values):.1f}")
         canvas.supxlabel("decay rate", fontsize=9)
         canvas.supylabel("learning rate", fontsize=9)
@@ -180,7 +170,7 @@ def _map(result: MethodResult, rates: Sequence[float], decays: Sequence[float]) 
     return pd.Series(means).mul(100.0).unstack().reindex(index=rates, columns=decays).to_numpy()
 
 
-def draw_layers(results: Sequence[MethodResult]) -> Figure | None:
+def _layers(results: Sequence[MethodResult]) -> Figure | None:
     """Decay rates and final weight norms by layer."""
     rates_of = {r.name: next((run.layers for run in r.runs.values() if run.layers), []) for r in results}
     if not any(rates_of.values()):
@@ -207,7 +197,7 @@ def draw_layers(results: Sequence[MethodResult]) -> Figure | None:
         return saved(canvas, "layers", "Decay rates and weight norms by layer", alt)
 
 
-def draw_opposing(results: Sequence[MethodResult]) -> Figure | None:
+def _opposing(results: Sequence[MethodResult]) -> Figure | None:
     """R_op over training; None where it was not measured."""
     measured = {
         result.name: [run.opposing_penalty for run in result.runs.values() if run.opposing_penalty.steps]
@@ -235,7 +225,7 @@ def draw_opposing(results: Sequence[MethodResult]) -> Figure | None:
         return saved(canvas, "opposing", "Opposing penalty: decay that enlarges weights", alt)
 
 
-def draw_training(results: Sequence[MethodResult]) -> Figure | None:
+def _training(results: Sequence[MethodResult]) -> Figure | None:
     """Training loss and validation accuracy by epoch."""
     with new_canvas(5.2, 5.6) as canvas:
         loss, accuracy = canvas.subplots(2, 1, sharex=True)

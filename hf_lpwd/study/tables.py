@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
     "number": lambda value: f"{value:g}" if abs(value) < 1e6 else f"{value:.3g}",
     "text": str,
 }
+_Value = Callable[[Any], Any]
 # Digits of a CSV: enough for any use, and not those in which two versions of a library may differ.
 _DIGITS = 6
 
@@ -104,48 +105,53 @@ def _escaped(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
+def _table(name: str, title: str, rows_of: Sequence[Any], columns: Mapping[tuple[str, str], _Value]) -> Table:
+    """A table of objects: heading and kind of each column -> its value for an object."""
+    rows = [[value(one) for value in columns.values()] for one in rows_of]
+    return Table(name, title, list(columns), rows)
+
+
 def summary_table(study: Study, task: str) -> Table:
     """What each method reaches at the setting chosen on validation."""
     results = study.results[task]
-    with_paper = any(result.paper is not None for result in results)
-    columns = [
-        ("method", "text"), ("decay", "number"), ("learning rate", "number"), ("mean rate", "number"),
-        ("settings tried", "number"), ("seeds", "number"), ("validation, %", "percent"),
-        ("test, %", "percent"),
-        *([("paper's metric, %", "percent")] if with_paper else []), ("remarks", "text"),
-    ]  # fmt: skip
-    rows = [
-        [
-            result.name, result.setting.decay, result.setting.learning_rate, result.mean_rate,
-            len(result.method.grid), len(result.runs), result.validation, result.test,
-            *([result.paper] if with_paper else []), "; ".join(result.remarks) or "-",
-        ]
-        for result in results
-    ]  # fmt: skip
-    return Table("summary", "Each method at its best setting on validation", columns, rows)
+    columns: dict[tuple[str, str], _Value] = {
+        ("method", "text"): lambda r: r.name,
+        ("decay", "number"): lambda r: r.setting.decay,
+        ("learning rate", "number"): lambda r: r.setting.learning_rate,
+        ("mean rate", "number"): lambda r: r.mean_rate,
+        ("settings tried", "number"): lambda r: len(r.method.grid),
+        ("seeds", "number"): lambda r: len(r.runs),
+        ("validation, %", "percent"): lambda r: r.validation,
+        ("test, %", "percent"): lambda r: r.test,
+        ("paper's metric, %", "percent"): lambda r: r.paper,
+        ("remarks", "text"): lambda r: "; ".join(r.remarks) or "-",
+    }
+    if all(result.paper is None for result in results):
+        del columns["paper's metric, %", "percent"]
+    return _table("summary", "Each method at its best setting on validation", results, columns)
 
 
 def comparison_table(name: str, title: str, comparisons: Sequence[Comparison], with_task: bool) -> Table:
     """Comparisons with their verdicts, where one was asked for."""
-    columns = {
-        ("compared", "text"): [c.name for c in comparisons],
-        ("task", "text"): [c.task for c in comparisons],
-        ("with", "text"): [c.to for c in comparisons],
-        ("verdict", "text"): [c.verdict for c in comparisons],
-        ("difference over seeds, points", "points"): [c.difference for c in comparisons],
-        ("over seeds and test images, points", "points"): [c.over_images for c in comparisons],
-        ("p", "p"): [c.p_difference for c in comparisons],
-        ("p of equivalence", "p"): [c.p_equivalence for c in comparisons],
-        ("seeds", "number"): [c.paired.num_seeds if c.paired else 0 for c in comparisons],
-        ("could have shown, points", "percent"): [c.detectable for c in comparisons],
-        ("settings tried", "text"): [f"{c.tried[0]} : {c.tried[1]}" for c in comparisons],
-        ("remarks", "text"): ["; ".join(remarks(c)) or "-" for c in comparisons],
+    columns: dict[tuple[str, str], _Value] = {
+        ("compared", "text"): lambda c: c.name,
+        ("task", "text"): lambda c: c.task,
+        ("with", "text"): lambda c: c.to,
+        ("verdict", "text"): lambda c: c.verdict,
+        ("difference over seeds, points", "points"): lambda c: c.difference,
+        ("over seeds and test images, points", "points"): lambda c: c.over_images,
+        ("p", "p"): lambda c: c.p_difference,
+        ("p of equivalence", "p"): lambda c: c.p_equivalence,
+        ("seeds", "number"): lambda c: c.paired.num_seeds if c.paired else 0,
+        ("could have shown, points", "percent"): lambda c: c.detectable,
+        ("settings tried", "text"): lambda c: f"{c.tried[0]} : {c.tried[1]}",
+        ("remarks", "text"): lambda c: "; ".join(remarks(c)) or "-",
     }
     left_out = set() if with_task else {"task"}
     if not any(c.question.verdict for c in comparisons):
         left_out |= {"verdict", "p", "p of equivalence", "could have shown, points"}
-    kept = {column: values for column, values in columns.items() if column[0] not in left_out}
-    return Table(name, title, list(kept), list(zip(*kept.values(), strict=True)))
+    kept = {column: value for column, value in columns.items() if column[0] not in left_out}
+    return _table(name, title, comparisons, kept)
 
 
 def remarks(c: Comparison) -> list[str]:
@@ -158,16 +164,14 @@ def remarks(c: Comparison) -> list[str]:
 
 def robustness_table(study: Study, task: str) -> Table:
     """How each method depends on the decay rate."""
-    columns = [
-        ("method", "text"), ("worst, %", "percent"), ("range, points", "percent"),
-        ("area over log rate, %", "percent"),
-    ]  # fmt: skip
-    rows = [
-        [result.name, robustness.worst.clipped(), robustness.range.clipped(), robustness.area.clipped()]
-        for result in study.results[task]
-        if (robustness := result.robustness) is not None
-    ]
-    return Table("robustness", "Test accuracy over all decay rates above 0", columns, rows)
+    columns: dict[tuple[str, str], _Value] = {
+        ("method", "text"): lambda r: r.name,
+        ("worst, %", "percent"): lambda r: r.robustness.worst.clipped(),
+        ("range, points", "percent"): lambda r: r.robustness.range.clipped(),
+        ("area over log rate, %", "percent"): lambda r: r.robustness.area.clipped(),
+    }
+    results = [result for result in study.results[task] if result.robustness is not None]
+    return _table("robustness", "Test accuracy over all decay rates above 0", results, columns)
 
 
 def pooled_table(study: Study) -> Table:
@@ -179,26 +183,23 @@ def pooled_table(study: Study) -> Table:
 
 def runs_table(records: Sequence[Record]) -> Table:
     """Every run, also those that failed."""
-    columns = [
-        ("method", "text"), ("decay", "number"), ("learning rate", "number"), ("seed", "number"),
-        ("outcome", "text"), ("validation, %", "percent"), ("test, %", "percent"), ("seconds", "number"),
-        ("other settings, or the error", "text"), ("record", "text"),
-    ]  # fmt: skip
-    rows = []
-    for record in records:
-        setting = setting_of(record.settings)
-        failed = record.outcome == "failed"
-        rest = f"{record.error.type}: {record.error.message}" if record.error else _rest(record)
-        rows.append(
-            [
-                record.method, setting.decay, setting.learning_rate, record.seed, record.outcome,
-                None if failed else record.score("validation"), None if failed else record.score("test"),
-                record.times.seconds, rest, record.id,
-            ]
-        )  # fmt: skip
-    return Table("runs", "All runs", columns, rows)
+    columns: dict[tuple[str, str], _Value] = {
+        ("method", "text"): lambda r: r.method,
+        ("decay", "number"): lambda r: setting_of(r.settings).decay,
+        ("learning rate", "number"): lambda r: setting_of(r.settings).learning_rate,
+        ("seed", "number"): lambda r: r.seed,
+        ("outcome", "text"): lambda r: r.outcome,
+        ("validation, %", "percent"): lambda r: None if r.outcome == "failed" else r.score("validation"),
+        ("test, %", "percent"): lambda r: None if r.outcome == "failed" else r.score("test"),
+        ("seconds", "number"): lambda r: r.times.seconds,
+        ("other settings, or the error", "text"): _rest_or_error,
+        ("record", "text"): lambda r: r.id,
+    }
+    return _table("runs", "All runs", records, columns)
 
 
-def _rest(record: Record) -> str:
+def _rest_or_error(record: Record) -> str:
+    if record.error:
+        return f"{record.error.type}: {record.error.message}"
     names = ("dataset_name", "model_name_or_path", "model_type", "optim")
-    return ", ".join(f"{name}={record.settings.get(name)}" for name in names if record.settings.get(name))
+    return ", ".join(f"{name}={value}" for name in names if (value := record.settings.get(name)))
