@@ -55,14 +55,11 @@ def check_base(optimizer_cls: type[Optimizer], kwargs: dict[str, Any]) -> None:
         raise TypeError(f"optimizer_cls must be a class derived from torch.optim.Optimizer, not {given}")
     name = optimizer_cls.__name__
     if callable(getattr(optimizer_cls, "train", None)):
-        raise TypeError(
-            f"{name} cannot be wrapped: it changes the weights itself in train() and eval(); use its own "
-            "weight_decay"
-        )
+        why = "it changes the weights itself in train() and eval(); use its own weight_decay"
+        raise TypeError(f"{name} cannot be wrapped: {why}")
     if isinstance(getattr(optimizer_cls, "param_groups", None), property):
-        raise TypeError(
-            f"{name} cannot be wrapped: it wraps another optimizer; put LayerwiseDecay inside of it"
-        )
+        why = "it wraps another optimizer; put LayerwiseDecay inside of it"
+        raise TypeError(f"{name} cannot be wrapped: {why}")
     closure = inspect.signature(optimizer_cls.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(f"{name} cannot be wrapped: it takes several gradients in a step")
@@ -122,7 +119,7 @@ def update_ignores_weights(base: Optimizer) -> bool:
 def step_base(base: Optimizer, seen: list[dict[str, Any]]) -> None:
     """Makes the base optimizer's step; hooks of all optimizers run for the `LayerwiseDecay` only.
 
-    During the step each group holds the values of `seen` in place of its own.
+    During the step, the values in `seen` replace those of each group.
     """
     groups = base.param_groups
     if type(base) in _TAKE_SPARSE:
@@ -192,10 +189,8 @@ def allocates_state(groups: list[dict[str, Any]]) -> bool:
     It is made with all learning rates and gradients at zero and must leave the weights as they are, which
     independent decay and ``pwd`` would not.
     """
-    if any(
-        lr is None or (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0.0
-        for lr in (group.get("lr") for group in groups)
-    ):
+    lrs = [group.get("lr") for group in groups]
+    if any(lr is None or (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0.0 for lr in lrs):
         return False
     gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     if any(gradient.is_sparse for gradient in gradients):

@@ -69,12 +69,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def run_command(command: str, argv: Sequence[str], prog: str | None = None) -> int:
-    """Runs one command; whatever goes wrong ends in one line on standard error.
-
-    Args:
-        command: One of the commands of the usage.
-        argv: Its command line; with `--traceback` an error is raised.
-        prog: The program's name in errors; default ``hf-lpwd COMMAND``.
+    """Runs one command; an error is one line on standard error, unless `--traceback` is in `argv`.
 
     Returns:
         The exit code: that of the command, 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.

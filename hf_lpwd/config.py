@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -106,11 +106,11 @@ class LPWDConfig:
     def __post_init__(self) -> None:
         check_rate(self.weight_decay, "weight_decay")
         check_timing(self.decay_timing, self.decay_coupling)
-        if isinstance(self.layer_schedule, str):
-            parse_schedule(self.layer_schedule)
         for name, kinds, what in _TYPES:
             if not isinstance(getattr(self, name), kinds):
                 raise TypeError(f"{name} is {getattr(self, name)!r}, but must be {what}")
+        if isinstance(self.layer_schedule, str):
+            parse_schedule(self.layer_schedule)
         if self.no_decay_pattern is not None and not self.no_decay_patterns:
             raise ValueError("no_decay_pattern is empty: to decay everything, set decay_all")
         if self.decay_all and self.no_decay_pattern is not None:
@@ -134,19 +134,11 @@ class LPWDConfig:
 
     @classmethod
     def from_args(cls, args: Any, **changes: Any) -> LPWDConfig:
-        """Takes the settings from the attributes of any object; what it lacks has its default.
-
-        Args:
-            args: `LPWDTrainingArguments`, the namespace of a parsed command line, or the like.
-            **changes: Settings that replace those of `args`.
-        """
+        """Takes settings from `changes`, then from the attributes of `args`, such as training arguments."""
         return cls(**{name: getattr(args, name) for name in SETTINGS if hasattr(args, name)} | changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as JSON: a function by its name, a `LayerMap` as None.
-
-        A plan's parameters have their layers anyway.
-        """
+        """Returns the settings as JSON: a function by its name, a `LayerMap` as None."""
         return {name: _as_json(getattr(self, name)) for name in SETTINGS}
 
 
@@ -155,6 +147,7 @@ _TYPES: tuple[tuple[str, Any, str], ...] = (
     ("match_decay_budget", bool, "True or False"),
     ("decay_all", bool, "True or False"),
     ("decay_by_pattern", Mapping | None, "a dict: pattern -> rate"),
+    ("layer_schedule", Sized | Callable, "a name, a list of rates or a function"),
 )
 
 #: The names of all settings.

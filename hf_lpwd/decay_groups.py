@@ -67,7 +67,7 @@ def groups_to_load(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) ->
     Parameters are compared by name where both sides have names, by position elsewhere.
 
     Returns:
-        `saved`; without names if `groups` have names, as those of groups that were divided anew are others.
+        `saved`, without names if `groups` have names: groups may have been divided differently.
 
     Raises:
         ValueError: The message names what differs.
@@ -78,7 +78,11 @@ def groups_to_load(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) ->
         old, new = ("/".join(sorted({group[key] for group in side})) for side in (saved, groups))
         if old != new:
             raise ValueError(f"the state dict was saved with {key} {old}, but this run has {new}")
-    names, saved_names = _names(groups), _saved_names(groups, saved)
+    names, saved_names = _names(groups), _names(saved)
+    # torch.distributed.checkpoint has the names in place of positions.
+    in_place_of_positions = [position for group in saved for position in group["params"]]
+    if names == in_place_of_positions:
+        saved_names = names
     if names is None or saved_names is None:
         names, saved_names = _positions(groups), _positions(saved)
     for what, missing in (
@@ -113,12 +117,6 @@ def _names(groups: list[dict[str, Any]]) -> list[str] | None:
     if any(len(of) != len(group["params"]) for of, group in zip(names, groups, strict=True)):
         return None
     return [name for of in names for name in of]
-
-
-def _saved_names(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[str] | None:
-    """As `_names`; torch.distributed.checkpoint, which may divide groups anew, has names for positions."""
-    positions = [position for group in saved for position in group["params"]]
-    return positions if positions == _names(groups) else _names(saved)
 
 
 def _positions(groups: list[dict[str, Any]]) -> list[str]:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TypeVar
 
 from torch import nn
 
 from hf_lpwd.parameters import full_shape, unwrap_name
-
-Value = TypeVar("Value")
 
 # Embeddings of position and of special tokens, relative-position biases and the networks that make them,
 # and learned temperatures: what timm's models list in no_weight_decay(), under the names of either library.
@@ -57,13 +54,12 @@ def exemptions(
     for module_name, module in model.named_modules():
         for local_name, parameter in module.named_parameters(recurse=False):
             name = f"{module_name}.{local_name}" if module_name else local_name
-            reason = _exempt_by_kind(module, local_name, parameter)
-            if reason is None and any(fnmatchcase(name, pattern) for pattern in named_by_model):
-                reason = "named by the model's no_weight_decay()"
-            if reason is None and _EXEMPT_NAMES.search(unwrap_name(name)):
-                reason = "position, token or scale embedding"
-            if reason is not None:
+            if (reason := _exempt_by_kind(module, local_name, parameter)) is not None:
                 reasons[name] = reason
+            elif any(fnmatchcase(name, pattern) for pattern in named_by_model):
+                reasons[name] = "named by the model's no_weight_decay()"
+            elif _EXEMPT_NAMES.search(unwrap_name(name)):
+                reasons[name] = "position, token or scale embedding"
     return {name: reasons[name] for name in names if name in reasons}
 
 
@@ -96,18 +92,16 @@ def _named_by_model(model: nn.Module) -> set[str]:
     return patterns
 
 
-def first_matches(what: str, patterns: Mapping[str, Value], names: Iterable[str]) -> dict[str, Value]:
+def first_matches(what: str, patterns: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
     """Returns the value of the first pattern that is found in each name, with or without wrappers' prefixes.
 
     Raises:
         ValueError: A pattern of the setting `what` matches no name.
     """
-    found: dict[str, Value] = {}
+    found: dict[str, str] = {}
     names = list(names)
     for pattern, value in patterns.items():
-        matched = [
-            name for name in names if re.search(pattern, name) or re.search(pattern, unwrap_name(name))
-        ]
+        matched = [n for n in names if re.search(pattern, n) or re.search(pattern, unwrap_name(n))]
         if not matched:
             raise ValueError(f"{what} {pattern!r} matches no parameter; names are like {names[0]!r}")
         found = {**dict.fromkeys(matched, value), **found}

@@ -33,7 +33,7 @@ def create_lpwd_optimizer(
     layer_map: Layers | None = LPWDConfig.layer_map,
     **optimizer_kwargs: Any,
 ) -> LayerwiseDecay:
-    """Creates an optimizer whose weight decay depends on the layer and on the moment of the step.
+    """Creates an optimizer with a weight decay for each layer, applied when `decay_timing` says.
 
     The defaults are the paper's method, *layer-wise pre-weight decay*: the rate rises linearly from 0 in the
     stem to `weight_decay` in the head, and is applied before the gradient is taken. In a custom training
@@ -122,11 +122,8 @@ def layer_param_groups(
         model: See `create_lpwd_optimizer`.
         weight_decay: The highest rate, which the schedule distributes over the layers.
         lr: Learning rate of the head; needed under `layer_lr_decay`.
-        **settings: The other settings of `LPWDConfig`. The optimizer decides when and how it decays, so
-            `decay_timing` and `decay_coupling` are not taken.
-
-    Returns:
-        See `LayerPlan.param_groups`.
+        **settings: The other settings of `LPWDConfig` but `decay_timing` and `decay_coupling`: the optimizer
+            decides when and how it decays.
 
     Raises:
         ValueError: A value is out of its range, or a parameter has no layer; the message names it.

@@ -40,13 +40,13 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def set_mode(path: Path) -> None:
-    """Gives a file the mode of any new file of this user; safetensors and tempfile let nobody else read."""
+    """Gives a file the mode of new files; safetensors and tempfile make files unreadable to others."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files of writes that were killed; nobody may be writing into the folder."""
+    """Removes the temporary files of writes that were killed. No process may be writing into the folder."""
     for path in folder.glob(f".*{_TEMPORARY}"):
         path.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from hf_lpwd.parameters import full_shape
 
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
-# Convolutional stems and the hybrid ViTs' whole backbones are lists of blocks too, but stand for the stem.
+# Convolutional stems, and the backbones of hybrid ViTs, are lists of blocks too, but count as the stem.
 STEM_NAME = re.compile(r"(?<!sy)stem|embed(?!_out)", re.IGNORECASE)
 DOWNSAMPLE_NAME = re.compile(r"down_?samp|patch_?merg|patch_embed|transition|reduction", re.IGNORECASE)
 # Models like DETR call their heads embeddings, and what embeds their queries' positions (reference points)
@@ -66,7 +66,7 @@ def find_blocks(model: nn.Module) -> list[str]:
             if min_weights == 1:
                 blocks = _without_ends(model, blocks)
             if blocks:
-                # A segmentation head may be a small network of its own, but is the head all the same.
+                # A segmentation head may be a small network with blocks, but counts as the head.
                 return [block for block in blocks if not _IN_HEAD.search(block)] or blocks
     return []
 
@@ -116,20 +116,13 @@ class _Search:
             for unit in units.values()
         )
         alone_often = {kind for kind, times in alone.items() if times >= min_repeats}
-        self.sure = {
-            kind
-            for kind in twins | alone_often
-            if isinstance(kind, str) and not _STAGE_NAME.search(kind.rsplit(".")[-1])
-        }
+        named = [kind for kind in twins | alone_often if isinstance(kind, str)]
+        self.sure = {kind for kind in named if not _STAGE_NAME.search(kind.rsplit(".")[-1])}
         counts = [Counter(map(_kind, units.values())) for units in lists]
-        self.repeated = {kind for count in counts for kind, times in count.items() if times >= 2}
-        self.repeated |= alone_often
-        self.repeated |= {
-            _kind(unit)
-            for units in lists
-            for unit in units.values()
-            if _LAYER_CLASS.search(type(unit).__name__)
-        }
+        often = {kind for count in counts for kind, times in count.items() if times >= 2}
+        every = [unit for units in lists for unit in units.values()]
+        layers = {_kind(unit) for unit in every if _LAYER_CLASS.search(type(unit).__name__)}
+        self.repeated = often | alone_often | layers
 
     def _units(self, module: nn.Module) -> list[dict[str, nn.Module]]:
         """The lists of a module, without what is too small or called otherwise."""
@@ -164,7 +157,7 @@ class _Search:
         ]
         blocks = self._last_alone(children)
         for units in lists:
-            # What shares a list with blocks is a block, unless it is a list itself.
+            # A module in a list with blocks is a block, unless it is a list itself.
             if any(_kind(unit) in self.sure for unit in units.values()):
                 blocks |= {name for name, unit in units.items() if type(unit) not in CONTAINERS}
         found = {
@@ -206,7 +199,7 @@ class _Search:
 
 
 def numbered_attributes(module: nn.Module) -> dict[str, dict[str, nn.Module]]:
-    """Children of a module that is no container, by what stands before their number."""
+    """Numbered children of a module that is not a container, by the part of the name before the number."""
     numbered: dict[str, dict[str, nn.Module]] = {}
     for name, child in module.named_children():
         if match := re.fullmatch(r"(.*\D)\d+[a-z]?", name):
@@ -228,7 +221,7 @@ def has_parameters(module: nn.Module) -> bool:
 
 
 def _kind(module: nn.Module) -> str | tuple[Any, ...]:
-    """Class of a module; a container without a class of its own is of the kind of what it holds."""
+    """Class of a module; of a plain container, the kinds of its elements too."""
     if type(module) in CONTAINERS:
         return (type(module), tuple(_kind(child) for child in module.children()))
     return f"{type(module).__module__}.{type(module).__qualname__}"

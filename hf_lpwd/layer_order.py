@@ -30,7 +30,7 @@ class Order:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        #: Modules that were asked for in vain -> what they were taken for.
+        #: Modules whose place is unknown -> the place that was assumed.
         self.unknown: dict[str, str] = {}
 
     @cached_property

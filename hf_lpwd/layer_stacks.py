@@ -26,7 +26,7 @@ class Stack:
 
     Attributes:
         name: Its path without wrappers' prefixes; ``""`` where the model is one stack.
-        path: Module that holds the whole stack with what stands before and after its blocks.
+        path: Module that holds the stack: its blocks and the layers before and after them.
         blocks: Paths of the blocks, in order.
     """
 

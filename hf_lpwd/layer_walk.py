@@ -117,7 +117,8 @@ class Walk:
         if not has_matrices(child) or is_called(INPUT_NAME, name, child) or takes_image:
             return stem
         enters, leaves = makes in self.widths[0], takes in self.widths[-1]
-        if leaves and not enters and (is_first or _upsamples(child)):
+        upsamples = any("ConvTranspose" in type(inner).__name__ for inner in child.modules())
+        if leaves and not enters and (is_first or upsamples):
             return head
         if enters and not leaves:
             return stem
@@ -128,7 +129,7 @@ class Walk:
         """Whether there are weights before the first block in a module that holds it."""
         for path, module in self.model.get_submodule(holder).named_modules(prefix=holder):
             if path == self.stack.blocks[0]:
-                return False
+                break
             if any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False)):
                 return True
         return False
@@ -238,10 +239,6 @@ class Walk:
                 self.beside[element] = self._behind(blocks[-1])
 
 
-def _upsamples(module: nn.Module) -> bool:
-    return any("ConvTranspose" in type(inner).__name__ for inner in module.modules())
-
-
 def _only_norms(children: list[tuple[str, nn.Module]]) -> bool:
     return all(is_called(NORM_NAME, path.rpartition(".")[2], child) for path, child in children)
 
@@ -284,7 +281,7 @@ def place_outside(
             label = called or next(fed, after)
         else:
             label = called or previous or labels[0]
-            # Behind all stacks there are heads, and what DETR's kin embed their queries' positions with.
+            # After all stacks there are heads, and in DETR and similar models embeddings of query positions.
             is_asked = after is None and not is_head and has_matrices(owner)
             enters = is_asked and order.blocks_before(name, walks[label].stack.blocks) == 0
         found[name] = Place(label, 0, "stem") if enters else Place(label, walks[label].n, "head")

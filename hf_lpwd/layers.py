@@ -38,10 +38,8 @@ on one device: ViT lists its embeddings, Swin its stages, PVT nothing.
 
 3. `layer_walk`: the modules in the order of registration, which is nearly always the order in which they
    run. Names, classes and widths tell where it is not. Where they tell nothing, `layer_order` asks a forward
-   pass on the meta device: for a layer that fits before the blocks as well as behind them, for lists of equal
-   length, which may run in turn, and for what stands behind the blocks of a stage. If the model's inputs are
-   not known, the order of registration holds; where that may be wrong, a warning names the parameter. At the
-   end, what stands outside of all stacks.
+   pass on the meta device. If the model's inputs are not known, the order of registration holds; where that
+   may be wrong, a warning names the parameter. At the end, what stands outside of all stacks.
 
 >>> for name, place in layer_index_map(network).places.items():
 ...     if name in ("embed.weight", "downsample.weight", "norm.weight", "head.weight") or "norm2.w" in name:

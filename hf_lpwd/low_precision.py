@@ -45,13 +45,13 @@ def by_precision(
 ) -> list[tuple[list[Tensor], float | Tensor]]:
     """Divides the decay of one step: float32 has it now, lower precision when enough has added up.
 
-    `params` are those of `group` that decay in this step; the debt of the group is updated.
+    `params` are the parameters in `group` that decay in this step. The debt of the group is updated.
 
     Returns:
         Parameters, with the fraction of them to take away now.
     """
     low = [p for p in params if is_low_precision(p.dtype)]
-    full = [p for p in params if not is_low_precision(p.dtype)]
+    full = [p for p in params if not is_low_precision(p.dtype)] if low else params
     parts = [(full, fraction)] if full else []
     if not low:
         return parts

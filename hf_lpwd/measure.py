@@ -1,4 +1,4 @@
-"""What one step of an optimizer really does to each parameter, beside what its settings promise.
+"""What one step of an optimizer really does to each parameter, compared with what its settings promise.
 
 `measure_parameters` measures, `measure_decay` says by layer and in words what is odd, `assert_decays` raises.
 """
@@ -93,7 +93,7 @@ def measure_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, Meas
 
 
 def _compare(group: dict[str, Any], before: Tensor, after: Tensor) -> MeasuredDecay:
-    # The learning rate of schedulefree's optimizers has a warmup of its own.
+    # The optimizers of schedulefree warm up their learning rate themselves.
     lr = float(group.get("scheduled_lr") or group.get("lr", 1.0))
     rate = float(group.get("weight_decay", 0.0) or 0.0)
     # Of this package; of pytorch_optimizer and timm's AdaBelief; of optimi.
@@ -173,7 +173,7 @@ class DecayMeasurement:
         return f"{measured}, not {value_range((self.parameters[name].promised for name in names), 4)}"
 
     def rows(self) -> list[dict[str, Any]]:
-        """Returns a row for each layer; its rates are those of what decays by the settings or as measured."""
+        """Returns a row for each layer, with the rates of the parameters that decay or should decay."""
         rows = []
         for layer in self.plan.layers:
             members = [

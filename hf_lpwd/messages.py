@@ -31,12 +31,7 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
-    """Returns a number with its noun, and what else depends on it; `many` is `one` with an s by default.
-
-    Example:
-        >>> counted(1, "seed"), counted(2, "seed"), counted(0, "class has", "classes have")
-        ('1 seed', '2 seeds', '0 classes have')
-    """
+    """Returns ``"1 seed"``, ``"2 seeds"``; `many` is `one` with an s by default, or ``"classes have"``."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
@@ -60,12 +55,7 @@ def error_words(error: Exception) -> str:
 
 
 def first_line(error: BaseException, most: int = 150) -> str:
-    r"""Returns the first line of an error's text, cut between words; its type if it has no text.
-
-    Example:
-        >>> first_line(OSError("see 'https://example.org/help'\nfor more"), most=10)
-        'see...'
-    """
+    """Returns the first line of an error's text, cut between words; its type if it has no text."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return line if len(line) <= most else line[:most].rpartition(" ")[0] + "..."
 
@@ -76,12 +66,7 @@ def hide_tokens(text: str) -> str:
 
 
 def printable(text: object) -> str:
-    r"""Returns text on one line, without tokens and without characters that command a terminal.
-
-    Example:
-        >>> printable("no\n  right \x1b[31m")
-        'no right ?[31m'
-    """
+    """Returns text on one line, without tokens and without characters that command a terminal."""
     line = " ".join(str(text).split())
     return hide_tokens("".join(character if character.isprintable() else "?" for character in line))
 
@@ -108,7 +93,7 @@ def say(line: str, file: TextIO | None = None) -> None:
 
 @contextmanager
 def warnings_once(write: Callable[[str], object]) -> Iterator[None]:
-    """Gives `write` each warning that this package logs, once, and nobody else."""
+    """Passes each warning that this package logs to `write`, once, and to no other handler."""
     said: set[str] = set()
 
     def emit(record: logging.LogRecord) -> bool:

@@ -101,7 +101,7 @@ class LayerwiseDecay(Optimizer):
     ) -> None:
         check_base(optimizer_cls, optimizer_kwargs)
         if isinstance(params, Tensor):
-            raise TypeError("params must be an iterable of tensors or groups, not a single tensor")
+            raise TypeError(f"params must be an iterable of tensors or groups, not a {type(params).__name__}")
         members = list(params)
         if not members:
             raise ValueError("the optimizer got an empty parameter list")
@@ -117,7 +117,7 @@ class LayerwiseDecay(Optimizer):
         base = optimizer_cls(groups, **optimizer_kwargs)
         for group in base.param_groups:
             check_group(optimizer_cls, group)
-        # Not `super().__init__`, which would make groups and a state beside the base optimizer's.
+        # Not `super().__init__`, which would make a second set of groups and states.
         self.__setstate__({"base": base, "defaults": {**base.defaults, **decay}})
         warn_of_vanishing_rates(base.param_groups)
 

@@ -43,7 +43,11 @@ def in_and_out(module: nn.Module) -> tuple[int | None, int | None]:
 
     A norm takes and makes its own size; None where there is neither a layer nor a norm.
     """
-    layers = [inner for inner in module.modules() if _is_layer(inner)]
+    layers = [
+        inner
+        for inner in module.modules()
+        if any(len(full_shape(parameter)) >= 2 for parameter in inner.parameters(recurse=False))
+    ]
     takes = [size for layer in layers if (size := _size(layer, _TAKES)) is not None]
     makes = [size for layer in layers if (size := _size(layer, _MAKES)) is not None]
     if takes and makes:
@@ -65,11 +69,6 @@ def block_widths(block: nn.Module) -> set[int]:
 def has_matrices(module: nn.Module) -> bool:
     """Whether a module has weights of two dimensions or more, which decay."""
     return any(sum(size > 1 for size in full_shape(parameter)) >= 2 for parameter in module.parameters())
-
-
-def _is_layer(module: nn.Module) -> bool:
-    """Whether a module has weights of its own; a head of one class or a partitioned one does too."""
-    return any(len(full_shape(parameter)) >= 2 for parameter in module.parameters(recurse=False))
 
 
 def _size(layer: nn.Module, names: tuple[str, ...]) -> int | None:

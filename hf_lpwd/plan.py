@@ -122,9 +122,8 @@ class LayerPlan:
         groups: dict[tuple[float, float], dict[str, Any]] = {}
         for name, parameter in named:
             if name not in self:
-                raise ValueError(
-                    f"the plan has no parameter {name!r}: names are like {next(iter(self.parameters))!r}"
-                )
+                known = next(iter(self.parameters))
+                raise ValueError(f"the plan has no parameter {name!r}: names are like {known!r}")
             planned = self[name]
             key = planned.trained_rate, planned.lr_scale
             group = groups.setdefault(key, {"params": [], "param_names": [], "weight_decay": key[0]})

@@ -89,7 +89,7 @@ class PlannedLayer:
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows of the `layers` in `LayerPlan.to_dict`, without columns that say nothing."""
-    columns: dict[str, list[str]] = {
+    columns = {
         "stack": [row["stack"] for row in layers],
         "layer": [str(row["layer"]) for row in layers],
         "modules": [", ".join(row["modules"]) for row in layers],

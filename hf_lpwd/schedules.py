@@ -47,8 +47,7 @@ def parse_schedule(text: str) -> Schedule:
         ValueError: The text is none of these.
     """
     if "," in text:
-        parts = text.split(",")
-        return [check_rate(_number(part.strip()), f"rate of layer {i}") for i, part in enumerate(parts)]
+        return [check_rate(_number(part), f"rate of layer {i}") for i, part in enumerate(text.split(","))]
     _shape(text)
     return text
 
@@ -58,7 +57,7 @@ def _number(text: str) -> Any:
     try:
         return float(text)
     except ValueError:
-        return text
+        return text.strip()
 
 
 def _shape(name: str) -> Callable[[float], float]:

@@ -22,7 +22,7 @@ class StaleGradients:
     def __init__(self) -> None:
         # Parameter, gradient, its version, and whether it is not 0, which stays on the device until asked.
         self._found: list[tuple[Tensor, TensorWeakRef, int, Tensor | None]] = []
-        # A weight that another optimizer has decayed for a step of its own.
+        # A weight that another optimizer has decayed since.
         self._elsewhere: Tensor | None = None
         self._used: tuple[Tensor, TensorWeakRef, int] | None = None
 
@@ -50,7 +50,7 @@ class StaleGradients:
         self._found = []
 
     def used(self, groups: list[dict[str, Any]]) -> None:
-        """Call after a step. What it left is no error if the next backward pass adds to it, or removes it."""
+        """Call after a step. Its gradients may stay if the next backward pass adds to or removes them."""
         self._found = []
         first = next((p for group in groups for p in group["params"] if p.grad is not None), None)
         self._used = None if first is None else (first, TensorWeakRef(first.grad), first.grad._version)

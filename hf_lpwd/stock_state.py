@@ -1,4 +1,4 @@
-"""Going on from a checkpoint of a stock optimizer: its moments and step counts, in a `LayerwiseDecay`."""
+"""Loads a checkpoint of a stock optimizer, with its moments and step counts, into a `LayerwiseDecay`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load_stock_state(optimizer: LayerwiseDecay, state_dict: dict[str, Any], mode
         What was loaded, as a sentence, which is logged too.
 
     Raises:
-        ValueError: The state is that of other parameters, or has no names for them; nothing is changed.
+        ValueError: The state has other parameters, or no names for them. Nothing is changed.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     positions = [position for group in state_dict["param_groups"] for position in group["params"]]
@@ -41,8 +41,7 @@ def load_stock_state(optimizer: LayerwiseDecay, state_dict: dict[str, Any], mode
     saved = {name: state_dict["state"].get(at, {}) for name, at in zip(names, positions, strict=True)}
     own = optimizer.state_dict()
     names = [name for group in own["param_groups"] for name in group["param_names"]]
-    if saved.keys() != set(names):
-        odd = sorted(saved.keys() ^ set(names))[0]
+    if odd := min(saved.keys() ^ set(names), default=None):
         raise ValueError(
             f"the state dict has other parameters than this optimizer: {odd} is in one of them only"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,15 +22,10 @@ from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.schedules import Schedule
 from hf_lpwd.trainer_log import QUIET, LayerLog
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
-
 logger = logging.get_logger(__name__)
 
 
-class LPWDTrainerMixin(_Base):
+class LPWDTrainerMixin(Trainer):
     """Gives any `Trainer` subclass layer-wise weight decay: ``class Mine(LPWDTrainerMixin, Seq2SeqTrainer)``.
 
     The base optimizer is `args.optim`, or the class in `optimizer_cls_and_kwargs`; the decay is that of the
@@ -122,7 +117,7 @@ class LPWDTrainerMixin(_Base):
         return optimizer_from_plan(plan, model, optimizer_cls, param_groups=groups, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs as the Trainer does, with the per-layer values beside each training loss."""
+        """Logs as the Trainer does, with the per-layer values added to each training loss."""
         layers = self._layer_log.take() if "loss" in logs else {}
         super().log({**logs, **layers}, *args, **kwargs)
 
@@ -193,8 +188,8 @@ def lpwd_optimizer_factory() -> Callable[..., LayerwiseDecay]:
     ``Trainer(model, args, optimizer_cls_and_kwargs=(lpwd_optimizer_factory, {"args": args}))``
 
     The Trainer calls it as ``lpwd_optimizer_factory()(model, **kwargs)``. With `args`, its training
-    arguments, the learning rate, `weight_decay` and the optimizer are those that `args` has at that moment,
-    so a hyperparameter search varies them. Further keyword arguments are settings of `LPWDConfig`,
+    arguments, the learning rate, `weight_decay` and the optimizer are read from `args` at each call, so a
+    hyperparameter search varies them. Further keyword arguments are settings of `LPWDConfig`,
     `optimizer_cls` and its arguments. Without `args`, `lr` and `weight_decay` must be among them, and those
     of the Trainer have no effect, as a warning says.
     """
@@ -232,7 +227,7 @@ def _create_for_trainer(
 def _warn_if_nothing_decays(config: LPWDConfig) -> None:
     """Says that `weight_decay` was left at the default of TrainingArguments, which is 0."""
     if config.weight_decay == 0.0 and not config.decay_by_pattern:
-        logger.warning("weight_decay is 0, so that nothing decays: set it in the arguments, e.g. to 0.05")
+        logger.warning("weight_decay is 0, so that nothing decays: set it, e.g. to 0.05")
 
 
 def _base_optimizer(args: TrainingArguments, found: ClassAndKwargs) -> ClassAndKwargs:
@@ -275,9 +270,5 @@ def _regrouped(
         if rest:
             named = [f"outside the model.{number}.{i}" for i in range(len(rest))]
             outside.append({**group, "params": rest, "param_names": named})
-    planned = [
-        {"lr": own_lr, **group}
-        for own_lr, named in by_lr.items()
-        for group in plan.groups_of(named, lr=own_lr)
-    ]
+    planned = [{"lr": own, **g} for own, named in by_lr.items() for g in plan.groups_of(named, lr=own)]
     return [*planned, *outside]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,6 @@ from transformers.trainer_utils import IntervalStrategy
 from hf_lpwd.measure import DecayMeasurement, measure_decay
 from hf_lpwd.parameters import whole
 from hf_lpwd.plan import LayerPlan, layer_name
-
-Key = TypeVar("Key", bound=Hashable)
 
 #: First part of the keys of the per-layer values in the Trainer's logs.
 LAYER_LOG_KEYS = ("weight_decay", "weight_norm", "grad_to_weight")
@@ -85,24 +83,22 @@ def layer_values(groups: list[dict[str, Any]], plan: LayerPlan) -> dict[str, flo
             layer = plan[name].stack, plan[name].layer
             rates[layer] = max(rates[layer], group["weight_decay"])
             parameter = members.get(name)
-            # A process holds less than the whole of a flattened group, also where the group has one member.
+            # A process holds only a part of a flattened group, also if the group has one member.
             if parameter is None or parameter.numel() != plan[name].size:
                 continue
             weights[layer].append(parameter)
             if parameter.grad is not None:
                 gradients[layer].append(parameter.grad)
-    weight_norms, grad_norms = layer_norms(weights), layer_norms(gradients)
-    ratios = {
-        layer: norm / weight_norms[layer] for layer, norm in grad_norms.items() if weight_norms[layer] > 0.0
-    }
+    norms, grad_norms = layer_norms(weights), layer_norms(gradients)
+    ratios = {layer: norm / norms[layer] for layer, norm in grad_norms.items() if norms[layer] > 0.0}
     return {
         f"{key}/{layer_name(stack, index)}": values[stack, index]
-        for key, values in zip(LAYER_LOG_KEYS, (rates, weight_norms, ratios), strict=True)
+        for key, values in zip(LAYER_LOG_KEYS, (rates, norms, ratios), strict=True)
         for stack, index in sorted(values)
     }
 
 
-def layer_norms(tensors_by_layer: Mapping[Key, Sequence[Tensor]]) -> dict[Key, float]:
+def layer_norms(tensors_by_layer: Mapping[tuple[str, int], Sequence[Tensor]]) -> dict[tuple[str, int], float]:
     """Returns the L2 norm over all tensors of each layer that has any, with one transfer from the device.
 
     Shards of `DTensor` count as the whole tensor.

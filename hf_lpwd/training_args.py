@@ -15,8 +15,8 @@ from hf_lpwd.schedules import check_rate
 class LPWDTrainingArguments(LPWDArguments, TrainingArguments):
     """`transformers.TrainingArguments` with the settings of layer-wise weight decay.
 
-    `weight_decay` is the rate that the schedule distributes; `optim` is the base optimizer. To put the decay
-    settings beside another class of arguments, such as trl's `SFTConfig`, use `LPWDArguments`.
+    `weight_decay` is the rate that the schedule distributes; `optim` is the base optimizer. To add the
+    decay settings to another class of arguments, such as trl's `SFTConfig`, use `LPWDArguments`.
 
     Raises:
         ValueError: A setting has no such value.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -154,7 +154,7 @@ def _twin(optimizer: Optimizer, stateful: list[Tensor]) -> tuple[Optimizer, list
     """
     optimizers = _nested(optimizer)
     parameters = _parameters(optimizers)
-    # What copies share with what they are copied from.
+    # Objects that the copies share with the originals.
     memo: dict[int, Any] = {id(p): p for p in parameters}
     values = [value for each in optimizers for value in vars(each).values()]
     memo |= {id(value): value for value in values if isinstance(value, (nn.Module, LayerPlan))}
@@ -172,7 +172,10 @@ def _twin(optimizer: Optimizer, stateful: list[Tensor]) -> tuple[Optimizer, list
                 vars(twin)[name] = type(value)()
             # A learning-rate scheduler puts its own `step` over the class's.
             elif not (callable(value) and hasattr(type(each), name)):
-                vars(twin)[name] = copy.deepcopy(value, memo)
+                # Locks and process groups cannot be copied, and are shared.
+                with contextlib.suppress(TypeError):
+                    value = copy.deepcopy(value, memo)
+                vars(twin)[name] = value
         if "train_mode" in vars(twin):
             twin.train_mode = True  # type: ignore[attr-defined]
     return twins[0], states
@@ -203,7 +206,7 @@ def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         tensor.copy_(value)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _kept(optimizer: Optimizer) -> Iterator[None]:
     """Takes away the gradients and the hooks of all optimizers; puts them and the random numbers back."""
     parameters = _parameters(_nested(optimizer))

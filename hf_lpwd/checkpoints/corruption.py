@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from hf_lpwd.files import SAVED_FILES
 
-# What DeepSpeed pickles beside tensors in its model and optimizer states.
+# Classes that DeepSpeed pickles in its model and optimizer states.
 _DEEPSPEED_STATES = ("_model_states.pt", "_optim_states.pt")
 _DEEPSPEED_CLASSES = {
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
@@ -50,11 +50,12 @@ def damage(checkpoint: str | os.PathLike[str]) -> str | None:
     folder = Path(checkpoint)
     name = SAVED_FILES
     try:
-        recorded = (folder / SAVED_FILES).exists()
-        saved = _read_saved(folder) if recorded else dict.fromkeys(_of_stock_trainer(folder))
+        if (folder / SAVED_FILES).exists():
+            saved = json.loads((folder / SAVED_FILES).read_text(encoding="utf-8"))
+        else:
+            saved = dict.fromkeys(_of_stock_trainer(folder))
         for name, as_saved in saved.items():
-            fault = _change(folder / name, as_saved)
-            if fault is not None:
+            if (fault := _change(folder / name, as_saved)) is not None:
                 return f"{name} has {fault}"
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
@@ -79,13 +80,6 @@ def _checksum(path: Path) -> str:
         while part := file.read(1 << 20):
             checksum = zlib.crc32(part, checksum)
     return f"{checksum:08x}"
-
-
-def _read_saved(folder: Path) -> dict[str, Any]:
-    saved = json.loads((folder / SAVED_FILES).read_text(encoding="utf-8"))
-    if not isinstance(saved, dict):
-        raise ValueError("not a JSON object")
-    return saved
 
 
 def _change(path: Path, saved: Any) -> str | None:

@@ -39,7 +39,7 @@ def save_checkpoint(
         last_step: How many there will be.
         losses: What each process has added up so far, any shape.
         scheduler: Of the learning rate; its state must be numbers, which torch's are.
-        settings: What identifies the run, see `hf_lpwd.checkpoints.run_folder`.
+        settings: What identifies the run.
     """
     checkpoint = folders.checkpoint_of(output_dir, step)
     unfinished = Path(output_dir, folders.UNFINISHED, checkpoint.name)
@@ -61,7 +61,7 @@ def load_checkpoint(
 ) -> int:
     """Takes up a checkpoint of `save_checkpoint` that `hf_lpwd.checkpoints.run_folder.check_run` accepts.
 
-    The arguments are those of `save_checkpoint`; `losses` and `scheduler` are filled.
+    Takes the arguments of `save_checkpoint`, and fills `losses` and `scheduler`.
 
     Returns:
         How many steps are done.

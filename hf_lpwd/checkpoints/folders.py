@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,17 +31,11 @@ def checkpoint_of(run_dir: str | os.PathLike[str], step: int) -> Path:
     return Path(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
 
 
-def step_of(checkpoint: Path) -> int | None:
-    """Returns the step of a checkpoint, None for any other folder."""
-    match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", checkpoint.name)
-    return int(match[1]) if match else None
-
-
 def checkpoints_in(run_dir: str | os.PathLike[str]) -> list[Path]:
     """Returns the checkpoints in a folder by their steps: times say nothing where clocks go back."""
     found = [path for path in Path(run_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
-    by_step = {step: path for path in found if (step := step_of(path)) is not None}
-    return [by_step[step] for step in sorted(by_step)]
+    steps = {path: path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for path in found}
+    return sorted((path for path in found if steps[path].isdecimal()), key=lambda path: int(steps[path]))
 
 
 def finish(written: Path, checkpoint: Path, settings: Mapping[str, Any] | None = None) -> None:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -24,19 +25,14 @@ from hf_lpwd.checkpoints.folders import UNFINISHED, checkpoint_of
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import BadInputError
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
-
-#: What `Trainer` would say of a resumed run's part as if it were the run.
+#: Figures of `Trainer` that, after resuming, cover only the last part of a run.
 _FIGURES = ("train_loss", "train_samples_per_second", "train_steps_per_second")
 
 logger = logging.get_logger(__name__)
 
 
-class CompleteCheckpointsMixin(_Base):
-    """Writes each file under another name and renames it once it is complete; resumes only from what is.
+class CompleteCheckpointsMixin(Trainer):
+    """Writes each file under another name and renames it once complete; resumes from complete ones only.
 
     `Trainer` alone writes into ``checkpoint-N`` file by file, so that a run killed meanwhile leaves a folder
     from which it cannot go on. ``class Mine(CompleteCheckpointsMixin, Trainer)``.
@@ -52,7 +48,7 @@ class CompleteCheckpointsMixin(_Base):
     #: The checkpoint that the run goes on from, and the best one of its run so far.
     _resumed_from: str | None = None
     _best: str | None = None
-    #: What was lost and how long it took up to there; None where it is not known.
+    #: Loss and seconds up to there; None if not known.
     _before: dict[str, float] | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -97,7 +93,7 @@ class CompleteCheckpointsMixin(_Base):
             raise BadInputError(found)
 
     def _best_so_far(self, checkpoint: str) -> str | None:
-        """Finds the best checkpoint by its step beside the one to go on from: the folder may have moved."""
+        """Finds the best checkpoint by its step, next to `checkpoint`: the folder may have moved."""
         state = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         step, recorded = state.get("best_global_step"), state.get("best_model_checkpoint")
         if not step:
@@ -150,7 +146,7 @@ class CompleteCheckpointsMixin(_Base):
         # Trainer would delete checkpoints in place.
         self.args.save_total_limit = None
         if self._before is not None:
-            # The figures are then those of the whole run.
+            # The figures then cover the complete run.
             self._initial_global_step, start_time = 0, start_time - self._before["seconds"]
         try:
             result = super()._finalize_training(trial, num_train_samples, start_time)

@@ -1,4 +1,4 @@
-"""Which run does a folder or a checkpoint belong to, and may another one write there or go on from it."""
+"""Which run a folder or checkpoint belongs to, and whether another run may write there or resume from it."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def check_run(
 ) -> str | None:
     """Raises a BadInputError if a run cannot write into its folder, or not go on from a checkpoint.
 
-    The arguments are those of `check_output_dir` and `check_checkpoint`; the latter's result is returned, and
-    None where no checkpoint is named.
+    Takes the arguments of `check_output_dir` and `check_checkpoint`, and returns the result of the latter;
+    None if no checkpoint is named.
     """
     check_output_dir(output_dir, settings)
     return None if checkpoint is None else check_checkpoint(checkpoint, settings, with_changes)

@@ -1,4 +1,4 @@
-"""Which run is this, and may it go on from there: the settings of a run beside what it saved."""
+"""The record of a run: its settings, saved in its folder and its checkpoints, and how two runs differ."""
 
 from __future__ import annotations
 
@@ -56,17 +56,7 @@ def differences(
 ) -> Differences:
     """Returns the settings in which two runs differ, those first that others follow from.
 
-    Args:
-        then: The settings of one run.
-        now: The settings of the other.
-        names: What to compare; default: all that either has.
-
-    Returns:
-        Name -> (value there, value here).
-
-    Example:
-        >>> differences({"seed": 1, "model_type": "vit"}, {"seed": 2, "model_type": "swin"})
-        {'model_type': ('vit', 'swin'), 'seed': (1, 2)}
+    `names` are what to compare; by default all settings that either run has.
     """
     then, now = as_recorded(then), as_recorded(now)
     names = list({**now, **then} if names is None else names)
@@ -81,12 +71,7 @@ def samples_per_step(settings: Mapping[str, Any]) -> int | None:
 
 
 def say_differences(found: Differences, most: int = 4) -> str:
-    """Returns ``its seed is 1, now 2; its ... (and N other settings)``.
-
-    Example:
-        >>> say_differences({"seed": (1, 2), "optim": ("sgd", "adamw")}, most=1)
-        'its seed is 1, now 2 (and 1 other settings)'
-    """
+    """Returns ``its seed is 1, now 2; its ... (and N other settings)``."""
     said = [
         f"its {name} is {_short(then)}, now {_short(now)}" for name, (then, now) in list(found.items())[:most]
     ]

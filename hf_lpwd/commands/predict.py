@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_lpwd.commands.flags import add_trained_model, command_parser, require_positive
-from hf_lpwd.files import write_bytes
+from hf_lpwd.files import RECORD, write_bytes
 from hf_lpwd.messages import BadInputError, counted, say
 
 COLUMNS = ("image", "rank", "class", "score")
@@ -61,6 +61,8 @@ def find_images(names: Sequence[str]) -> list[Path]:
         if not path.is_dir():
             paths.append(path)
             continue
+        if (path / RECORD).is_file():
+            raise BadInputError(f"{name} is the folder of a run of hf-lpwd, not of images")
         listing = list_folder(path)
         left_out = ", ".join(f"{why} ({count})" for why, count in listing.left_out.items())
         if not listing.images:

@@ -113,17 +113,15 @@ def _init(args: Namespace) -> int:
 def _plan(args: Namespace) -> int:
     from hf_lpwd.study import planning
     from hf_lpwd.study.config import read_study
-    from hf_lpwd.study.plan import differences, read_plan
+    from hf_lpwd.study.plan import can_register, differences
 
     if args.out and args.budget is None:
         raise BadInputError("out is the study that a budget buys: add --budget")
     budget = None if args.budget is None else planning.parse_duration(args.budget)
     study = read_study(args.file)
-    # With --out another study is to be registered.
-    stored = None if args.out else read_plan(runs_folder(args))
-    changes = differences(runs_folder(args), study.questions, study.planned()) if stored else []
-    for line in changes:
-        print(line)
+    if not args.out:
+        for line in differences(runs_folder(args), study.questions, study.planned()):
+            print(line)
     jobs = side_by_side(args.n_jobs)
     trials = [planning.timed_trial(run) for run in planning.one_run_a_task(study.runs)]
     # The highest rate of each method is the one that may take a whole weight away in a step.
@@ -147,8 +145,10 @@ def _plan(args: Namespace) -> int:
             content |= {"train": train, "grid": grid | chosen}
             write_bytes(args.out, yaml.safe_dump(content, sort_keys=False).encode())
             print(f"written: {args.out}")
-    registered = stored is not None and (stored.registered or changes)
-    print(_next("run" if registered else "register", args.out or args.file, args.runs))
+    following = Namespace(file=args.out or args.file, runs=args.runs)
+    planned = read_study(following.file).planned()
+    action = "register" if can_register(runs_folder(following), planned) else "run"
+    print(_next(action, following.file, following.runs))
     return 0
 
 

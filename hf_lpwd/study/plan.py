@@ -159,8 +159,9 @@ def store_plan(
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".plan.lock"):
         there = read_plan(folder)
+        refused = register and not can_register(folder, runs)
         if there is None:
-            if register and any(root.glob("*.json")):
+            if refused:
                 raise BadInputError(
                     f"{folder} holds records already: a plan is registered before the first run"
                 )
@@ -170,13 +171,21 @@ def store_plan(
             known = {run.id for run in there.runs}
             new = [run.model_copy(update={"added": True}) for run in runs if run.id not in known]
             _check_questions(folder, there, questions)
-            if register and (new or there.registered):
+            if refused:
                 raise BadInputError(f"{folder} holds a plan already, from {there.created}")
             plan = there.model_copy(update={"runs": [*there.runs, *new]})
         if register:
             plan = plan.model_copy(update={"registered": plan.hash})
         write_json(root / PLAN, plan.model_dump())
     return plan
+
+
+def can_register(folder: str, runs: Sequence[PlannedRun]) -> bool:
+    """Whether `store_plan` would register these runs."""
+    plan = read_plan(folder)
+    if plan is None:
+        return not any(Path(folder).glob("*.json"))
+    return not plan.registered and {run.id for run in runs} <= {run.id for run in plan.runs}
 
 
 def differences(folder: str, questions: Sequence[Question], runs: Sequence[PlannedRun]) -> list[str]:

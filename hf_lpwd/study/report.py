@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -35,6 +35,12 @@ HEADINGS = {
     "undecided": "Not decided",
 }
 
+# The tables and figures of any report; those of an earlier one in the same folder are removed.
+_OF_A_REPORT = re.compile(
+    r"(\d+-)?(summary|robustness|differences(-\d+)?|secondary|contrasts|baselines|controls|pooled|runs)\.(csv|md)"
+    r"|(\d+-)?(differences|contrasts|profile|decay|grid|layers|opposing|training)\.(png|svg)"
+)
+
 
 def write_report(
     paths: str | Sequence[str],
@@ -52,7 +58,7 @@ def write_report(
 
     Args:
         paths: Folders of records, or files that `pack_records` wrote; of one also its plan is read.
-        out: Folder to write to; files there of the same name are replaced.
+        out: Folder to write to; the report that it holds is replaced.
         baseline: Method to compare with; see `analyse`.
         margin: Points of accuracy that would matter; see `analyse`.
         questions: Instead of those of the plan; see `analyse`.
@@ -68,10 +74,10 @@ def write_report(
     records = load_records(*paths)
     plan = read_plan(paths[0]) if len(paths) == 1 else None
     study = analyse(records, plan, baseline, margin, questions, complete_seeds)
-    root = Path(out)
+    files: dict[str, bytes] = {}
     several = len(study.tasks) > 1
     primary = study.primary_comparisons
-    forest = _saved(root, "", [draw_forest(primary, "differences", "Primary questions", several)])
+    forest = _drawn(files, [draw_forest(primary, "differences", "Primary questions", several)])
     sections = []
     for number, task in enumerate(study.tasks, 1):
         prefix = f"{number}-" if several else ""
@@ -82,12 +88,29 @@ def write_report(
                 "id": f"task-{number}",
                 "name": task.name,
                 "controls": [sentence(c) for c in study.controls[task.name]],
-                "tables": _written(root, prefix, tables),
-                "figures": _saved(root, prefix, figures),
+                "tables": _written(files, tables, prefix),
+                "figures": _drawn(files, figures, prefix),
             }
         )
+    contrasts = draw_forest(study.contrasts, "contrasts", "Contrasts of single factors", several)
     runs = runs_table(records)
-    _written(root, "", [runs])
+    _written(files, [runs])
+    content = {
+        "study": study,
+        "answers": answers(study),
+        "headings": HEADINGS,
+        "questions": [question_text(question) for question, _ in study.primary],
+        "forest": forest,
+        "primary": _written(files, _primary(study, several)),
+        "secondary": _written(files, _secondary(study, several)),
+        "contrasts": _drawn(files, [contrasts]),
+        "profile": _drawn(files, [draw_profile(study.scores)]),
+        "sections": sections,
+        "runs": runs,
+        "num_runs": len(records),
+        "hours": sum(record.times.seconds for record in records) / 3600.0,
+        "versions": records[0].versions,
+    }
     environment = Environment(
         loader=PackageLoader("hf_lpwd.study", "."),
         autoescape=lambda name: name == "index.html.j2",
@@ -95,27 +118,14 @@ def write_report(
         trim_blocks=True,
     )
     environment.filters["counted"] = counted
-    content = {
-        "study": study,
-        "answers": answers(study),
-        "headings": HEADINGS,
-        "questions": [question_text(question) for question, _ in study.primary],
-        "forest": forest,
-        "primary": _written(root, "", _primary(study, several)),
-        "secondary": _written(root, "", _secondary(study, several)),
-        "contrasts": _saved(
-            root, "", [draw_forest(study.contrasts, "contrasts", "Contrasts of single factors", several)]
-        ),
-        "profile": _saved(root, "", [draw_profile(study.scores)]),
-        "sections": sections,
-        "runs": runs,
-        "num_runs": len(records),
-        "hours": sum(record.times.seconds for record in records) / 3600.0,
-        "versions": records[0].versions,
-    }
     for name in ("index.html", "report.md"):
-        text = environment.get_template(f"{name}.j2").render(content)
-        write_bytes(root / name, text.encode())
+        files[name] = environment.get_template(f"{name}.j2").render(content).encode()
+    root = Path(out)
+    for file in [*root.glob("tables/*"), *root.glob("figures/*")]:
+        if _OF_A_REPORT.fullmatch(file.name):
+            file.unlink()
+    for name, content_of_file in files.items():
+        write_bytes(root / name, content_of_file)
     return str(root / "index.html")
 
 
@@ -144,19 +154,21 @@ def _secondary(study: Study, several: bool) -> list[Table]:
     return [*(comparison_table(*family, several) for family in families), pooled_table(study)]
 
 
-def _written(root: Path, prefix: str, tables: Iterable[Table]) -> list[Table]:
-    """Writes the tables that have rows, and returns them."""
+def _written(files: dict[str, bytes], tables: Iterable[Table], prefix: str = "") -> list[Table]:
+    """Adds the tables that have rows to `files`, and returns them."""
     kept = [table for table in tables if table.rows]
     for table in kept:
-        write_bytes(root / "tables" / f"{prefix}{table.name}.csv", table.csv().encode())
-        write_bytes(root / "tables" / f"{prefix}{table.name}.md", table.markdown().encode())
+        files[f"tables/{prefix}{table.name}.csv"] = table.csv().encode()
+        files[f"tables/{prefix}{table.name}.md"] = table.markdown().encode()
     return kept
 
 
-def _saved(root: Path, prefix: str, figures: Iterable[Figure | None]) -> list[tuple[Figure, Any]]:
-    """Writes the figures that there are, and returns each with its SVG in base64."""
+def _drawn(
+    files: dict[str, bytes], figures: Iterable[Figure | None], prefix: str = ""
+) -> list[tuple[Figure, str]]:
+    """Adds the figures that there are to `files`, and returns each with its SVG in base64."""
     kept = [figure for figure in figures if figure is not None]
     for figure in kept:
-        write_bytes(root / "figures" / f"{prefix}{figure.name}.png", figure.png)
-        write_bytes(root / "figures" / f"{prefix}{figure.name}.svg", figure.svg)
+        files[f"figures/{prefix}{figure.name}.png"] = figure.png
+        files[f"figures/{prefix}{figure.name}.svg"] = figure.svg
     return [(figure, base64.b64encode(figure.svg).decode()) for figure in kept]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 from hf_lpwd.messages import BadInputError
@@ -91,6 +92,9 @@ def parse_args(argv: Sequence[str], prog: str = "hf-lpwd train") -> Arguments:
     parser = make_parser(prog)
     try:
         return _read(parser, argv)
+    except PackageNotFoundError as error:
+        # transformers passes a sentence as the package's name.
+        parser.error(str(error.args[0]).strip())
     except _ERRORS as error:
         parser.error(str(error))
 

@@ -173,8 +173,6 @@ def make_trainer(
 def train(trainer: ImageTrainer) -> None:
     """Trains, or goes on from a checkpoint, and saves the model that was best on validation."""
     args = trainer.args
-    if args.weight_decay == 0.0 and not args.decay_by_pattern:
-        logger.warning("weight_decay is 0, so that nothing decays: set --weight_decay, e.g. to 0.05")
     result = trainer.train(resume_from_checkpoint=_resume_from(trainer, args))
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)

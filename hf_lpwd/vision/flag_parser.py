@@ -41,6 +41,12 @@ OLD_FLAGS: dict[str, str] = {
     "push_to_hub_token": "use --hub_token",
     "split_batches": "use --accelerator_config '{\"split_batches\": true}'",
     "dispatch_batches": "use --accelerator_config '{\"dispatch_batches\": true}'",
+    **dict.fromkeys(("train_file", "test_file", "test_dir"), "use --dataset_name with the folder or file"),
+    "validation_file": "use --dataset_name with the folder of both files",
+    "tokenizer_name": "use --image_processor_name",
+    "batch_size": "use --per_device_train_batch_size",
+    "lr": "use --learning_rate",
+    "epochs": "use --num_train_epochs",
     "timing": "use --decay_timing",
     "schedule": "use --layer_schedule",
     "coupling": "use --decay_coupling",
@@ -183,7 +189,10 @@ class _HelpAll(argparse.Action):
 
 def _no_such(what: str, name: str, known: Iterable[str]) -> BadInputError:
     """Returns the error for a name that is not `known`: what is used today, or the nearest name."""
-    old = OLD_FLAGS.get(str(name).lstrip("-").replace("-", "_"))
+    plain = str(name).lstrip("-").replace("-", "_")
+    old = OLD_FLAGS.get(plain)
+    if plain.startswith("no_") and any(flag.lstrip("-") == plain[3:] for flag in known):
+        old = f"use --{plain[3:]} False"
     return BadInputError(f"there is no {what} {name!r}: {old}" if old else unknown(what, name, known))
 
 

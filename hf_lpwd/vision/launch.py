@@ -5,7 +5,8 @@ from __future__ import annotations
 from copy import copy
 from typing import Any
 
-from transformers import Trainer, TrainingArguments
+import torch
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations, unset_hf_deepspeed_config
 
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
@@ -44,8 +45,22 @@ def set_up_launch(launched: Any, timing: str) -> None:
 def check_packages(args: TrainingArguments) -> None:
     """Raises a ValueError if a tracker or the optimizer needs a package that is not installed.
 
-    Also if `optim_args` has arguments that the optimizer does not take, or what has a flag.
+    Also if `optim_args` has arguments that the optimizer does not take, or what has a flag, if the
+    learning-rate schedule lacks one, or if `label_names` is set.
     """
+    if args.label_names not in (None, ["labels"]):
+        raise ValueError(
+            f"label_names is {args.label_names}, but the models take 'labels': leave it out; the column of "
+            "labels is label_column_name"
+        )
+    try:
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, args.lr_scheduler_kwargs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"lr_scheduler_type {args.lr_scheduler_type.value!r} does not work with lr_scheduler_kwargs "
+            f"{args.lr_scheduler_kwargs}: {error}"
+        ) from error
     available = get_available_reporting_integrations()
     for tracker in args.report_to:
         if tracker not in available:

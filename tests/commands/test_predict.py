@@ -41,6 +41,13 @@ def rows_of(text):
     return list(csv.DictReader(io.StringIO(text)))
 
 
+def test_the_curves_of_a_run_are_not_classified(run, capsys):
+    assert main(["predict", str(run), str(run)]) == 2
+    assert capsys.readouterr().err == (
+        f"hf-lpwd predict: error: {run} is the folder of a run of hf-lpwd, not of images\n"
+    )
+
+
 def test_classes_and_scores_are_those_of_the_pipeline(run, images, capsys):
     assert main(["predict", str(run), str(images), "--top_k", "3", "--batch_size", "2"]) == 0
     captured = capsys.readouterr()

@@ -134,7 +134,7 @@ def test_trainers_without_a_rate_say_that_nothing_decays(tmp_path, monkeypatch):
         LPWDTrainer(make_model(), args).create_optimizer()
         given = (lpwd_optimizer_factory, {"args": args})
         Trainer(make_model(), args, optimizer_cls_and_kwargs=given).create_optimizer()
-    line = "weight_decay is 0, so that nothing decays: set it in the arguments, e.g. to 0.05"
+    line = "weight_decay is 0, so that nothing decays: set it, e.g. to 0.05"
     assert said == [line, line]
 
 

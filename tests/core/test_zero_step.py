@@ -1,5 +1,7 @@
 """`measure_parameters`: the factor is the right one, and nothing stays changed."""
 
+import threading
+
 import optimi
 import pytest
 import timm.optim
@@ -163,6 +165,13 @@ def test_a_warmup_that_starts_at_zero_is_measured_at_its_peak():
     optimizer.step()
     scheduler.step()
     assert measure_parameters(optimizer, model)["0.weight"].lr == pytest.approx(LR / 10)
+
+
+def test_what_cannot_be_copied_is_shared():
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=RATE)
+    optimizer.lock = threading.Lock()
+    assert measure_parameters(optimizer, model)["0.weight"].agrees
 
 
 def test_zero_weights_are_measured_at_one():

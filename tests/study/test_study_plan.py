@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
@@ -359,3 +360,24 @@ def test_the_rates_and_seeds_that_a_budget_buys_replace_those_under_train(regist
         (seed, method) for seed in range(5) for method in ("wd uniform", "pwd uniform")
     ]
     assert {run.settings["total_decay"] for run in study.runs} == {0.1}
+
+
+@pytest.mark.parametrize("budget", [[], ["--budget", "10s", "--out", "chosen.yaml"]])
+@pytest.mark.parametrize(
+    ("there", "following"), [("record.json", "run"), ("plan.json", "run"), (None, "register")]
+)
+def test_plan_names_a_next_command_that_is_not_refused(
+    registered, monkeypatch, capsys, budget, there, following
+):
+    """Only a folder without records, or with an unregistered plan of these runs, can be registered."""
+    monkeypatch.chdir(registered.parent)
+    plan = Path("runs/plan.json")
+    if there == "record.json":
+        plan.rename("runs/record.json")
+    elif there is None:
+        plan.unlink()
+    argv = ["study", "plan", str(registered), "--runs", "runs", "--n_jobs", "1", *budget]
+    assert main(argv) == 0
+    file = budget[-1] if budget else registered
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: hf-lpwd study {following} {file} --runs runs"
+    assert main(["study", following, str(file), "--runs", "runs"]) == 0

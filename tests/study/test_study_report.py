@@ -207,6 +207,32 @@ def test_a_report_says_that_it_replaces_an_earlier_one(tmp_path, capsys):
     assert said == [f"report in {page}\n", replaced, replaced]
 
 
+def test_a_report_leaves_no_table_or_figure_of_an_earlier_one(tmp_path):
+    """The earlier one is of two tasks, and has numbered and pooled tables; files of others stay."""
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    both = [
+        run_of(method, seed, 0.7, dataset_name=data)
+        for method in ("wd uniform", "pwd linear")
+        for data in ("a", "b")
+        for seed in (0, 1)
+    ]
+    for folder, chosen in ((runs, both), (tmp_path / "alone", both[:2] + both[4:6])):
+        write_records([json.loads(r.model_dump_json(exclude_unset=True)) for r in chosen], folder)
+    write_report(str(runs), str(out))
+    assert (out / "tables" / "2-summary.csv").exists()
+    assert (out / "figures" / "profile.svg").exists()
+    mine = [out / "tables" / "mine.csv", out / "figures" / "summary-of-mine.svg", out / "figures" / "a.txt"]
+    for file in mine:
+        file.write_text("mine")
+    write_report(str(tmp_path / "alone"), str(out))
+    write_report(str(tmp_path / "alone"), str(tmp_path / "fresh"))
+    left, fresh = (
+        {path.relative_to(root) for path in root.rglob("*") if path.is_file()}
+        for root in (out, tmp_path / "fresh")
+    )
+    assert left == fresh | {file.relative_to(out) for file in mine}
+
+
 def test_selection_reads_validation_and_the_report_test():
     """The setting that is best on test is not the one that validation chooses."""
     records = [

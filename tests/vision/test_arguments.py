@@ -221,6 +221,9 @@ def test_settings_need_no_command_line():
         ("--logging_dir=x", "set the environment variable TENSORBOARD_LOGGING_DIR"),
         ("--evaluation_strategy", "use --eval_strategy"),
         ("--warmup_ratio", "use --warmup_steps with a number below 1, a fraction of all steps"),
+        ("--train_file", "use --dataset_name with the folder or file"),
+        ("--batch_size", "use --per_device_train_batch_size"),
+        ("--no_remove_unused_columns", "use --remove_unused_columns False"),
     ],
 )
 def test_flags_of_older_releases_are_answered_with_those_of_today(flag, instead, capsys):
@@ -277,6 +280,15 @@ def test_what_a_package_is_missing_for_is_said_before_anything_loads():
         (
             {"optim": "sgd", "optim_args": "momentum"},
             "optim_args is 'momentum', but must be like 'momentum=0",
+        ),
+        ({"label_names": ["label"]}, "label_names is ['label'], but the models take 'labels': leave it out"),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay"},
+            "lr_scheduler_type 'warmup_stable_decay' does not work with lr_scheduler_kwargs None: get_wsd_",
+        ),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr"},
+            "lr_scheduler_type 'cosine_with_min_lr' does not work with lr_scheduler_kwargs None: One of min",
         ),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):

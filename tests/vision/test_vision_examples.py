@@ -6,9 +6,9 @@ from importlib import import_module
 import pytest
 
 MODULES = [
-    "messages",
     "vision.data.decoding",
     "vision.data.facts",
+    "vision.data.labels",
     "vision.data.split_names",
     "vision.evaluation",
     "vision.training_args",

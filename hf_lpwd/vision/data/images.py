@@ -48,6 +48,7 @@ class ImageDataset(torch.utils.data.Dataset):
         image_column: Column of the images.
         label_column: Column of the labels.
         source: Name of the split that the rows come from, for errors.
+        role: What they are for, for warnings; default: `source`.
         rows: Their numbers in that split, for errors; default 0, 1, ...
         seed: Seed of the augmentation.
         scale: Which stored values of more than 8 bits are white; default: decided from these images.
@@ -70,6 +71,7 @@ class ImageDataset(torch.utils.data.Dataset):
         image_column: str = "image",
         label_column: str = "label",
         source: str = "train",
+        role: str | None = None,
         rows: Sequence[int] | np.ndarray | None = None,
         seed: int = 0,
         scale: Scale | None = None,
@@ -107,7 +109,7 @@ class ImageDataset(torch.utils.data.Dataset):
         if len(emptied):
             names = list_names(dataset.features[label_column].int2str(emptied.tolist()))
             classes = counted(len(emptied), "class", "classes")
-            logger.warning("%s: no image of %s can be decoded: %s", source, classes, names)
+            logger.warning("%s: no image of %s can be decoded: %s", role or source, classes, names)
         if self.in_memory:
             self._files = None
             self._store(pixels, shapes)
@@ -141,6 +143,7 @@ class ImageDataset(torch.utils.data.Dataset):
             image_column=splits.image_column,
             label_column=splits.label_column,
             source=splits.sources[role],
+            role=role,
             rows=splits.rows[role],
             seed=seed,
             scale=(splits.facts.images and splits.facts.images.scale) or Scale(),

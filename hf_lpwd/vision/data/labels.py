@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from typing import Any
 
@@ -16,9 +15,7 @@ from hf_lpwd.vision.data.facts import list_names
 
 logger = logging.getLogger(__name__)
 
-#: Values that mean: no label.
-MISSING = (None, "", -1, "-1")
-
+_NO_LABEL = re.compile(r"\s*(-1(\.0+)?\s*)?")
 _WHOLE = re.compile(r"(0|-?[1-9]\d*)(\.0+)?")
 
 
@@ -70,6 +67,16 @@ def encode_labels(
             kept = part.remove_columns(column) if column in part.column_names else part
             encoded[role] = kept.add_column(column, labels[role], feature=class_label)
     return classes, encoded, labels
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a label is none: None, NaN, an empty text or -1.
+
+    Example:
+        >>> [is_missing(value) for value in (None, float("nan"), "", " -1.0", -1, "None", 0)]
+        [True, True, True, True, True, False, False]
+    """
+    return value is None or value != value or _NO_LABEL.fullmatch(str(value)) is not None
 
 
 def stratified_cut(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -158,12 +165,10 @@ def labels_by_name(
 
 
 def _name(value: Any, classes: list[str] | None, column: str, place: str) -> str | None:
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        value = int(value) if value.is_integer() else value
-    if value in MISSING:
+    if is_missing(value):
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if classes is not None:
         if not 0 <= value < len(classes):
             raise BadInputError(f"{place}: label {value} is none of the {len(classes)} classes")

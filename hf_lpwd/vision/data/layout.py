@@ -11,9 +11,9 @@ from typing import Any
 
 from hf_lpwd.messages import BadInputError, counted, unknown
 from hf_lpwd.vision.data.facts import list_names
-from hf_lpwd.vision.data.labels import MISSING
+from hf_lpwd.vision.data.labels import is_missing
 from hf_lpwd.vision.data.listing import File, Key, Listing
-from hf_lpwd.vision.data.split_names import role_of, split_column
+from hf_lpwd.vision.data.split_names import column_note, role_of, roles_of, split_column
 from hf_lpwd.vision.data.tables import read_rows
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
@@ -73,8 +73,9 @@ def find_layout(
         BadInputError: If no metadata file has `label_column`, or a validation or test image has a label that
             no training image has.
     """
-    splits, left_out = _find_splits(listing)
-    layout = Layout({}, {}, None, label_column or LABEL_COLUMNS[0], left_out)
+    layout = Layout({}, {}, None, label_column or LABEL_COLUMNS[0])
+    splits = _find_splits(listing, layout)
+    left_out = layout.left_out
     metadata, named_splits = _read_metadata(listing, layout, label_column)
     if len(splits) == 1 and named_splits:
         [items], splits = splits.values(), {}
@@ -100,36 +101,39 @@ def find_layout(
             left_out["image without a row in its metadata file"] += len(items) - len(with_row)
             items, labels = with_row, [metadata[item.file.key] for item in with_row]
             if known is not None:
-                labels = [None if label in MISSING else str(label) for label in labels]
+                labels = [None if is_missing(label) else str(label) for label in labels]
             else:
-                known = sorted({str(label) for label in labels if label not in MISSING})
+                known = sorted({str(label) for label in labels if not is_missing(label)})
             _say_overruled(items, labels, split, layout)
         else:
             items, labels = _labels_by_folder(items, split, known, layout, listing, class_names is not None)
             if known is None and any(labels):
                 layout.class_names = known = sorted(set(filter(None, labels)))
         if known is not None and class_names is None:
-            _require_known([str(label) for label in labels if label not in MISSING], known, split)
+            _require_known([str(label) for label in labels if not is_missing(label)], known, split)
         layout.paths[split] = [item.file.path for item in items]
         layout.labels[split] = labels
     layout.left_out = +left_out
     return layout
 
 
-def _find_splits(listing: Listing) -> tuple[dict[str, list[_Item]], Counter[str]]:
-    """Returns the images by the name of their split, ``"train"`` if there is none, and what is left out."""
+def _find_splits(listing: Listing, layout: Layout) -> dict[str, list[_Item]]:
+    """Returns the images by the name of their split, ``"train"`` if there is none; counts the others."""
     images = listing.images
     for depth in range(max((len(file.folders) for file in images), default=0)):
         inner = [file for file in images if len(file.folders) > depth]
         names = {file.folders[depth] for file in inner}
         if _are_splits(names, depth, listing):
-            return _by_split(inner, depth, images)
+            return _by_split(listing, depth, layout)
+        if roles := roles_of(sorted(names)):
+            layout.say("The splits are the folders " + ", ".join(f"{name} ({roles[name]})" for name in roles))
+            return _by_split(listing, depth, layout, roles)
         if len(names) > 1:
             deeper = {file.folders[depth + 1] if len(file.folders) > depth + 1 else "" for file in inner}
             if _are_splits(deeper, depth + 1, listing) and all(map(role_of, deeper)):
-                return _by_split(inner, depth + 1, images, keep=depth)
+                return _by_split(listing, depth + 1, layout, keep=depth)
             break
-    return {"train": [_Item(file, file.folders) for file in images]}, Counter()
+    return {"train": [_Item(file, file.folders) for file in images]}
 
 
 def _are_splits(names: set[str], depth: int, listing: Listing) -> bool:
@@ -142,18 +146,24 @@ def _are_splits(names: set[str], depth: int, listing: Listing) -> bool:
 
 
 def _by_split(
-    inner: list[File], depth: int, images: list[File], keep: int | None = None
-) -> tuple[dict[str, list[_Item]], Counter[str]]:
+    listing: Listing,
+    depth: int,
+    layout: Layout,
+    roles: Mapping[str, str] | None = None,
+    keep: int | None = None,
+) -> dict[str, list[_Item]]:
     splits: dict[str, list[_Item]] = {}
-    left_out: Counter[str] = Counter({"image outside the folders of the splits": len(images) - len(inner)})
+    inner = [file for file in listing.images if len(file.folders) > depth]
+    layout.left_out["image outside the folders of the splits"] += len(listing.images) - len(inner)
     for file in inner:
-        split = file.folders[depth]
+        name = file.folders[depth]
+        split = name if roles is None else roles.get(name, name)
         if role_of(split) is None:
-            left_out[f"image in {split}, beside the folders of the splits"] += 1
+            layout.left_out[f"image in {split}, beside the folders of the splits"] += 1
         else:
             above = () if keep is None else (file.folders[keep],)
             splits.setdefault(split, []).append(_Item(file, above + file.folders[depth + 1 :]))
-    return splits, left_out
+    return splits
 
 
 def _labels_by_folder(
@@ -271,8 +281,9 @@ def _read_metadata(
         labels |= found
         of_splits = split_column(rows)
         if of_splits is not None:
-            splits |= _one_each(keys, list(map(str, rows[of_splits])), splits, shown, "split")
-            layout.notes.append(f"The splits are those of the column {of_splits}")
+            column, named = of_splits
+            splits |= _one_each(keys, [named[str(value)] for value in rows[column]], splits, shown, "split")
+            layout.notes.append(column_note(column, named))
     return labels, splits
 
 

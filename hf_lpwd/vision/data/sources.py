@@ -73,8 +73,8 @@ def load_source(
     if args.train_dir is None:
         source = _load_named(args.dataset_name or "", args, cache_dir, token, class_names)
         if len(source.splits) == 1:
-            source.splits, column = by_column(source.splits)
-            source.notes += [f"The splits are those of the column {column}"] * bool(column)
+            source.splits, note = by_column(source.splits)
+            source.notes += [] if note is None else [note]
         return source
 
     source = Source(args.train_dir, DatasetDict())

@@ -3,60 +3,117 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import DatasetDict, Value
 
 #: Role of a split -> the names that it usually has, in lower case, the most usual one first.
 ROLES = {
-    "train": ("train", "training"),
+    "train": ("train", "training", "trn"),
     "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval"),
+    "test": ("test", "testing", "tst", "eval"),
 }
 #: Columns of tables that say the split of a row, in lower case.
-_COLUMNS = ("split", "subset", "partition", "set", "data_set", "data set")
+_COLUMNS = ("split", "subset", "partition", "set", "data_set", "data set", "usage")
+#: Words that the name of a split may have besides.
+_FILLER = "(?:data|set|split|images?|imgs?|x)+"
 
 
 def role_of(name: str) -> str | None:
     """Returns the role of a split or folder of this name; None if it is none of the usual names.
 
     Example:
-        >>> [role_of(name) for name in ("Training", "val2017", "test_set", "dog")]
-        ['train', 'validation', 'test', None]
+        >>> [role_of(name) for name in ("Training", "val2017", "test_set", "dataset-train", "test tube")]
+        ['train', 'validation', 'test', 'train', None]
     """
-    word = re.sub(r"[ _-]*(set|split|data|images?|imgs?)?[ _-]*\d*$", "", name.lower())
-    return next((role for role, names in ROLES.items() if word in names), None)
+    role, others = _role_and_others(name)
+    return None if others else role
 
 
-def split_column(rows: Mapping[str, Iterable[Any]]) -> str | None:
-    """Returns which column of a table says the split of each row; None if there is none.
+def roles_of(names: Iterable[str]) -> dict[str, str]:
+    """Returns the roles of folders whose names differ only in the word of a split; of others, nothing.
 
     Example:
-        >>> split_column({"split": ["val", "train", "train"], "label": [0, 1, 0]})
-        'split'
+        >>> roles_of(["pets-train", "pets-val"]), roles_of(["bullet train", "test tube"])
+        ({'pets-train': 'train', 'pets-val': 'validation'}, {})
+    """
+    parsed = {name: _role_and_others(name) for name in names}
+    roles = {name: role for name, (role, _) in parsed.items() if role is not None}
+    [common, *differing] = {parsed[name][1] for name in roles} or {frozenset()}
+    alike = common and not differing and all(common <= others for _, others in parsed.values())
+    return roles if alike and "train" in roles.values() and len(set(roles.values())) > 1 else {}
+
+
+def _role_and_others(name: str) -> tuple[str | None, frozenset[str]]:
+    """The role that one word of a name says, and the other words, without those that say nothing."""
+    words = [word.lower() for word in re.findall(r"[^\W\d_][^\W\d_A-Z]+|[^\W\d_a-z]+|[^\W\d_]", name)]
+    kept = [short for word in words if (short := re.sub(f"{_FILLER}$", "", word))]
+    roles = [role for role, names in ROLES.items() for word in kept if word in names]
+    if len(roles) != 1:
+        return None, frozenset(kept)
+    return roles[0], frozenset(word for word in kept if word not in ROLES[roles[0]])
+
+
+def split_column(rows: Mapping[str, Iterable[Any]]) -> tuple[str, dict[str, str]] | None:
+    """Returns which column of a table says the split of each row, and the split of each of its values.
+
+    None if there is none.
+
+    Example:
+        >>> split_column({"split": ["val", "train", "holdout"], "label": [0, 1, 0]})
+        ('split', {'holdout': 'holdout', 'train': 'train', 'val': 'val'})
+        >>> split_column({"Usage": ["Training", "PublicTest"]}), split_column({"is_valid": [True, False]})
+        (('Usage', {'PublicTest': 'test', 'Training': 'Training'}), \
+('is_valid', {'False': 'train', 'True': 'validation'}))
     """
     for column in rows:
-        if column.lower() in _COLUMNS:
-            roles = {role_of(str(value)) for value in set(rows[column])}
-            if "train" in roles and len(roles - {None}) > 1:
-                return column
+        splits = _splits_of(column, sorted(set(map(str, rows[column]))))
+        roles = [role_of(split) for split in splits.values()]
+        # A single value of another word is a held-out part; several are not about splits.
+        if "train" in roles and (len({*roles} - {None}) > 1 or len(roles) == 2):
+            return column, splits
     return None
 
 
+def _splits_of(column: str, values: Sequence[str]) -> dict[str, str]:
+    says = re.fullmatch(r"is_?(\w+)", column.lower())
+    role = role_of(says[1]) if says else None
+    if role is not None and {value.lower() for value in values} <= {"0", "1", "false", "true"}:
+        other = "test" if role == "train" else "train"
+        return {value: role if value.lower() in ("1", "true") else other for value in values}
+    if column.lower() not in _COLUMNS:
+        return {}
+    return {value: value if role_of(value) else _role_and_others(value)[0] or value for value in values}
+
+
 def by_column(splits: DatasetDict) -> tuple[DatasetDict, str | None]:
-    """Divides the only split of a dataset by the column that says the split of each row, if there is one."""
+    """Divides the only split of a dataset by the column that says the split of each row, if there is one.
+
+    Also returns a sentence that says so.
+    """
     [data] = splits.values()
-    texts = [
-        name
-        for name, feature in data.features.items()
-        if name.lower() in _COLUMNS and getattr(feature, "dtype", "") in ("string", "large_string")
-    ]
-    rows = data.select_columns(texts)[:] if texts else {}
-    column = split_column(rows)
-    if column is None:
+    plain = [name for name, feature in data.features.items() if isinstance(feature, Value)]
+    found = split_column({name: data.select_columns([name])[:][name] for name in plain if _may_say(name)})
+    if found is None:
         return splits, None
-    names = np.array(list(map(str, rows[column])))
+    column, named = found
+    names = np.array([named[str(value)] for value in data.select_columns([column])[:][column]])
     parts = {name: data.select(np.flatnonzero(names == name)) for name in dict.fromkeys(names.tolist())}
-    return type(splits)(parts), column
+    return type(splits)(parts), column_note(column, named)
+
+
+def _may_say(column: str) -> bool:
+    return column.lower() in _COLUMNS or column.lower().startswith("is")
+
+
+def column_note(column: str, splits: Mapping[str, str]) -> str:
+    """Says which column holds the splits, and which of its values are read as another word.
+
+    Example:
+        >>> column_note("Usage", {"PublicTest": "test", "Training": "Training"})
+        'The splits are those of the column Usage (PublicTest: test)'
+    """
+    renamed = ", ".join(f"{value}: {split}" for value, split in splits.items() if value != split)
+    return f"The splits are those of the column {column}" + (f" ({renamed})" if renamed else "")

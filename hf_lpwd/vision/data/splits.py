@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -176,9 +177,10 @@ def _assign_roles(source: Source) -> dict[str, str]:
     for role, split in sources.items():
         if len(loaded[split]) == 0:
             raise BadInputError(f"{name}: the {role} split ({split}) is empty")
-    source.left_out += Counter(
-        {f"row of the split {split}": len(loaded[split]) for split in loaded if split not in sources.values()}
-    )
+    unused = [split for split in loaded if split not in sources.values()]
+    source.left_out += Counter({f"row of the split {split}": len(loaded[split]) for split in unused})
+    for split in filter(role_of, unused):
+        logger.warning("%s: the %d rows of the split %s are not used", name, len(loaded[split]), split)
     return sources
 
 
@@ -234,10 +236,14 @@ def _require_two_classes(labels: np.ndarray, class_names: list[str], name: str) 
 
 
 def _alike(class_names: list[str]) -> str | None:
-    plain = ["".join(name.split()).casefold() for name in class_names]
+    plain = [unicodedata.normalize("NFKC", "".join(name.split())).casefold() for name in class_names]
     counts = Counter(plain)
     alike = [name for name, text in zip(class_names, plain, strict=True) if counts[text] > 1]
-    return f"Classes whose names differ in case or spaces alone: {list_names(alike)}" if alike else None
+    return (
+        f"Classes whose names differ in case, spaces or Unicode form alone: {list_names(alike)}"
+        if alike
+        else None
+    )
 
 
 def _origin(role: str, sources: Mapping[str, str], available: Mapping[str, int]) -> str:

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import datasets
 import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
@@ -69,6 +71,8 @@ def read_tables(
             )
         wanted = IMAGE_COLUMNS if image_column is None else (image_column,)
         column = next((name for name in wanted if name in part.column_names), None)
+        if column is not None and isinstance(part.features[column], dict):
+            part = _with_text(part, column)
         if column is not None and _is_text(part.features[column]):
             part = _with_images(part, column, folder, files[0], may_lack_images)
         parts.append(part)
@@ -151,6 +155,14 @@ def _is_text(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
+def _with_text(part: Dataset, column: str) -> Dataset:
+    """Puts bytes that are text, as JSON has them, in the place of cells that hold them."""
+    if not _is_text(part.features[column].get("bytes")):
+        return part
+    texts = [(cell or {}).get("bytes") for cell in part.select_columns([column])[:][column]]
+    return part.remove_columns(column).add_column(column, texts)
+
+
 def _with_images(part: Dataset, column: str, folder: str, path: str, may_lack_images: bool) -> Dataset:
     """Replaces the text in the column by the images that it names or holds."""
     texts: list[str | None] = part.select_columns([column])[:][column]
@@ -181,7 +193,9 @@ def _is_there(text: str, folder: str) -> bool:
 
 
 def _locate(text: str, folder: str) -> str | None:
-    if _URL.match(text):
+    if text.lower().startswith("file:"):
+        text = url2pathname(urlsplit(text).path)
+    elif _URL.match(text):
         return text
     for base in (folder, os.getcwd()):
         for name in (text, text.replace("\\", "/")):

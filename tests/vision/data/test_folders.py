@@ -78,6 +78,43 @@ def test_every_image_is_found_whatever_its_name(tmp_path, files):
     assert splits.facts.notes == []
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("seg_train", "seg_test"),
+        ("pets-train", "pets-test"),
+        ("PetsTrain", "PetsTest"),
+        ("dataset_train", "dataset_test"),
+        ("Training Data Set", "Test Data Set"),
+        ("train_images_224x224", "test_images_224x224"),
+        ("trn", "tst"),
+    ],
+)
+def test_splits_may_have_further_words(tmp_path, train, test):
+    files = [f"{train}/{name}" for name in TWO_EACH] + [f"{test}/cat/4.png", f"{test}/dog/5.png"]
+    splits = load(make(tmp_path / "set", *files))
+    assert splits.class_names == ["cat", "dog"]
+    assert sorted(names(splits).values()) == [ALL, ["cat/4", "dog/5"]]
+    assert len(splits.test) == 2
+
+
+def test_a_folder_beside_splits_with_a_common_word_is_left_out(tmp_path):
+    files = [f"seg_train/seg_train/{name}" for name in TWO_EACH]
+    files += ["seg_test/seg_test/cat/4.png", "seg_pred/seg_pred/5.png"]
+    splits = load(make(tmp_path / "set", *files))
+    assert names(splits) == {"train": ALL, "test": ["cat/4"]}
+    assert splits.facts.left_out == {"image in seg_pred, beside the folders of the splits": 1}
+    assert splits.facts.notes[0] == "The splits are the folders seg_test (test), seg_train (train)"
+
+
+def test_two_folders_of_one_split_are_said(tmp_path, caplog):
+    files = [f"train1/{name}" for name in TWO_EACH] + ["train2/cat/4.png", "train2/dog/5.png"]
+    splits = load(make(tmp_path / "set", *files))
+    assert names(splits) == {"train1": ALL}
+    assert "the 2 rows of the split train2 are not used" in caplog.text
+
+
 @pytest.mark.parametrize("folder", ["run[12]", "[v1] pets", "a*", "train", "x::y", "test", "né"])
 @pytest.mark.parametrize("given", ["dataset_name", "train_dir"])
 def test_the_folder_may_have_any_name(tmp_path, folder, given):
@@ -86,7 +123,9 @@ def test_the_folder_may_have_any_name(tmp_path, folder, given):
     assert names(splits) == {"train": ALL}
 
 
-@pytest.mark.parametrize("class_name", ["__background__", "train", "test", "None", "NA", "007", "no", " "])
+@pytest.mark.parametrize(
+    "class_name", ["__background__", "train", "test", "bullet train", "None", "NA", "007", "no", " "]
+)
 def test_a_class_may_have_any_name(tmp_path, class_name):
     files = (
         f"{class_name}/0.png",
@@ -328,9 +367,17 @@ def test_classes_that_differ_in_case_or_spaces_alone_are_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         splits = load(make(tmp_path / "set", *TWO_EACH, "Cat/4.png", "c at/5.png", "cats/6.png"))
     assert splits.class_names == ["Cat", "c at", "cat", "cats", "dog"]
-    sentence = "Classes whose names differ in case or spaces alone: Cat, c at, cat"
+    sentence = "Classes whose names differ in case, spaces or Unicode form alone: Cat, c at, cat"
     assert splits.facts.notes == [sentence]
     assert sentence in caplog.messages
+
+
+def test_a_class_whose_accents_are_written_in_two_ways_is_told(tmp_path):
+    names = "caf\u00e9", "cafe\u0301"
+    splits = load(make(tmp_path / "set", *(f"{name}/{n}.png" for n, name in enumerate((*names, *names)))))
+    assert splits.facts.notes[0].startswith(
+        "Classes whose names differ in case, spaces or Unicode form alone"
+    )
 
 
 def test_a_table_beside_one_folder_of_images_is_named(tmp_path):

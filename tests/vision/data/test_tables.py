@@ -209,6 +209,56 @@ def test_a_column_that_only_sounds_like_splits_is_none(folder, splits):
     assert rows(load(folder / "a.csv")) == EXPECTED
 
 
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("Usage", ["Training", "Training", "Training", "PrivateTest"]),
+        ("is_test", ["False", "False", "False", "True"]),
+        ("is_train", [1, 1, 1, 0]),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_values_of_other_words_say_the_split_of_a_row(folder, column, values, suffix):
+    frame = pandas.DataFrame({"image": PATHS, "label": list("abab"), column: values})
+    frame.to_csv(folder / "a.csv", index=False)
+    frame.to_parquet(folder / "a.parquet")
+    found = load(folder / f"a.{suffix}")
+    assert sorted(reds(found.train) + reds(found.validation)) == [50, 51, 52]
+    assert reds(found.test) == [53]
+    assert found.facts.notes[0].startswith(f"The splits are those of the column {column} (")
+
+
+def test_a_held_out_part_of_another_word_is_not_trained_on(folder):
+    frame = pandas.DataFrame(
+        {"image": PATHS, "label": list("abab"), "split": ["train", "train", "train", "holdout"]}
+    )
+    frame.to_csv(folder / "a.csv", index=False)
+    found = load(folder / "a.csv")
+    assert sorted(reds(found.train) + reds(found.validation)) == [50, 51, 52]
+    assert found.facts.left_out == {"row of the split holdout": 1}
+
+
+def test_urls_of_files_and_bytes_in_json(folder):
+    (folder / "images" / "0.png").rename(folder / "images" / "a 0.png")
+    urls = [(folder / path).as_uri() for path in ["images/a 0.png", *PATHS[1:]]]
+    assert "%20" in urls[0]
+    pandas.DataFrame({"image": urls, "label": list("abab")}).to_csv(folder / "a.csv", index=False)
+    assert rows(load(folder / "a.csv")) == EXPECTED
+    cells = [{"bytes": base64.b64encode(red(50 + row)).decode(), "path": None} for row in range(4)]
+    (folder / "a.json").write_text(
+        json.dumps([{"image": cell, "label": label} for cell, label in zip(cells, "abab", strict=True)])
+    )
+    assert rows(load(folder / "a.json")) == EXPECTED
+
+
+@pytest.mark.parametrize("label", ["-1.0", "-1 ", " "])
+def test_minus_one_is_no_label_however_it_is_written(folder, label):
+    frame = pandas.DataFrame({"image": PATHS, "label": ["0.0", "1.0", "0.0", label]})
+    frame.to_csv(folder / "a.csv", index=False)
+    with pytest.raises(BadInputError, match=r"1 of 4 labels are missing \(empty or -1\), the first in row 3"):
+        load(folder / "a.csv")
+
+
 def test_a_table_that_is_not_utf_8(folder):
     (folder / "a.csv").write_bytes("image,label\nimages/0.png,Löwe\n".encode("latin-1"))
     with pytest.raises(BadInputError, match=r"^a\.csv is not text in UTF-8: save it in this encoding$"):

@@ -80,8 +80,12 @@ def test_bad_images_are_skipped_and_counted(in_memory):
 def test_a_class_that_skipping_empties_is_named(in_memory, caplog):
     data = dataset_of([*pngs(2), b"x", b"y", *pngs(1)], [0, 1, 2, 3, 0])
     with caplog.at_level(logging.WARNING):
-        ImageDataset(data, ImageTransform(PROCESSOR), skip_bad_images=True, in_memory=in_memory)
-    assert caplog.messages == ["train: no image of 2 classes can be decoded: c, d"]
+        for role in (None, "validation"):
+            ImageDataset(
+                data, ImageTransform(PROCESSOR), skip_bad_images=True, in_memory=in_memory, role=role
+            )
+    lost = "no image of 2 classes can be decoded: c, d"
+    assert caplog.messages == [f"train: {lost}", f"validation: {lost}"]
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
