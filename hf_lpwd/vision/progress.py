@@ -120,13 +120,13 @@ def evaluated(state: TrainerState, args: Any) -> list[tuple[float, float]]:
     """Epoch or step, and value of the metric that selects the checkpoint, of each evaluation in training."""
     unit = _position(state, args)[0]
     metric = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
-    values = []
-    for entry in state.log_history:
-        if "train_runtime" in entry:
-            break
-        if metric in entry:
-            values.append((round(entry[unit], 3), entry[metric]))
-    return values
+    during = _during_training(state.log_history)
+    return [(round(entry[unit], 3), entry[metric]) for entry in during if metric in entry]
+
+
+def _during_training(log_history: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    # What follows the training's own summary was measured with the best checkpoint, not with the last.
+    return list(takewhile(lambda entry: "train_runtime" not in entry, log_history))
 
 
 def best_of(evaluations: list[tuple[float, float]], args: Any) -> tuple[float, float]:
@@ -160,8 +160,7 @@ def draw_curves(log_history: Iterable[Mapping[str, Any]], title: str) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    # What follows the training's own summary was measured with the best checkpoint, not with the last.
-    entries = list(takewhile(lambda entry: "train_runtime" not in entry, log_history))
+    entries = _during_training(log_history)
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for key, label in _SERIES:

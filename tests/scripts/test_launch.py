@@ -108,7 +108,7 @@ def test_two_processes_are_one(script, timing, tmp_path):
 @pytest.mark.parametrize("timing", TIMINGS)
 @pytest.mark.parametrize("script", [TRAINER, LOOP], ids=["trainer", "loop"])
 def test_two_processes_resume_exactly(script, timing, tmp_path):
-    """From step 6, amid the second of two epochs of four steps; the last of each is a window of one batch."""
+    """From step 6, in the second of two epochs of four steps; the last of each is a window of one batch."""
     settings = {**SMALL, **DROPOUT, "decay_timing": timing, "weight_decay": 0.5, "augmentation": "crop"}
     settings |= {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 8}
     if script == LOOP:

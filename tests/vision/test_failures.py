@@ -1,4 +1,4 @@
-"""Memory, disk, rights and numbers that give out amid a run: one line, and nothing that was saved is lost."""
+"""Memory, disk, rights and numbers that give out in a run: one line, and nothing that was saved is lost."""
 
 import errno
 import json

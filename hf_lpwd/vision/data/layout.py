@@ -70,12 +70,10 @@ def find_layout(
         class_names: The classes of a model, by which class folders are found; default: the training images'.
 
     Raises:
-        BadInputError: If no metadata file has `label_column`, or a validation or test image has a label that
-            no training image has.
+        BadInputError: If no metadata file has `label_column`, or a class of another split no training image.
     """
     layout = Layout({}, {}, None, label_column or LABEL_COLUMNS[0])
     splits = _find_splits(listing, layout)
-    left_out = layout.left_out
     metadata, named_splits = _read_metadata(listing, layout, label_column)
     if len(splits) == 1 and named_splits:
         [items], splits = splits.values(), {}
@@ -92,13 +90,12 @@ def find_layout(
     if any(map(role_of, empty)):
         layout.say(f"Folders of splits without an image: {list_names(sorted(filter(role_of, empty)))}")
     known = None if class_names is None else list(class_names)
-    labels: list[Any]
     # The training images come first: they define the classes.
     for split in sorted(splits, key=lambda split: role_of(split) != "train"):
         items = splits[split]
         with_row = [item for item in items if item.file.key in metadata]
         if with_row:
-            left_out["image without a row in its metadata file"] += len(items) - len(with_row)
+            layout.left_out["image without a row in its metadata file"] += len(items) - len(with_row)
             items, labels = with_row, [metadata[item.file.key] for item in with_row]
             if known is not None:
                 labels = [None if is_missing(label) else str(label) for label in labels]
@@ -113,15 +110,14 @@ def find_layout(
             _require_known([str(label) for label in labels if not is_missing(label)], known, split)
         layout.paths[split] = [item.file.path for item in items]
         layout.labels[split] = labels
-    layout.left_out = +left_out
+    layout.left_out = +layout.left_out
     return layout
 
 
 def _find_splits(listing: Listing, layout: Layout) -> dict[str, list[_Item]]:
     """Returns the images by the name of their split, ``"train"`` if there is none; counts the others."""
-    images = listing.images
-    for depth in range(max((len(file.folders) for file in images), default=0)):
-        inner = [file for file in images if len(file.folders) > depth]
+    for depth in range(max((len(file.folders) for file in listing.images), default=0)):
+        inner = [file for file in listing.images if len(file.folders) > depth]
         names = {file.folders[depth] for file in inner}
         if _are_splits(names, depth, listing):
             return _by_split(listing, depth, layout)
@@ -133,7 +129,7 @@ def _find_splits(listing: Listing, layout: Layout) -> dict[str, list[_Item]]:
             if _are_splits(deeper, depth + 1, listing) and all(map(role_of, deeper)):
                 return _by_split(listing, depth + 1, layout, keep=depth)
             break
-    return {"train": [_Item(file, file.folders) for file in images]}
+    return {"train": [_Item(file, file.folders) for file in listing.images]}
 
 
 def _are_splits(names: set[str], depth: int, listing: Listing) -> bool:
@@ -146,11 +142,7 @@ def _are_splits(names: set[str], depth: int, listing: Listing) -> bool:
 
 
 def _by_split(
-    listing: Listing,
-    depth: int,
-    layout: Layout,
-    roles: Mapping[str, str] | None = None,
-    keep: int | None = None,
+    listing: Listing, depth: int, layout: Layout, roles: dict[str, str] | None = None, keep: int | None = None
 ) -> dict[str, list[_Item]]:
     splits: dict[str, list[_Item]] = {}
     inner = [file for file in listing.images if len(file.folders) > depth]
@@ -168,7 +160,7 @@ def _by_split(
 
 def _labels_by_folder(
     items: list[_Item], split: str, known: list[str] | None, layout: Layout, listing: Listing, of_model: bool
-) -> tuple[list[_Item], list[str | None]]:
+) -> tuple[list[_Item], list[Any]]:
     """Returns the images that lie in class folders and their classes; all of them, and None, if none does.
 
     Where `known` are the classes `of_model`, folders that are none of them still name classes.
@@ -216,7 +208,9 @@ def _level_of(items: list[_Item], known: list[str]) -> int | None:
 
 
 def _require_known(labels: list[str], known: list[str], split: str) -> None:
-    strange = Counter(label for label in labels if label not in set(known))
+    strange = Counter(labels)
+    for name in known:
+        del strange[name]
     if strange:
         name = next(iter(strange))
         raise BadInputError(
@@ -279,8 +273,7 @@ def _read_metadata(
                 f"first {'/'.join(missing[0][len(file.folders) :])[-100:]}"
             )
         labels |= found
-        of_splits = split_column(rows)
-        if of_splits is not None:
+        if (of_splits := split_column(rows)) is not None:
             column, named = of_splits
             splits |= _one_each(keys, [named[str(value)] for value in rows[column]], splits, shown, "split")
             layout.notes.append(column_note(column, named))

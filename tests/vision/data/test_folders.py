@@ -486,7 +486,7 @@ def test_a_folder_without_what_is_needed(tmp_path, files, message):
     ],
 )
 def test_an_output_folder_gives_way_to_the_dataset_of_the_hub(tmp_path, monkeypatch, files, here):
-    """`beans` beside an output folder called beans is the dataset of that name, as it was before the run."""
+    """`beans` next to an output folder called beans is the dataset of that name, as it was before the run."""
 
     (tmp_path / "beans").mkdir()
     make(tmp_path / "beans", *files)
