@@ -24,7 +24,7 @@ from hf_lpwd.messages import BadInputError, counted
 from hf_lpwd.study.config import RunSpec, StudyFile
 from hf_lpwd.study.stats import MIN_SEEDS, smallest_shift
 from hf_lpwd.study.sweep import duration
-from hf_lpwd.study.tasks import task_key
+from hf_lpwd.study.tasks import setting_of, task_key
 
 #: Fraction of test images on which two good runs of one method are taken to disagree, before any was made.
 DISAGREEMENT = 0.1
@@ -217,12 +217,15 @@ def fit_budget(study: StudyFile, seconds: float, run_seconds: float, side_by_sid
     """
     most = int(seconds * side_by_side / run_seconds)
     grid = [run for run in study.runs if "peer" not in run.settings]
-    decays = sorted({rate for run in grid if (rate := _decay(run)) is not None})
+    decays = sorted({rate for run in grid if (rate := setting_of(run.settings).decay) is not None})
+    # Baselines may have rates of their own, which stay.
+    first = study.runs[0].settings["seed"]
+    of_a_seed = [setting_of(run.settings).decay for run in study.runs if run.settings["seed"] == first]
     fewest = min(_FEWEST_RATES, len(decays))
     for number in range(len(decays), fewest - 1, -1):
         # Evenly spread, the ends among them.
         chosen = [decays[round(i)] for i in np.linspace(0, len(decays) - 1, number)]
-        per_seed = _runs_per_seed(study, chosen, decays)
+        per_seed = sum(rate in chosen or rate not in decays for rate in of_a_seed)
         seeds = min(most // per_seed, MOST_SEEDS)
         if seeds >= MIN_SEEDS:
             return Choice(chosen, seeds, seeds * per_seed)
@@ -231,16 +234,6 @@ def fit_budget(study: StudyFile, seconds: float, run_seconds: float, side_by_sid
         f"the budget has time for {counted(most, 'run')}, but {MIN_SEEDS} seeds take {needed}, about "
         f"{duration(needed * run_seconds / side_by_side)}: give more time, or shorten the runs"
     )
-
-
-def _runs_per_seed(study: StudyFile, chosen: Sequence[float], decays: Sequence[float]) -> int:
-    first = study.runs[0].settings["seed"]
-    runs = [run for run in study.runs if run.settings["seed"] == first]
-    return sum(_decay(run) in chosen or _decay(run) not in decays for run in runs)
-
-
-def _decay(run: RunSpec) -> float | None:
-    return run.settings.get("total_decay", run.settings.get("weight_decay"))
 
 
 def parse_duration(text: str) -> float:
