@@ -104,14 +104,14 @@ def timed_trial(run: RunSpec) -> Trial:
         BadInputError: Data, model or rates are wrong.
     """
     from hf_lpwd.study.callbacks import StepTimes
-    from hf_lpwd.study.quiet_run import num_steps, prepared, quiet_trainer
+    from hf_lpwd.study.quiet_run import prepared, quiet_trainer
 
     torch.set_num_threads(1)
     started = time.monotonic()
     try:
         with prepared(run) as (made, args):
             loaded = time.monotonic() - started
-            steps = num_steps(args, len(made.images["train"]))
+            steps = made.facts.steps
             evaluations = _evaluations(args, steps)
             args.max_steps, args.warmup_steps, args.load_best_model_at_end = _TRIAL_STEPS, 0, False
             args.eval_strategy, args.save_strategy = IntervalStrategy.NO, SaveStrategy.NO

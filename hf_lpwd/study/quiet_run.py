@@ -25,6 +25,7 @@ from hf_lpwd.vision.data.splits import load_splits
 from hf_lpwd.vision.finetune import make_trainer
 from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.prepare import Run, prepare
+from hf_lpwd.vision.run_facts import num_steps
 from hf_lpwd.vision.training_args import ImageTrainingArguments
 
 #: Of the training images, the test split where a dataset has none and `test_split` does not say otherwise. It
@@ -97,16 +98,16 @@ def layer_of_parameter(run: Run) -> dict[str, str]:
     return {name: layer_name(p.stack, p.layer) for name, p in run.plan.parameters.items()}
 
 
-def decay_steps(args: ImageTrainingArguments, num_rows: int) -> float:
+def decay_steps(args: ImageTrainingArguments, num_images: int) -> float:
     """What a weight decay of 1 adds up to over a run: the sum of the learning rates of its steps.
 
     With decay that is independent of the learning rate, the number of steps.
 
     Args:
         args: How to train.
-        num_rows: Training images.
+        num_images: Training images.
     """
-    total = num_steps(args, num_rows)
+    total, _ = num_steps(args, num_images)
     if args.decay_coupling == "independent":
         return float(total)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
@@ -123,11 +124,3 @@ def decay_steps(args: ImageTrainingArguments, num_rows: int) -> float:
         optimizer.step()
         scheduler.step()
     return math.fsum(rates)
-
-
-def num_steps(args: ImageTrainingArguments, num_rows: int) -> int:
-    """Optimizer steps of a run on so many training images."""
-    batches = num_rows / args.train_batch_size
-    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
-    steps = max(1, math.ceil(batches / args.gradient_accumulation_steps))
-    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)

@@ -60,12 +60,7 @@ def run_facts(
     args: ImageTrainingArguments,
 ) -> RunFacts:
     """Collects the facts of a run before its first step."""
-    accumulated = args.gradient_accumulation_steps
-    batch = args.train_batch_size * args.world_size
-    batches = data.splits["train"].images / batch
-    batches = max(1, math.floor(batches)) if args.dataloader_drop_last else math.ceil(batches)
-    steps_per_epoch = math.ceil(batches / accumulated)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    steps, steps_per_epoch = num_steps(args, data.splits["train"].images)
     done = [transform.augmentation]
     done += [f"RandAugment {transform.rand_augment}"] if transform.rand_augment is not None else []
     done += [f"random erasing {transform.random_erase:g}"] if transform.random_erase else []
@@ -78,8 +73,16 @@ def run_facts(
         device=_device_name(args),
         epochs=float(f"{steps / steps_per_epoch:.4g}"),
         steps=steps,
-        images_per_step=batch * accumulated,
+        images_per_step=args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
     )
+
+
+def num_steps(args: ImageTrainingArguments, num_images: int) -> tuple[int, int]:
+    """Optimizer steps of a run, and of an epoch, on so many training images."""
+    batches = num_images / (args.train_batch_size * args.world_size)
+    batches = max(1, math.floor(batches)) if args.dataloader_drop_last else math.ceil(batches)
+    per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch), per_epoch
 
 
 def with_time(facts: RunFacts, trainer: ImageTrainer) -> RunFacts:

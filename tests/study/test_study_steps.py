@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_lpwd.study.quiet_run import decay_steps, num_steps, quiet_run, quiet_trainer
+from hf_lpwd.study.quiet_run import decay_steps, quiet_run, quiet_trainer
 from hf_lpwd.vision.arguments import arguments_from
 
 
@@ -22,6 +22,6 @@ def test_total_decay_is_the_sum_over_the_steps(flags):
         trainer = quiet_trainer(run, args)
         trainer.train()
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
-    assert len(rates) == trainer.state.max_steps == num_steps(args, 300)
+    assert len(rates) == trainer.state.max_steps == run.facts.steps
     per_step = [1.0] * len(rates) if args.decay_coupling == "independent" else rates
     assert sum(per_step) * args.weight_decay == pytest.approx(0.02)
