@@ -30,8 +30,11 @@ def completed(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
     """Returns a copy of a parameter group that has every key of the module's table.
 
     Raises:
+        TypeError: The group is not a dict.
         ValueError: Its `weight_decay` is not a number, or negative, NaN or infinite.
     """
+    if not isinstance(group, dict):
+        raise TypeError(f"a parameter group must be a dict, not a {type(group).__name__}")
     group = {**defaults, **group, "decay_applied": False, "decay_debt": 0.0, "decay_portions": 0}
     group["weight_decay"] = check_rate(group["weight_decay"], "weight_decay")
     return {"initial_weight_decay": group["weight_decay"], **group}
