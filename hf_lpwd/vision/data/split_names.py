@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from datasets import DatasetDict, Value
+
+logger = logging.getLogger(__name__)
 
 #: Role of a split -> the names that it usually has, in lower case, the most usual one first.
 ROLES = {
@@ -74,6 +77,9 @@ def split_column(rows: Mapping[str, Iterable[Any]]) -> tuple[str, dict[str, str]
         # A single value of another word is a held-out part; several are not about splits.
         if "train" in roles and (len({*roles} - {None}) > 1 or len(roles) == 2):
             return column, splits
+        if "train" in roles and len(roles) > 2:
+            values = ", ".join(list(splits)[:5])
+            logger.warning("The column %s is not read as splits: its values are %s", column, values)
     return None
 
 

@@ -203,10 +203,12 @@ def test_the_test_rows_of_a_table_are_not_trained_on(folder, name, column):
 
 
 @pytest.mark.parametrize("splits", [["train"] * 4, ["1", "2", "1", "2"], ["red", "train", "blue", "red"]])
-def test_a_column_that_only_sounds_like_splits_is_none(folder, splits):
+def test_a_column_that_only_sounds_like_splits_is_none(folder, splits, caplog):
     frame = pandas.DataFrame({"image": PATHS, "label": list("abab"), "set": splits})
     frame.to_csv(folder / "a.csv", index=False)
     assert rows(load(folder / "a.csv")) == EXPECTED
+    warned = "The column set is not read as splits: its values are blue, red, train" in caplog.messages
+    assert warned == ("blue" in splits)
 
 
 @pytest.mark.parametrize(
