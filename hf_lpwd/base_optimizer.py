@@ -53,6 +53,8 @@ def check_base(optimizer_cls: type[Optimizer], kwargs: dict[str, Any]) -> None:
         named = isinstance(optimizer_cls, (str, type))
         given = repr(optimizer_cls) if named else f"an object of {type(optimizer_cls).__name__}"
         raise TypeError(f"optimizer_cls must be a class derived from torch.optim.Optimizer, not {given}")
+    for former in kwargs.keys() & {"timing", "coupling"}:
+        raise TypeError(f"unexpected keyword argument {former!r}: did you mean 'decay_{former}'?")
     name = optimizer_cls.__name__
     if callable(getattr(optimizer_cls, "train", None)):
         why = "it changes the weights itself in train() and eval(); use its own weight_decay"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from hf_lpwd.messages import unknown
@@ -31,6 +32,10 @@ def check_timing(timing: str, coupling: str = "lr") -> None:
         raise ValueError(
             "decay_timing 'l2' adds the decay to the gradient, so decay_coupling 'independent' has no meaning"
         )
+
+
+_NUMBERS = ("weight_decay", "layer_lr_decay")
+_SWITCHES = ("match_decay_budget", "decay_all")
 
 
 def _setting(default: Any, help_text: str) -> Any:
@@ -104,15 +109,11 @@ class LPWDConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        self._check_types()
         check_rate(self.weight_decay, "weight_decay")
         check_timing(self.decay_timing, self.decay_coupling)
-        for name, kinds, what in _TYPES:
-            if not isinstance(getattr(self, name), kinds):
-                raise TypeError(f"{name} is {getattr(self, name)!r}, but must be {what}")
         if isinstance(self.layer_schedule, str):
             parse_schedule(self.layer_schedule)
-        if self.no_decay_pattern is not None and not self.no_decay_patterns:
-            raise ValueError("no_decay_pattern is empty: to decay everything, set decay_all")
         if self.decay_all and self.no_decay_pattern is not None:
             raise ValueError(
                 f"decay_all leaves nothing exempt, but no_decay_pattern is {self.no_decay_pattern!r}: "
@@ -123,8 +124,31 @@ class LPWDConfig:
         for pattern, rate in (self.decay_by_pattern or {}).items():
             _check_pattern("decay_by_pattern", pattern)
             check_rate(rate, f"decay_by_pattern[{pattern!r}]")
-        if not 0.0 < check_rate(self.layer_lr_decay, "layer_lr_decay") <= 1.0:
+        if not 0.0 < self.layer_lr_decay <= 1.0:
             raise ValueError(f"layer_lr_decay is {self.layer_lr_decay!r}, but must be above 0 and at most 1")
+
+    def _check_types(self) -> None:
+        patterns = self.no_decay_pattern
+        several = (
+            isinstance(patterns, Sequence) and len(patterns) > 0 and all(isinstance(p, str) for p in patterns)
+        )
+        schedule, layers = self.layer_schedule, self.layer_map
+        listed = hasattr(schedule, "__len__") and not isinstance(schedule, Mapping)
+        wanted = {
+            **{name: (isinstance(getattr(self, name), Real), "a number") for name in _NUMBERS},
+            **{name: (isinstance(getattr(self, name), bool), "True or False") for name in _SWITCHES},
+            "layer_schedule": (callable(schedule) or listed, "a name, a list of rates or a function"),
+            "no_decay_pattern": (patterns is None or several, "a regular expression or a list of some"),
+            "decay_by_pattern": (isinstance(self.decay_by_pattern or {}, Mapping), "a dict: pattern -> rate"),
+            "layer_map": (
+                layers is None or isinstance(layers, Mapping) or hasattr(layers, "places"),
+                "a LayerMap, or a dict of rules",
+            ),
+        }
+        for name, (right, what) in wanted.items():
+            value = getattr(self, name)
+            if not right or (name in _NUMBERS and isinstance(value, bool)):
+                raise TypeError(f"{name} is {value!r}, but must be {what}")
 
     @property
     def no_decay_patterns(self) -> tuple[str, ...]:
@@ -141,14 +165,6 @@ class LPWDConfig:
         """Returns the settings as JSON: a function by its name, a `LayerMap` as None."""
         return {name: _as_json(getattr(self, name)) for name in SETTINGS}
 
-
-# What Python would take for something else: a text for True, or for a list of its characters.
-_TYPES: tuple[tuple[str, Any, str], ...] = (
-    ("match_decay_budget", bool, "True or False"),
-    ("decay_all", bool, "True or False"),
-    ("decay_by_pattern", Mapping | None, "a dict: pattern -> rate"),
-    ("layer_schedule", Sized | Callable, "a name, a list of rates or a function"),
-)
 
 #: The names of all settings.
 SETTINGS: tuple[str, ...] = tuple(f.name for f in fields(LPWDConfig))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,13 @@ from torch import Tensor, nn
 from hf_lpwd.base_optimizer import has_fused_kernel
 from hf_lpwd.config import SETTINGS, Coupling, LPWDConfig, Timing
 from hf_lpwd.layers import Layers
+from hf_lpwd.messages import unknown
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.schedules import Schedule, check_rate
+
+# What some settings were called before; an optimizer that takes any keyword would ignore them.
+_FORMER_NAMES = {"timing", "schedule", "coupling", "match_budget", "no_decay"}
 
 
 def create_lpwd_optimizer(
@@ -77,6 +82,7 @@ def create_lpwd_optimizer(
     """
     given = locals()  # so that a setting without a parameter here is an error, not a default
     config = LPWDConfig(**{name: given[name] for name in SETTINGS})
+    check_keywords(optimizer_cls, optimizer_kwargs)
     if lr is None:
         raise ValueError("lr is None, but must be a number >= 0")
     return optimizer_from_plan(plan_layers(model, config), model, optimizer_cls, lr=lr, **optimizer_kwargs)
@@ -140,3 +146,16 @@ def layer_param_groups(
             raise TypeError(f"{name} has no effect on parameter groups: use create_lpwd_optimizer")
     config = LPWDConfig(weight_decay=weight_decay, **settings)
     return plan_layers(model, config).param_groups(model, lr=lr)
+
+
+def check_keywords(optimizer_cls: Any, optimizer_kwargs: Mapping[str, Any]) -> None:
+    """Raises a TypeError for a keyword that neither `LPWDConfig` nor the optimizer has."""
+    try:
+        taken = inspect.signature(optimizer_cls).parameters
+    except (TypeError, ValueError):
+        return  # not a class, which `LayerwiseDecay` says
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    for name in optimizer_kwargs:
+        if name not in taken and (name in _FORMER_NAMES or not takes_any):
+            known = SETTINGS if name in _FORMER_NAMES else [*SETTINGS, *taken]
+            raise TypeError(unknown("argument", name, known))

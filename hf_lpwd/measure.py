@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_lpwd.config import LPWDConfig
-from hf_lpwd.messages import value_range
+from hf_lpwd.messages import counted, value_range
 from hf_lpwd.parameters import whole
 from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.plan_table import aligned
@@ -256,8 +256,7 @@ def measure_decay(
 
 def _counted(names: list[str]) -> str:
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    plural = "parameters" if len(names) > 1 else "parameter"
-    return f"{len(names)} {plural} ({shown}) {'are' if len(names) > 1 else 'is'}"
+    return f"{counted(len(names), 'parameter')} ({shown}) {'are' if len(names) > 1 else 'is'}"
 
 
 def assert_decays(
@@ -273,6 +272,7 @@ def assert_decays(
 
     Raises:
         AssertionError: A rate differs, or a trainable parameter is not in the optimizer; names the first.
+        TypeError: `expected` is none of these.
 
     Example:
         >>> from hf_lpwd import create_lpwd_optimizer
@@ -282,6 +282,8 @@ def assert_decays(
     """
     if isinstance(expected, LPWDConfig):
         expected = plan_layers(model, expected)
+    if not isinstance(expected, LayerPlan) and not callable(expected):
+        raise TypeError(f"expected must be an LPWDConfig, a LayerPlan or a function, not {expected!r}")
     measured = measure_parameters(optimizer, model)
     faults = []
     for name, parameter in model.named_parameters():

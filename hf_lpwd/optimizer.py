@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_lpwd import timings
@@ -100,8 +100,11 @@ class LayerwiseDecay(Optimizer):
         **optimizer_kwargs: Any,
     ) -> None:
         check_base(optimizer_cls, optimizer_kwargs)
-        if isinstance(params, Tensor):
-            raise TypeError(f"params must be an iterable of tensors or groups, not a {type(params).__name__}")
+        if isinstance(params, (Tensor, dict, str, nn.Module, Optimizer)):
+            raise TypeError(
+                f"params must be an iterable of tensors or groups, not a {type(params).__name__}: give "
+                "model.parameters(), or the model to create_lpwd_optimizer"
+            )
         members = list(params)
         if not members:
             raise ValueError("the optimizer got an empty parameter list")

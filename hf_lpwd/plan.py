@@ -214,6 +214,7 @@ def plan_layers(model: nn.Module, config: LPWDConfig) -> LayerPlan:
 
     Raises:
         ValueError: A parameter has no layer, or a setting does not fit the model; the message names it.
+        TypeError: `model` is not a module, or `config` not an `LPWDConfig`.
 
     Examples:
         >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
@@ -221,6 +222,14 @@ def plan_layers(model: nn.Module, config: LPWDConfig) -> LayerPlan:
         >>> plan["3.weight"].layer, plan["3.weight"].rate, plan["3.bias"].not_decayed
         (3, 0.3, 'bias')
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module, not a {type(model).__name__}: give the model itself"
+        )
+    if not isinstance(config, LPWDConfig):
+        raise TypeError(
+            f"config must be an LPWDConfig, such as LPWDConfig(weight_decay=0.05), not {config!r}"
+        )
     layer_map = layer_index_map(model, config.layer_map)
     names = [name for name, _ in model.named_parameters()]
     exempt = exemptions(model, no_decay_patterns=config.no_decay_patterns, decay_all=config.decay_all)

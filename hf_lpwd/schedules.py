@@ -115,6 +115,7 @@ def layer_rates(
     Raises:
         ValueError: A rate is negative, NaN or infinite, a list has the wrong length, the schedule has no
             such name, or no decayed element has a rate that could be scaled to the budget.
+        TypeError: `decayed_counts` is True or False, not counts.
 
     Source: *Layer-wise Pre-weight Decay* (OpenReview 0GZ1Bq4Tfr) for ``linear``.
     """
@@ -141,6 +142,13 @@ def layer_rates(
     rates = [check_rate(rate, f"rate of layer {i}") for i, rate in enumerate(rates)]
     if decayed_counts is None:
         return rates
+    if not isinstance(decayed_counts, Sequence):
+        raise TypeError(
+            f"decayed_counts is {decayed_counts!r}, but must list the number of decayed elements at each "
+            "index"
+        )
+    if len(decayed_counts) != len(rates):
+        raise ValueError(f"decayed_counts lists {len(decayed_counts)} counts for {len(rates)} layer indices")
     total = math.fsum(rate * count for rate, count in zip(rates, decayed_counts, strict=True))
     elements = sum(decayed_counts)
     if weight_decay == 0.0 or elements == 0:

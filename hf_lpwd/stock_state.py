@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.utils import logging
 
 from hf_lpwd.optimizer import LayerwiseDecay
@@ -71,6 +70,8 @@ def _names(groups: list[dict[str, Any]], model: nn.Module) -> list[str]:
     else:
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
         if len(groups) == 2:
+            from transformers import Trainer
+
             # The method reads nothing of a Trainer.
             decayed = set(Trainer.get_decay_parameter_names(None, model))
             trained.sort(key=lambda name: name not in decayed)

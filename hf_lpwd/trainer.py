@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME, logging
 from hf_lpwd.base_optimizer import has_fused_kernel
 from hf_lpwd.config import SETTINGS, LPWDConfig
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
-from hf_lpwd.factory import create_lpwd_optimizer, optimizer_from_plan
+from hf_lpwd.factory import check_keywords, create_lpwd_optimizer, optimizer_from_plan
 from hf_lpwd.layers import Layers
 from hf_lpwd.lpwd_arguments import LPWDArguments
 from hf_lpwd.optimizer import LayerwiseDecay
@@ -221,6 +221,7 @@ def _create_for_trainer(
     kwargs: dict[str, Any] = {"lr": args.learning_rate}
     if optimizer_cls is None:
         optimizer_cls, kwargs = _base_optimizer(args, Trainer.get_optimizer_cls_and_kwargs(args, model))
+    check_keywords(optimizer_cls, given)
     return optimizer_from_plan(plan, model, optimizer_cls, **{**kwargs, **given})
 
 

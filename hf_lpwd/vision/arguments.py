@@ -92,11 +92,8 @@ def parse_args(argv: Sequence[str], prog: str = "hf-lpwd train") -> Arguments:
     parser = make_parser(prog)
     try:
         return _read(parser, argv)
-    except PackageNotFoundError as error:
-        # transformers passes a sentence as the package's name.
-        parser.error(str(error.args[0]).strip())
     except _ERRORS as error:
-        parser.error(str(error))
+        parser.error(_words(error))
 
 
 def arguments_from(settings: Mapping[str, Any]) -> Arguments:
@@ -110,7 +107,12 @@ def arguments_from(settings: Mapping[str, Any]) -> Arguments:
         parser.use_settings(settings)
         return _read(parser, ())
     except _ERRORS as error:
-        raise BadInputError(str(error)) from error
+        raise BadInputError(_words(error)) from error
+
+
+def _words(error: Exception) -> str:
+    # transformers passes a sentence as the name of a package that is missing.
+    return str(error.args[0]).strip() if isinstance(error, PackageNotFoundError) else str(error)
 
 
 def _read(parser: FlagParser, argv: Sequence[str]) -> Arguments:

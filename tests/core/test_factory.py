@@ -122,6 +122,8 @@ def test_no_fused_kernel_without_a_device():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
+        ({"betaz": (0.9, 0.99)}, TypeError, "unknown argument 'betaz': did you mean 'betas'"),
+        ({"timing": "wd"}, TypeError, "unknown argument 'timing': did you mean 'decay_timing'"),
         ({"lr": "0.1x"}, ValueError, "lr is '0.1x', but must be a number"),
         ({"decay_timing": "after"}, ValueError, "unknown decay_timing 'after'"),
         ({"decay_coupling": "both"}, ValueError, "unknown decay_coupling 'both'"),
@@ -190,6 +192,15 @@ def test_any_model_of_either_library_takes_a_step(name):
         torch.testing.assert_close(p.detach(), before[key] * (1 - 1e-2 * rates[key]), rtol=1e-6, atol=0)
     optimizer.step()
     assert sum(rate > 0 for rate in rates.values()) > 5
+
+
+def test_an_optimizer_that_takes_any_keyword_is_not_given_a_former_name():
+    class TakesAll(torch.optim.AdamW):
+        def __init__(self, params, lr, weight_decay=0.0, **others):
+            super().__init__(params, lr=lr, weight_decay=weight_decay)
+
+    with pytest.raises(TypeError, match="unknown argument 'schedule': did you mean 'layer_schedule'"):
+        create_lpwd_optimizer(make_model(), TakesAll, lr=0.1, weight_decay=0.4, schedule="uniform")
 
 
 def test_groups_for_any_optimizer():

@@ -191,6 +191,14 @@ class Measurement(Strict):
     missing: list[str]
 
 
+def test_settings_in_a_dict_are_refused():
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+    optimizer = torch.optim.AdamW(model.parameters())
+    for call in (lambda d: assert_decays(optimizer, model, d), lambda d: plan_layers(model, d)):
+        with pytest.raises(TypeError, match=r"must be an LPWDConfig.* not \{'weight_decay': 0.1\}"):
+            call({"weight_decay": 0.1})
+
+
 def test_the_json_of_a_measurement_has_its_schema(tmp_path):
     model = vit()
     measured = measure_decay(Trainer(model=model, args=stock_args(tmp_path)).create_optimizer(), model)

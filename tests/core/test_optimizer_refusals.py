@@ -75,6 +75,8 @@ class TwoWeights(torch.optim.SGD):
         (nn.Linear, {}, "must be a class derived from"),
         (torch.optim.AdamW, {"differentiable": True}, "differentiable=True is not supported"),
         (torch.optim.AdamW, {"momentum": 0.9}, "unexpected keyword argument 'momentum'"),
+        (torch.optim.AdamW, {"timing": "rwd"}, "'timing': did you mean 'decay_timing'?"),
+        (torch.optim.AdamW, {"coupling": "lr"}, "'coupling': did you mean 'decay_coupling'?"),
     ],
 )
 def test_what_cannot_be_wrapped(optimizer_cls, kwargs, message):
@@ -92,6 +94,12 @@ def test_no_learning_rate_to_couple_to():
     before = [p.detach().clone() for p in params]
     optimizer.train()
     assert torch.equal(params[0], before[0] * 0.9)
+
+
+@pytest.mark.parametrize("params", [torch.ones(1, requires_grad=True), {"params": []}])
+def test_params_must_be_a_collection(params):
+    with pytest.raises(TypeError, match="params must be an iterable of tensors or groups"):
+        LayerwiseDecay(params, weight_decay=0.1)
 
 
 def test_no_parameters():

@@ -285,7 +285,7 @@ def test_a_schedule_as_text_is_the_list():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"weight_decay": "0.1"}, ValueError, "weight_decay is '0.1', but must be a number"),
+        ({"weight_decay": "0.1"}, TypeError, "weight_decay is '0.1', but must be a number"),
         ({"weight_decay": -0.1}, ValueError, r"weight_decay is -0\.1"),
         ({"weight_decay": math.nan}, ValueError, "weight_decay is nan"),
         ({"decay_timing": "pvd"}, ValueError, "unknown decay_timing 'pvd': did you mean 'pwd'"),
@@ -297,10 +297,22 @@ def test_a_schedule_as_text_is_the_list():
         ({"match_decay_budget": 3}, TypeError, "match_decay_budget is 3, but must be True or False"),
         ({"decay_all": True, "no_decay_pattern": "bias"}, ValueError, "decay_all leaves nothing exempt"),
         ({"no_decay_pattern": "("}, ValueError, r"no_decay_pattern '\(' is not a regular expression"),
-        ({"no_decay_pattern": [3]}, ValueError, "no_decay_pattern 3 is not a regular expression"),
-        ({"no_decay_pattern": []}, ValueError, "no_decay_pattern is empty"),
-        ({"layer_lr_decay": None}, ValueError, "layer_lr_decay is None, but must be a number"),
-        ({"layer_schedule": iter([0.1])}, TypeError, "is <list_iterator .*>, but must be"),
+        (
+            {"no_decay_pattern": [3]},
+            TypeError,
+            r"no_decay_pattern is \[3\], but must be",
+        ),
+        ({"no_decay_pattern": []}, TypeError, r"no_decay_pattern is \[\], but must be"),
+        ({"no_decay_pattern": len}, TypeError, "no_decay_pattern is <built-in function len>, but must be"),
+        ({"weight_decay": True}, TypeError, "weight_decay is True, but must be a number"),
+        ({"weight_decay": len}, TypeError, "weight_decay is <built-in function len>, but must be a number"),
+        ({"layer_lr_decay": None}, TypeError, "layer_lr_decay is None, but must be a number"),
+        ({"layer_map": "stem"}, TypeError, "layer_map is 'stem', but must be a LayerMap"),
+        (
+            {"layer_schedule": iter([0.1])},
+            TypeError,
+            r"is <list_iterator .*>, but must be",
+        ),
         ({"decay_by_pattern": "head"}, TypeError, "decay_by_pattern is 'head', but must be a dict"),
         ({"decay_by_pattern": {"head": -1}}, ValueError, r"decay_by_pattern\['head'\] is -1"),
         ({"layer_lr_decay": 0.0}, ValueError, "layer_lr_decay is 0.0, but must be above 0 and at most 1"),
@@ -314,6 +326,13 @@ def test_a_schedule_as_text_is_the_list():
 def test_bad_settings_are_named(settings, error, message):
     with pytest.raises(error, match=message):
         plan(**settings)
+
+
+def test_a_wrong_model_is_named():
+    with pytest.raises(
+        TypeError, match=r"model must be a torch\.nn\.Module, not a generator: give the model"
+    ):
+        plan_layers(Tiny().parameters(), LPWDConfig(0.1))
 
 
 @pytest.mark.parametrize(

@@ -65,12 +65,19 @@ def test_match_budget_leaves_uniform_alone_and_zero_at_zero():
         ({"layer_schedule": [0.1, 0.2]}, "lists 2 rates, but the model has 4 layer indices"),
         ({"layer_schedule": [0.1, 0.2, -0.3, 0.1]}, "rate of layer 2 is -0.3"),
         ({"layer_schedule": lambda i, n: math.nan if i == 1 else 0.0}, "rate of layer 1 is nan"),
+        ({"decayed_counts": [1, 2]}, "lists 2 counts for 4"),
         ({"decayed_counts": [7, 0, 0, 0]}, "cannot reach a mean rate of 0.4"),
     ],
 )
 def test_errors_name_the_value(kwargs, message):
     with pytest.raises(ValueError, match=message):
         layer_rates(**{"weight_decay": 0.4, "num_layers": 3, **kwargs})
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_match_budget_wants_counts(flag):
+    with pytest.raises(TypeError, match=f"decayed_counts is {flag}, but must list the number"):
+        layer_rates(0.4, 3, decayed_counts=flag)
 
 
 def test_parse_schedule():

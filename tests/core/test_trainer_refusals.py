@@ -122,7 +122,7 @@ def test_a_setting_that_the_one_argument_form_does_not_know_is_named(tmp_path):
     args = lpwd_args(tmp_path)
     given = (lpwd_optimizer_factory, {"args": args, "decay_timming": "rwd"})
     trainer = Trainer(make_model(), args, train_dataset=Images(), optimizer_cls_and_kwargs=given)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'decay_timming'"):
+    with pytest.raises(TypeError, match="'decay_timming': did you mean 'decay_timing'"):
         trainer.create_optimizer()
 
 

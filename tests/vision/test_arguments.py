@@ -230,6 +230,13 @@ def test_flags_of_older_releases_are_answered_with_those_of_today(flag, instead,
     assert error_of([flag, "x"], capsys) == f"there is no flag {flag.partition('=')[0]!r}: {instead}"
 
 
+def test_a_package_that_a_flag_needs_is_named(tmp_path, capsys):
+    flags = ["--dataset_name", "x", "--deepspeed", str(tmp_path / "x.json")]
+    assert error_of(flags, capsys).startswith("The 'deepspeed")
+    with pytest.raises(BadInputError, match=r"^The 'deepspeed"):
+        arguments_from({"dataset_name": "x", "deepspeed": str(tmp_path / "x.json")})
+
+
 def test_no_old_flag_is_one_of_today():
     assert not OLD_FLAGS.keys() & make_parser().flags.keys()
 

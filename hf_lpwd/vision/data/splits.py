@@ -180,7 +180,8 @@ def _assign_roles(source: Source) -> dict[str, str]:
     unused = [split for split in loaded if split not in sources.values()]
     source.left_out += Counter({f"row of the split {split}": len(loaded[split]) for split in unused})
     for split in filter(role_of, unused):
-        logger.warning("%s: the %d rows of the split %s are not used", name, len(loaded[split]), split)
+        one, many = f"row of the split {split} is", f"rows of the split {split} are"
+        logger.warning("%s: the %s not used", name, counted(len(loaded[split]), one, many))
     return sources
 
 

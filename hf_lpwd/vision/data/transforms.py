@@ -24,6 +24,7 @@ from hf_lpwd.vision.data.augmentation import (
     rand_augment,
     resize_each,
 )
+from hf_lpwd.vision.data.data_args import AUGMENTATIONS
 
 #: Sizes at which a processor is tried out: smaller and larger than what models take, upright and not.
 _TRIED = ((40, 50), (70, 60), (300, 420))
@@ -46,7 +47,8 @@ class ImageTransform:
         random_erase: Probability of `torchvision.transforms.v2.RandomErasing`, after normalising.
 
     Raises:
-        BadInputError: If `random_resized_crop` meets a processor that does not resize to a fixed size.
+        BadInputError: If there is no such augmentation, or if `random_resized_crop` meets a processor that
+            does not resize to a fixed size.
     """
 
     def __init__(
@@ -57,6 +59,10 @@ class ImageTransform:
         rand_augment: int | None = None,
         random_erase: float = 0.0,
     ) -> None:
+        if augmentation not in AUGMENTATIONS:
+            raise BadInputError(
+                f"augmentation must be one of {', '.join(AUGMENTATIONS)}, not {augmentation!r}"
+            )
         self.processor = processor
         self.augmentation = augmentation
         self.rand_augment = rand_augment

@@ -121,6 +121,11 @@ def test_random_resized_crop_needs_a_fixed_size():
         ImageTransform(ViTImageProcessor(do_resize=False), "random_resized_crop")
 
 
+def test_an_unknown_augmentation():
+    with pytest.raises(BadInputError, match=r"^augmentation must be one of .*, not 'mixup'$"):
+        ImageTransform(ViTImageProcessor(), "mixup")
+
+
 def test_random_resized_crop_equals_torchvisions_for_the_same_box():
     images = tensors(arrays_of((60, 40), (200, 300), (90, 90)))
     transform = ImageTransform(ViTImageProcessor(size={"height": 32, "width": 48}), "random_resized_crop")
