@@ -225,7 +225,7 @@ class CompleteCheckpointsMixin(Trainer):
             folders.remove_oldest(run_dir, self.args.save_total_limit, checkpoint, best)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves as `Trainer.save_model` does, in another folder first."""
+        """Saves as `Trainer.save_model` does, in another folder first, and under FSDP always all weights."""
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
             return
@@ -234,7 +234,12 @@ class CompleteCheckpointsMixin(Trainer):
         if self.is_local_process_zero():
             shutil.rmtree(written, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        super().save_model(str(written), _internal_call=True)
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type):
+            # Trainer would save nothing.
+            self._save(str(written), state_dict=self.accelerator.get_state_dict(self.model))
+        else:
+            super().save_model(str(written), _internal_call=True)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folders.move_files(written, folder)

@@ -3,9 +3,10 @@
     python scripts/replication/write_page.py            # after `hf-lpwd study pack runs/C1 .../C1.jsonl.gz`
 
 A table of the page stands between ``<!-- NAME -->`` and ``<!-- end -->`` and is replaced; the text around
-them is written by hand. NAME is ``report/TABLE`` or ``controls/TABLE``, tables of `hf-lpwd report` over all
-contexts or over C1 and its controls; ``verdicts``, the columns of them that matter; ``rates/CONTEXT``; or a
-function of this file that reads the records or the diagnostics. The same records give the same bytes.
+them is written by hand. NAME is ``verdicts/QUESTION``; ``by_amount/METHOD``; ``rates/CONTEXT``; ``chosen``;
+``controls/TABLE``, a table of `hf-lpwd report` over C1 and its controls; or a function of this file that
+reads the records or the diagnostics. A context counts from five complete seeds on. The same records give the
+same bytes.
 """
 
 from __future__ import annotations
@@ -23,21 +24,24 @@ import yaml
 from hf_lpwd.study.plan import read_questions
 from hf_lpwd.study.records import load_records
 from hf_lpwd.study.report import write_report
+from hf_lpwd.study.stats import mean_interval
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "model_cards/REPLICATION.md"
-#: Runs that PROTOCOL.md plans in each context.
-PLANNED = {
-    "C1": 330,
-    "C1_controls": 20,
-    "C2": 330,
-    "C3": 330,
-    "C4": 165,
-    "C5": 185,
-    "C6": 85,
-    "C7": 165,
-    "C8": 165,
+#: What each context is, and what PROTOCOL.md plans in it: runs for each seed, and seeds.
+CONTEXTS = {
+    "C1": ("ConvNeXt, CIFAR-10", 33, 10),
+    "C1_controls": ("its controls", 2, 10),
+    "C2": ("Swin, CIFAR-10", 33, 10),
+    "C3": ("ConvNeXt, Unseen-20", 33, 10),
+    "C4": ("ConvNeXt from scratch, CIFAR-10", 33, 5),
+    "C5": ("ConvNeXt, CIFAR-10, SGD", 37, 5),
+    "C6": ("ConvNeXt, CIFAR-10, constant learning rate", 17, 5),
+    "C7": ("Swin, Unseen-20", 33, 5),
+    "C8": ("EfficientNet-Lite0, CIFAR-10", 33, 5),
 }
+#: No verdict from fewer.
+SEEDS = 5
 #: The sum of learning rate times rate over a run, at the four rates of each context.
 TOTAL_DECAY = ("0.1", "0.6", "3.5", "20")
 #: The rates of C1, with which the diagnostics were made.
@@ -51,30 +55,44 @@ def report(records: list[Path], questions: str, out: Path) -> None:
     write_report([str(path) for path in records], str(out), "wd uniform", 0.31, asked, complete_seeds=True)
 
 
-def verdicts(tables: Path) -> pd.DataFrame:
-    """The primary comparisons: question, context, sides, verdict, difference with its interval, seeds."""
-    parts = []
-    for number in range(1, 6):
-        part = pd.read_csv(tables / f"differences-{number}.csv")
-        parts.append(part.assign(question=f"Q{number}"))
-    table = pd.concat(parts)
+def verdicts(tables: Path, question: int) -> pd.DataFrame:
+    """The comparisons of a question: verdict and points in each context, and the mean over them."""
+    table = pd.read_csv(tables / f"differences-{question}.csv")
     points = "difference over seeds, points"
-    difference = table[points].map("{:+.2f}".format)
-    known = table[f"{points} low"].notna()
-    interval = (
-        table[f"{points} low"].map("{:+.2f}".format) + " to " + table[f"{points} high"].map("{:+.2f}".format)
-    )
-    columns = {
-        "question": table["question"],
-        **({"context": table["task"]} if "task" in table else {}),
-        "compared": table["compared"].map(plain),
-        "with": table["with"].map(plain),
-        "verdict": table["verdict"].map("**{}**".format),
-        "points": difference.where(~known, difference + " (" + interval + ")"),
-        "seeds": table["seeds"],
-        "visible": table["could have shown, points"].map("{:.2f}".format).replace("nan", "-"),
-    }
-    return pd.DataFrame(columns)
+    columns: dict[str, dict[str, str]] = {"context": {}, "seeds": {}, "visible": {}}
+    for _, row in table.iterrows():
+        task = row["task"]
+        columns["context"][task] = named(task)
+        columns["seeds"][task] = row["seeds"]
+        interval = f"({row[f'{points} low']:+.2f} to {row[f'{points} high']:+.2f})"
+        cell = f"**{row['verdict']}** {row[points]:+.2f} {interval}"
+        columns.setdefault(f"{plain(row['compared'])} - {plain(row['with'])}", {})[task] = cell
+        seen = max(float(columns["visible"].get(task, 0.0)), row["could have shown, points"])
+        columns["visible"][task] = f"{seen:.2f}"
+    order = ["context", *[name for name in columns if " - " in name], "seeds", "visible"]
+    return pd.DataFrame(columns)[order].fillna("-")
+
+
+def named(task: str) -> str:
+    """The name of a context, from the report's name of its task, such as `C1: cifar10, convnext`."""
+    context = task.partition(":")[0]
+    return f"{context}: {CONTEXTS[context][0]}" if context in CONTEXTS else "mean over the contexts"
+
+
+def chosen(tables: Path, contexts: list[Path]) -> pd.DataFrame:
+    """Test accuracy in percent of each method at the total decay that validation chooses, which follows."""
+    columns = {}
+    for number, path in enumerate(contexts, start=1):
+        table = pd.read_csv(tables / f"{number}-summary.csv")
+        rates = sorted({record.settings.weight_decay for record in load_records(str(path))} - {0.0})
+        amounts = {0.0: "none", **dict(zip(rates, TOTAL_DECAY, strict=True))}
+        cells = [
+            f"{row['test, %']:.2f} ({row['test, % low']:.2f} to {row['test, % high']:.2f}), "
+            f"{amounts[min(amounts, key=lambda rate: abs(rate - row['decay']))]}"
+            for _, row in table.iterrows()
+        ]
+        columns[path.name.partition(".")[0]] = dict(zip(table["method"].map(plain), cells, strict=True))
+    return pd.DataFrame(columns).fillna("-").rename_axis("method").reset_index()
 
 
 def plain(method: str) -> str:
@@ -82,8 +100,8 @@ def plain(method: str) -> str:
     return re.sub(r"\d+(,\d+)+", "shuffled", method)
 
 
-def rates(records: Path) -> pd.DataFrame:
-    """Test accuracy in percent of each method at each total decay: mean over the seeds that all have."""
+def accuracies(path: Path) -> pd.DataFrame:
+    """Test accuracy in percent by method, rate and seed, of the seeds whose runs are complete."""
     frame = pd.DataFrame(
         {
             "method": plain(record.method),
@@ -91,25 +109,48 @@ def rates(records: Path) -> pd.DataFrame:
             "seed": record.settings.seed,
             "accuracy": 100.0 * record.metrics["test"].accuracy,
         }
-        for record in load_records(str(records))
+        for record in load_records(str(path))
     )
+    _, planned, _ = CONTEXTS[path.name.partition(".")[0]]
     counts = frame.groupby("seed").size()
-    frame = frame[frame["seed"].isin(counts.index[counts == counts.max()])]
-    means = frame.groupby(["method", "rate"])["accuracy"].mean().unstack()
+    return frame[frame["seed"].isin(counts.index[counts == planned])]
+
+
+def rates(records: Path) -> pd.DataFrame:
+    """Test accuracy in percent of each method at each total decay: mean over the complete seeds."""
+    means = accuracies(records).groupby(["method", "rate"])["accuracy"].mean().unstack()
     # Without decay there is one run a seed, at the rate 0.
     means.columns = pd.Index(["none", *TOTAL_DECAY] if 0.0 in means.columns else TOTAL_DECAY)
     return means.map("{:.2f}".format).replace("nan", "-").rename_axis("method").reset_index()
 
 
+def by_amount(contexts: list[Path], method: str) -> pd.DataFrame:
+    """Points of test accuracy of a method above `wd uniform` at each total decay, paired by seed."""
+    columns: dict[str, list[str]] = {"total decay": list(TOTAL_DECAY)}
+    for path in contexts:
+        table = accuracies(path).pivot(index="seed", columns=["method", "rate"], values="accuracy")
+        if method not in table:
+            continue
+        found = [
+            mean_interval(differences) for differences in (table[method] - table["wd uniform"]).to_numpy().T
+        ]
+        columns[path.name.partition(".")[0]] = [
+            f"{e.value:+.2f} ({e.low:+.2f} to {e.high:+.2f})" for e in found
+        ]
+    return pd.DataFrame(columns)
+
+
 def progress(folder: Path) -> pd.DataFrame:
-    """Runs of each context: planned and done."""
+    """Runs of each context: planned, done and diverged, and the complete seeds."""
     rows = []
-    for context, planned in PLANNED.items():
+    for context, (name, runs, seeds) in CONTEXTS.items():
         path = folder / f"{context}.jsonl.gz"
         records = load_records(str(path)) if path.exists() else []
+        complete = accuracies(path)["seed"].nunique() if records else 0
         diverged = sum(record.status == "diverged" for record in records)
-        rows.append((context, planned, len(records), diverged))
-    return pd.DataFrame(rows, columns=["context", "runs planned", "runs done", "diverged"])
+        rows.append((context, name, runs * seeds, len(records), diverged, f"{complete} of {seeds}"))
+    columns = ["context", "what", "runs planned", "runs done", "diverged", "complete seeds"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def opposing_penalty(folder: Path) -> pd.DataFrame:
@@ -171,25 +212,32 @@ def fill(page: str, folder: Path, figures: Path) -> str:
     Raises:
         FileNotFoundError: The page names a table that no report has.
     """
-    contexts = [path for path in sorted(folder.glob("C*.jsonl.gz")) if "_controls" not in path.name]
+    contexts = [
+        path
+        for path in sorted(folder.glob("C*.jsonl.gz"))
+        if "_controls" not in path.name and accuracies(path)["seed"].nunique() >= SEEDS
+    ]
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
         report(contexts, "questions.yaml", out / "report")
-        if (folder / "C1_controls.jsonl.gz").exists():
-            report(
-                [folder / "C1.jsonl.gz", folder / "C1_controls.jsonl.gz"], "controls.yaml", out / "controls"
-            )
+        report([folder / "C1.jsonl.gz", folder / "C1_controls.jsonl.gz"], "controls.yaml", out / "controls")
 
         def table(match: re.Match[str]) -> str:
             name = match["name"]
-            if name == "verdicts":
-                return match[1] + markdown(verdicts(out / "report/tables"))
-            if name in FROM_FILES:
-                return match[1] + markdown(FROM_FILES[name](folder))
-            origin, _, file = name.partition("/")
-            if origin == "rates":
-                return match[1] + markdown(rates(folder / f"{file}.jsonl.gz"))
-            return match[1] + (out / origin / "tables" / f"{file}.md").read_text().strip() + "\n"
+            kind, _, which = name.partition("/")
+            if kind == "verdicts":
+                made = verdicts(out / "report/tables", int(which.removeprefix("Q")))
+            elif kind == "chosen":
+                made = chosen(out / "report/tables", contexts)
+            elif kind == "by_amount":
+                made = by_amount(contexts, which.replace("_", " "))
+            elif kind == "rates":
+                made = rates(folder / f"{which}.jsonl.gz")
+            elif kind in FROM_FILES:
+                made = FROM_FILES[kind](folder)
+            else:
+                return match[1] + (out / kind / "tables" / f"{which}.md").read_text().strip() + "\n"
+            return match[1] + markdown(made)
 
         filled = _TABLE.sub(table, page)
         figures.mkdir(exist_ok=True)

@@ -84,6 +84,6 @@ def test_the_records_make_every_table_and_figure_of_the_page(monkeypatch, tmp_pa
     if f"Matplotlib v{matplotlib.__version__}," in kept["differences.svg"].decode():
         assert made == kept
     # What is not from the records is seen: a figure of a table that somebody edited.
-    edited = text.replace("| C1 | 330 |", "| C1 | 331 |")
+    edited = text.replace("CIFAR-10 | 330 |", "CIFAR-10 | 331 |")
     assert edited != text
     assert write_page.fill(edited, records, tmp_path / "figures") == text
