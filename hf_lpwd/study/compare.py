@@ -87,7 +87,6 @@ def _over_tasks(made: Sequence[Comparison]) -> Comparison:
     parts = [c.paired for c in used if c.paired is not None]
     by_seed = {seed: float(np.mean([c.by_seed[seed] for c in used])) for seed in seeds}
     floor = math.sqrt(sum(part.floor**2 for part in parts)) / len(parts)
-    too_few = f"{counted(len(seeds), 'seed')}, fewer than {MIN_SEEDS}" if len(seeds) < MIN_SEEDS else None
     return replace(
         base,
         paired=paired(list(by_seed.values()), floor, max(part.chances for part in parts)) if seeds else None,
@@ -95,7 +94,7 @@ def _over_tasks(made: Sequence[Comparison]) -> Comparison:
         tried=(sum(c.tried[0] for c in used), sum(c.tried[1] for c in used)),
         diverged=(sum(c.diverged[0] for c in used), sum(c.diverged[1] for c in used)),
         left_out=[f"mean over {len(used)} of {len(made)} tasks", *left_out],
-        withheld=too_few,
+        withheld=_too_few(len(seeds)),
     )
 
 
@@ -120,9 +119,11 @@ def _withheld(task: Task, made: Comparison) -> str | None:
         return "no test split was read"
     if made.paired is None:
         return "no seed has all runs of both sides"
-    if made.paired.num_seeds < MIN_SEEDS:
-        return f"{counted(made.paired.num_seeds, 'seed')}, fewer than {MIN_SEEDS}"
-    return None
+    return _too_few(made.paired.num_seeds)
+
+
+def _too_few(seeds: int) -> str | None:
+    return f"{counted(seeds, 'seed')}, fewer than {MIN_SEEDS}" if seeds < MIN_SEEDS else None
 
 
 def _best_against_best(task: Task, base: Comparison, side: Side, to: Side) -> Comparison:

@@ -135,15 +135,14 @@ def _test_by_decay(result: MethodResult) -> pd.DataFrame:
 
 
 def _heat_maps(results: Sequence[MethodResult]) -> Figure | None:
-    settings = [setting for result in results for setting in result.method.usable]
-    rates = sorted({s.learning_rate for s in settings if s.learning_rate is not None})
-    decays = sorted({s.decay for s in settings if s.decay is not None})
+    cells = [setting for result in results for setting in result.method.usable if None not in setting]
+    rates = sorted({cell.learning_rate for cell in cells if cell.learning_rate is not None})
+    decays = sorted({cell.decay for cell in cells if cell.decay is not None})
     if len(rates) < 2 or len(decays) < 2:
         return None
     maps = {result.name: _map(result, rates, decays) for result in results}
-    low, high = (
-        f([f(m[~np.isnan(m)]) for m in maps.values() if not np.isnan(m).all()]) for f in (np.min, np.max)
-    )
+    known = np.concatenate([values[~np.isnan(values)] for values in maps.values()])
+    low, high = known.min(), known.max()
     with new_canvas(5.2, 0.9 + (0.7 + 0.45 * len(rates)) * math.ceil(len(maps) / 2)) as canvas:
         texts = []
         for panel, (name, values) in zip(_panels(canvas, maps), maps.items(), strict=True):
@@ -155,7 +154,10 @@ def _heat_maps(results: Sequence[MethodResult]) -> Figure | None:
                 value = values[row, column]
                 color = INK if value > (low + high) / 2 else "white"
                 panel.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=color)
-            texts.append(f"{name}: highest {np.nanmax(values):.1f}, lowest {np.nanmin(values):.1f}")
+            if np.isnan(values).all():
+                texts.append(f"{name}: no value at these rates")
+            else:
+                texts.append(f"{name}: highest {np.nanmax(values):.1f}, lowest {np.nanmin(values):.1f}")
         canvas.supxlabel("decay rate", fontsize=9)
         canvas.supylabel("learning rate", fontsize=9)
         alt = f"Validation accuracy in percent at each learning rate and decay rate. {'; '.join(texts)}."
