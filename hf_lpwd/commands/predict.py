@@ -28,11 +28,16 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     require_positive(args, "top_k", "batch_size")
     paths = find_images(args.images)
+    # What loads models and images takes seconds to import.
+    from hf_lpwd.vision.data.image_files import frames_note
+
     text, unreadable = predict(args.run, paths, args.top_k, args.batch_size)
     if args.out:
         write_bytes(args.out, text.encode("utf-8", "surrogateescape"))
     else:
         print(text, end="")
+    if (frames := frames_note({"bytes": None, "path": str(path)} for path in paths)) is not None:
+        say(f"{parser.prog}: {frames}")
     for path, why in unreadable.items():
         say(f"{parser.prog}: {path} cannot be read: {why}")
     classified = f"{len(paths) - len(unreadable)} of {counted(len(paths), 'image')} classified"

@@ -106,6 +106,19 @@ def test_what_cannot_be_read_is_named_and_counted(run, images, tmp_path, capsys)
     ]
 
 
+def test_images_with_several_frames_are_counted(run, tmp_path, capsys):
+    first, second = (Image.fromarray(noise(8, 8, seed=seed)) for seed in (1, 2))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    first.save(tmp_path / "b.gif")
+    assert main(["predict", str(run), str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "hf-lpwd predict: 1 of 2 images looked at has several frames, of which the first is used",
+        "hf-lpwd predict: 2 of 2 images classified",
+    ]
+    assert len({row["score"] for row in rows_of(captured.out)}) == 1
+
+
 def test_deep_images_are_scaled_as_in_training(run, tmp_path, capsys):
     """Alone, an image of values up to 900 would be taken for one of 10 bits."""
     folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*"))

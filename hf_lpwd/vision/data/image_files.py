@@ -1,15 +1,19 @@
-"""The image files of a dataset, compared: what tells two datasets apart, and images that two splits share."""
+"""The image files of a dataset: what tells two datasets apart, images that splits share, several frames."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
+from PIL import Image
 
 from hf_lpwd.messages import counted
 from hf_lpwd.vision.data.sample import undecoded
@@ -21,6 +25,9 @@ _CHUNK = 1000
 _HEAD = 65_536
 # About ten seconds of reading.
 _MOST_BYTES = 2e9
+_MOST_HEADERS = 100_000
+# How files begin that can hold several frames: GIF, TIFF, WebP, PNG, AVIF and HEIF.
+_MAY_HAVE_FRAMES = re.compile(rb"GIF8|II[*+]\0|MM\0[*+]|RIFF....WEBP|\x89PNG|....ftyp", re.DOTALL)
 
 _Cell = dict[str, Any] | None
 
@@ -85,6 +92,32 @@ def compare_images(
         f"{counted(len(several), 'image is', 'images are')} in more than one class, byte for byte, the first "
         + " and ".join(f"{place} ({label})" for place, label in first)
     )
+
+
+def several_frames(parts: Collection[Dataset], column: str) -> str | None:
+    """Returns `frames_note` of the images of some splits; of more than 100,000, of a part of them."""
+    step = max(1, math.ceil(sum(map(len, parts)) / _MOST_HEADERS))
+    looked_at = (part.select(range(0, len(part), step)) for part in parts)
+    return frames_note(chain.from_iterable(_cells(part, column) for part in looked_at))
+
+
+def frames_note(cells: Iterable[_Cell]) -> str | None:
+    """Says how many images are animated or hold several pages, by their headers; None if none does."""
+    found = [_has_several_frames(cell) for cell in cells]
+    if not any(found):
+        return None
+    have = f"{counted(len(found), 'image')} looked at {'has' if sum(found) == 1 else 'have'}"
+    return f"{sum(found)} of {have} several frames, of which the first is used"
+
+
+def _has_several_frames(cell: _Cell) -> bool:
+    try:
+        if cell is None or not _MAY_HAVE_FRAMES.match(_content(cell, 12)):
+            return False
+        with Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # a damaged or remote file, which the decoder names where it is used
+        return False
 
 
 def _cells(part: Dataset, column: str) -> Iterator[_Cell]:

@@ -17,7 +17,7 @@ from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import Scale
 from hf_lpwd.vision.data.digits import DIGITS
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
-from hf_lpwd.vision.data.image_files import compare_images
+from hf_lpwd.vision.data.image_files import compare_images, several_frames
 from hf_lpwd.vision.data.labels import labels_by_name, stratified_subset
 from hf_lpwd.vision.data.sample import look_at_images, undecoded
 from hf_lpwd.vision.data.sources import load_source
@@ -115,7 +115,7 @@ def load_labelled(
     images = parts[split].select(rows).select_columns([image_column])
     texts = [class_names[label] for label in labels[rows]]
     in_two = compare_images({split: images}, image_column, {split: texts})[1]
-    source.notes += [] if in_two is None else [in_two]
+    source.notes += filter(None, (in_two, several_frames([images], image_column)))
     left_out = dict(source.left_out) | ({"images without a label": unlabelled} if unlabelled else {})
     facts = DataFacts(
         name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import datasets
@@ -17,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 _NO_LABEL = re.compile(r"\s*(-1(\.0+)?\s*)?")
 _WHOLE = re.compile(r"(0|-?[1-9]\d*)(\.0+)?")
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+# How pandas, R, SQL and Python write a number that is missing.
+_NO_NUMBER = {"nan", "NaN", "NAN", "<NA>", "NA", "N/A", "null", "NULL", "None"}
 
 
 def encode_labels(
@@ -30,8 +34,8 @@ def encode_labels(
 
     A `ClassLabel` keeps its names. Text, integers, booleans and whole floats become classes in the sorted
     order of the values in `"train"`: by number if all are whole numbers without leading zeros, else by text.
-    None, NaN, an empty text and -1 mean: no label. A validation or test split without any label is left out,
-    with a warning.
+    None, NaN, an empty text and -1 mean: no label; so do ``nan``, ``NA`` and the like where all other labels
+    are numbers. A validation or test split without any label is left out, with a warning.
 
     Args:
         parts: The splits by role; `"train"` must be there.
@@ -77,6 +81,21 @@ def is_missing(value: Any) -> bool:
         [True, True, True, True, True, False, False]
     """
     return value is None or value != value or _NO_LABEL.fullmatch(str(value)) is not None
+
+
+def missing_numbers(labels: Iterable[str]) -> set[str]:
+    """Returns which labels stand for a missing number, where all others are numbers, and warns of them.
+
+    Example:
+        >>> missing_numbers(["0", "1", "nan"]), missing_numbers(["NA", "US"])
+        ({'nan'}, set())
+    """
+    labels = set(labels)
+    found = {label for label in labels if label.strip() in _NO_NUMBER}
+    if not found or found == labels or not all(_NUMBER.fullmatch(label.strip()) for label in labels - found):
+        return set()
+    logger.warning("Labels %s beside numbers mean: no label", list_names(map(repr, sorted(found))))
+    return found
 
 
 def stratified_cut(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +162,7 @@ def _with_every_class(
 def labels_by_name(
     parts: dict[str, Dataset], sources: dict[str, str], column: str
 ) -> dict[str, list[str | None]]:
-    """Returns the labels of each split as text, None where there is none (None, NaN, an empty text or -1).
+    """Returns the labels of each split as text, None where there is none, see `encode_labels`.
 
     Raises:
         BadInputError: If a label is neither text nor a whole number nor a class.
@@ -158,6 +177,11 @@ def labels_by_name(
         names[role] = [
             _name(value, classes, column, place) for value, place in zip(values, places, strict=True)
         ]
+    plain = {role for role, part in parts.items() if not hasattr(part.features.get(column), "names")}
+    missing = missing_numbers(name for role in plain for name in names[role] if name is not None)
+    if missing:
+        for role in plain:
+            names[role] = [None if name in missing else name for name in names[role]]
     texts = [name for role in names for name in names[role] if name is not None]
     if all(_WHOLE.fullmatch(text) for text in texts):  # 1 and 1.0 are the same class
         names = {role: [name and name.partition(".")[0] for name in names[role]] for role in names}

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_lpwd.messages import BadInputError, counted, unknown
 from hf_lpwd.vision.data.facts import list_names
-from hf_lpwd.vision.data.labels import is_missing
+from hf_lpwd.vision.data.labels import is_missing, missing_numbers
 from hf_lpwd.vision.data.listing import File, Key, Listing
 from hf_lpwd.vision.data.split_names import column_note, role_of, roles_of, split_column
 from hf_lpwd.vision.data.tables import read_rows
@@ -262,7 +262,9 @@ def _read_metadata(
         layout.label_column = column
         paths = [PurePosixPath(str(path).replace("\\", "/")) for path in rows[files[0]]]
         keys = [(*file.folders, *path.parts) for path in paths]
-        found = _one_each(keys, rows[column], labels, shown, "label")
+        no_labels = missing_numbers(str(label) for label in rows[column] if not is_missing(label))
+        values = [None if str(label) in no_labels else label for label in rows[column]]
+        found = _one_each(keys, values, labels, shown, "label")
         if len(found) < len(keys):
             words = "row repeats another and is", "rows repeat another and are"
             layout.say(f"{shown}: {counted(len(keys) - len(found), *words)} left out")

@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, Image, Value
 from hf_lpwd.messages import BadInputError, counted, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
-from hf_lpwd.vision.data.image_files import compare_images
+from hf_lpwd.vision.data.image_files import compare_images, several_frames
 from hf_lpwd.vision.data.labels import encode_labels, stratified_cut, stratified_subset
 from hf_lpwd.vision.data.layout import LABEL_COLUMNS
 from hf_lpwd.vision.data.sample import look_at_images
@@ -124,7 +124,7 @@ def load_splits(
     chosen = {role: parts[role].select(index) for role, index in rows.items()}
     texts = {role: [class_names[label] for label in used[role]] for role in used}
     shared, in_two = compare_images(chosen, columns[0], texts)
-    for note in (_alike(class_names), in_two):
+    for note in (_alike(class_names), in_two, several_frames(chosen.values(), columns[0])):
         if note is not None:
             source.notes.append(note)
             logger.warning("%s", note)

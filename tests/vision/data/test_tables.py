@@ -261,6 +261,30 @@ def test_minus_one_is_no_label_however_it_is_written(folder, label):
         load(folder / "a.csv")
 
 
+@pytest.mark.parametrize("word", ["nan", "NaN", "<NA>", "NA", "null", "None"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "metadata.csv"])
+def test_a_missing_number_is_no_label_however_it_is_written(folder, word, name, caplog):
+    labels = ["0", "1", "0", "1", "1.0", word]
+    for row in (4, 5):
+        (folder / "images" / f"{row}.png").write_bytes(red(50 + row))
+    records = [{"image": f"images/{row}.png", "label": label} for row, label in enumerate(labels)]
+    if name == "a.jsonl":
+        (folder / name).write_text("\n".join(map(json.dumps, records)))
+    else:
+        frame = pandas.DataFrame(records)
+        frame = frame.rename(columns={"image": "file_name"}) if name == "metadata.csv" else frame
+        frame.to_csv(folder / name, index=False)
+    path = folder if name == "metadata.csv" else folder / name
+    with pytest.raises(
+        BadInputError, match=r"^train: 1 of 6 labels are missing .* in row 5: --skip_unlabelled"
+    ):
+        load(path)
+    assert caplog.messages == [f"Labels {word!r} beside numbers mean: no label"]
+    splits = load(path, skip_unlabelled=True)
+    assert splits.class_names == ["0", "1"]
+    assert splits.facts.left_out == {"row of train without a label": 1}
+
+
 def test_a_table_that_is_not_utf_8(folder):
     (folder / "a.csv").write_bytes("image,label\nimages/0.png,Löwe\n".encode("latin-1"))
     with pytest.raises(BadInputError, match=r"^a\.csv is not text in UTF-8: save it in this encoding$"):

@@ -16,7 +16,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, ViTImagePr
 from hf_lpwd.vision.data.augmentation import random_numbers
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import Scale, read_image
+from hf_lpwd.vision.data.image_files import frames_note, several_frames
 from hf_lpwd.vision.data.images import BadImageError, EpochCallback, ImageDataset, collate
+from hf_lpwd.vision.data.labelled import load_labelled
 from hf_lpwd.vision.data.sample import default_augmentation, look_at_images
 from hf_lpwd.vision.data.splits import load_splits
 from hf_lpwd.vision.data.transforms import ImageTransform
@@ -376,3 +378,45 @@ def test_workers_share_the_pixels(method):
 
     few, many = private(2), private(64)
     assert sum(many) - sum(few) < 2 * 24e6, (few, many)
+
+
+def frames(file_format: str, count: int, green: int = 0) -> bytes:
+    """Returns a file of `count` images, each darker than the one before."""
+    first, *others = [Image.new("RGB", (16, 16), (200 - 50 * index, green, 0)) for index in range(count)]
+    more = {"save_all": True, "append_images": others} if others else {}
+    return encode(first, file_format, **more)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "TIFF", "WEBP", "PNG", "AVIF"])
+def test_images_with_several_frames_are_counted(tmp_path, file_format):
+    contents = [frames(file_format, count) for count in (1, 3, 2, 1)]
+    data = dataset_of([*contents, frames("JPEG", 1), frames("MPO", 2), b"II*\0damaged", b"", None])
+    said = "2 of 9 images looked at have several frames, of which the first is used"
+    assert several_frames([data], "image") == said
+    assert several_frames([data.select([0, 3, 4, 5])], "image") is None
+    (tmp_path / "misnamed.jpg").write_bytes(contents[1])
+    cells = [
+        {"bytes": None, "path": path} for path in (str(tmp_path / "misnamed.jpg"), "http://x.invalid/a.gif")
+    ]
+    assert frames_note(cells) == "1 of 2 images looked at has several frames, of which the first is used"
+
+
+def test_of_many_images_a_part_is_looked_at_for_frames(monkeypatch):
+    monkeypatch.setattr("hf_lpwd.vision.data.image_files._MOST_HEADERS", 4)
+    data = dataset_of([frames("GIF", 2), *pngs(6)])
+    said = "2 of 4 images looked at have several frames, of which the first is used"
+    assert several_frames([data, data], "image") == said
+
+
+def test_the_paragraph_says_how_many_images_have_several_frames(tmp_path, caplog):
+    for row, count in enumerate((1, 2, 3, 1, 1, 1)):
+        path = tmp_path / ("train" if row < 4 else "val") / "ab"[row % 2] / f"{row}.gif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(frames("GIF", count, green=row))
+    splits = load_splits(DataTrainingArguments(dataset_name=str(tmp_path)), seed=0)
+    said = "2 of 6 images looked at have several frames, of which the first is used"
+    assert splits.facts.notes == [said]
+    assert f" {said}." in splits.facts.describe()
+    assert said in caplog.messages
+    labelled = load_labelled(DataTrainingArguments(dataset_name=str(tmp_path)), ["a", "b"], "train")
+    assert labelled.facts.notes == [said.replace("6", "4")]
