@@ -4,9 +4,9 @@
 
 A table of the page stands between ``<!-- NAME -->`` and ``<!-- end -->`` and is replaced; the text around
 them is written by hand. NAME is ``verdicts/QUESTION``; ``by_amount/METHOD``; ``rates/CONTEXT``; ``chosen``;
-``controls/TABLE``, a table of `hf-lpwd report` over C1 and its controls; or a function of this file that
-reads the records or the diagnostics. A context counts from five complete seeds on. The same records give the
-same bytes.
+``prediction``; ``controls/TABLE``, a table of `hf-lpwd report` over C1 and its controls; or a function of
+this file that reads the records or the diagnostics. A context counts from five complete seeds on. The same
+records give the same bytes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
 import pandas as pd
 import yaml
+from scipy.stats import spearmanr
 
 from hf_lpwd.study.plan import read_questions
 from hf_lpwd.study.records import load_records
@@ -140,6 +142,35 @@ def by_amount(contexts: list[Path], method: str) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def prediction(contexts: list[Path]) -> pd.DataFrame:
+    """R_op of `wd uniform`, in percent of the decayed parameters, beside what `rwd` and `pwd` gain on it.
+
+    A row for each context and total decay, of means over seeds; the last is Spearman's correlation with R_op.
+    """
+    rows = []
+    for path in contexts:
+        table = accuracies(path).groupby(["method", "rate"])["accuracy"].mean()
+        seen = pd.DataFrame(
+            {"rate": record.settings.weight_decay, "all": 100.0 * mean(record.opposing_penalty.rates["all"])}
+            for record in load_records(str(path))
+            if record.method == "wd uniform"
+        )
+        for (rate, r_op), total in zip(seen.groupby("rate")["all"].mean().items(), TOTAL_DECAY, strict=True):
+            gains = [
+                table[f"{timing} uniform", rate] - table["wd uniform", rate] for timing in ("rwd", "pwd")
+            ]
+            rows.append((path.name.partition(".")[0], total, r_op, *gains))
+    columns = ["context", "total decay", "R_op, %", "rwd - wd, points", "pwd - wd, points"]
+    numbers = pd.DataFrame(rows, columns=columns)
+    r_op, *gains = (numbers[column] for column in columns[2:])
+    rho = [f"{spearmanr(r_op, gain).statistic:+.2f}" for gain in gains]
+    texts = numbers.assign(
+        **{columns[2]: r_op.map("{:.3f}".format)},
+        **{gain.name: gain.map("{:+.2f}".format) for gain in gains},
+    )
+    return pd.concat([texts, pd.DataFrame([("all", "all", "correlation", *rho)], columns=columns)])
+
+
 def progress(folder: Path) -> pd.DataFrame:
     """Runs of each context: planned, done and diverged, and the complete seeds."""
     rows = []
@@ -229,6 +260,8 @@ def fill(page: str, folder: Path, figures: Path) -> str:
                 made = verdicts(out / "report/tables", int(which.removeprefix("Q")))
             elif kind == "chosen":
                 made = chosen(out / "report/tables", contexts)
+            elif kind == "prediction":
+                made = prediction(contexts)
             elif kind == "by_amount":
                 made = by_amount(contexts, which.replace("_", " "))
             elif kind == "rates":
