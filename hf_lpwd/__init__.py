@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from hf_lpwd.plan import LayerPlan, explain, plan_layers
     from hf_lpwd.schedules import layer_rates
     from hf_lpwd.stock_state import load_stock_state
-    from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin, lpwd_optimizer_factory
+    from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin
     from hf_lpwd.trainer_log import DecayReport
+    from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
     from hf_lpwd.training_args import LPWDTrainingArguments
 
 __version__ = "0.1.0"
@@ -40,7 +41,7 @@ _MODULE_OF = {
     "layer_param_groups": "factory",
     "layer_rates": "schedules",
     "load_stock_state": "stock_state",
-    "lpwd_optimizer_factory": "trainer",
+    "lpwd_optimizer_factory": "trainer_optimizer",
     "measure_decay": "measure",
     "optimizer_from_plan": "factory",
     "plan_layers": "plan",

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from hf_lpwd.config import check_timing
+from hf_lpwd.config import FORMER_NAMES, check_timing
 from hf_lpwd.decay_groups import decay_fraction
 from hf_lpwd.low_precision import is_low_precision
 from hf_lpwd.parameters import whole
@@ -54,7 +54,7 @@ def check_base(optimizer_cls: type[Optimizer], kwargs: dict[str, Any]) -> None:
         given = repr(optimizer_cls) if named else f"an object of {type(optimizer_cls).__name__}"
         raise TypeError(f"optimizer_cls must be a class derived from torch.optim.Optimizer, not {given}")
     for former in kwargs.keys() & {"timing", "coupling"}:
-        raise TypeError(f"unexpected keyword argument {former!r}: did you mean 'decay_{former}'?")
+        raise TypeError(f"unexpected keyword argument {former!r}: did you mean {FORMER_NAMES[former]!r}?")
     name = optimizer_cls.__name__
     if callable(getattr(optimizer_cls, "train", None)):
         why = "it changes the weights itself in train() and eval(); use its own weight_decay"

@@ -168,6 +168,14 @@ class LPWDConfig:
 
 #: The names of all settings.
 SETTINGS: tuple[str, ...] = tuple(f.name for f in fields(LPWDConfig))
+#: What some settings were called before -> their names.
+FORMER_NAMES = {
+    "timing": "decay_timing",
+    "schedule": "layer_schedule",
+    "coupling": "decay_coupling",
+    "match_budget": "match_decay_budget",
+    "no_decay": "no_decay_pattern",
+}
 
 
 def _as_json(value: Any) -> Any:

@@ -21,8 +21,8 @@ from torch import Tensor
 from hf_lpwd.schedules import check_rate
 
 PWD_UNDER_DEEPSPEED = (
-    "timing 'pwd' changes the weights before the forward pass, but DeepSpeed uses its own copy of them "
-    "there: use 'rwd', which follows the same trajectory, shifted by one decay"
+    "decay_timing 'pwd' changes the weights before the forward pass, but DeepSpeed uses its own copy of "
+    "them there: use 'rwd', which follows the same trajectory, shifted by one decay"
 )
 
 

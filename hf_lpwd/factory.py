@@ -10,15 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_lpwd.base_optimizer import has_fused_kernel
-from hf_lpwd.config import SETTINGS, Coupling, LPWDConfig, Timing
+from hf_lpwd.config import FORMER_NAMES, SETTINGS, Coupling, LPWDConfig, Timing
 from hf_lpwd.layers import Layers
 from hf_lpwd.messages import unknown
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.schedules import Schedule, check_rate
-
-# What some settings were called before; an optimizer that takes any keyword would ignore them.
-_FORMER_NAMES = {"timing", "schedule", "coupling", "match_budget", "no_decay"}
 
 
 def create_lpwd_optimizer(
@@ -97,9 +94,24 @@ def optimizer_from_plan(
     param_groups: list[dict[str, Any]] | None = None,
     **optimizer_kwargs: Any,
 ) -> LayerwiseDecay:
-    """Creates the optimizer that a plan describes, or one of other `param_groups`.
+    """Creates the optimizer that a plan describes; `create_lpwd_optimizer` makes the plan too.
 
-    The other arguments are those of `create_lpwd_optimizer`.
+    Args:
+        plan: From `plan_layers`.
+        model: The model of the plan, which may be wrapped since.
+        optimizer_cls: Class of the base optimizer; must take `lr`.
+        lr: Learning rate; of the head, if the plan has `layer_lr_decay`.
+        param_groups: Groups to use in place of `plan.param_groups(model, lr=lr)`.
+        **optimizer_kwargs: See `create_lpwd_optimizer`, also for what is raised.
+
+    Returns:
+        The optimizer; `optimizer.plan` is the plan.
+
+    Examples:
+        >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
+        >>> plan = plan_layers(model, LPWDConfig(weight_decay=0.3, decay_timing="rwd"))
+        >>> optimizer_from_plan(plan, model, torch.optim.SGD, lr=0.1, momentum=0.9)
+        LayerwiseDecay(SGD, rwd, coupling lr: lr 0.1, weight_decay 0 to 0.3, 4 groups)
     """
     if lr is not None and not isinstance(lr, Tensor):
         check_rate(lr, "lr")
@@ -131,6 +143,9 @@ def layer_param_groups(
         **settings: The other settings of `LPWDConfig` but `decay_timing` and `decay_coupling`: the optimizer
             decides when and how it decays.
 
+    Returns:
+        Groups as `LayerPlan.param_groups` makes them.
+
     Raises:
         ValueError: A value is out of its range, or a parameter has no layer; the message names it.
         TypeError: A setting has no such name.
@@ -156,6 +171,7 @@ def check_keywords(optimizer_cls: Any, optimizer_kwargs: Mapping[str, Any]) -> N
         return  # not a class, which `LayerwiseDecay` says
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     for name in optimizer_kwargs:
-        if name not in taken and (name in _FORMER_NAMES or not takes_any):
-            known = SETTINGS if name in _FORMER_NAMES else [*SETTINGS, *taken]
+        # An optimizer that takes any keyword would ignore a setting under its former name.
+        if name not in taken and (name in FORMER_NAMES or not takes_any):
+            known = SETTINGS if name in FORMER_NAMES else [*SETTINGS, *taken]
             raise TypeError(unknown("argument", name, known))

@@ -80,6 +80,11 @@ class LayerMap:
         places: Parameter name -> `Place`: its stack, its layer (0 to n of the stack), and the module that
             decides it, such as ``"block vit.layers.3"``.
         num_layers_by_stack: Stack -> n, the index of its head.
+
+    Examples:
+        >>> layer_map = layer_index_map(nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)]))
+        >>> layer_map.places["1.weight"], layer_map.num_layers
+        (Place(stack='', layer=1, module='block 1'), 3)
     """
 
     places: dict[str, Place]

@@ -1,117 +1,23 @@
-"""What one step of an optimizer really does to each parameter, compared with what its settings promise.
+"""What one step of an optimizer really does to a model, by layer and in words: what is odd about its decay.
 
-`measure_parameters` measures, `measure_decay` says by layer and in words what is odd, `assert_decays` raises.
+`measure_decay` tells, `assert_decays` raises.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_lpwd.config import LPWDConfig
+from hf_lpwd.measured_decay import MeasuredDecay, measure_parameters
 from hf_lpwd.messages import counted, value_range
-from hf_lpwd.parameters import whole
 from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.plan_table import aligned
-from hf_lpwd.zero_step import zero_step
-
-
-@dataclass(frozen=True)
-class MeasuredDecay:
-    """What one step does to a parameter whose gradient is zero.
-
-    Attributes:
-        lr: Learning rate of its group during the measurement.
-        weight_decay: Rate of its group; 0.0 where the group has none.
-        promised: What the settings of the group multiply the weights by: ``1 - lr * weight_decay``, unless
-            they couple the decay otherwise, as `decay_coupling` and the like of other libraries do.
-        measured: What the step multiplied them by.
-        spread: Largest relative distance of a weight from ``measured * weight``; rounding apart it is 0.0 if
-            the decay is a multiplication, as decoupled decay is.
-        resolution: Differences up to this are rounding, in the type and number of the weights.
-    """
-
-    lr: float
-    weight_decay: float
-    promised: float
-    measured: float
-    spread: float
-    resolution: float
-
-    @property
-    def strength(self) -> float:
-        """What the settings multiply a rate by: the learning rate, unless the decay is coupled otherwise."""
-        return (1.0 - self.promised) / self.weight_decay if self.weight_decay else self.lr
-
-    @property
-    def measured_rate(self) -> float:
-        """The `weight_decay` that would promise `measured`."""
-        return (1.0 - self.measured) / self.strength if self.strength else 0.0
-
-    @property
-    def decays(self) -> bool:
-        """Whether the step changes the weights."""
-        return abs(self.measured - 1.0) > self.resolution or not self.multiplies
-
-    @property
-    def multiplies(self) -> bool:
-        """Whether the step multiplies all weights by one factor, which may be that of a decay."""
-        even = self.spread <= 4.0 * self.resolution or self.spread <= abs(self.measured - 1.0) / 2.0
-        return even and 0.0 < self.measured < 2.0
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the step does what the settings of the group promise."""
-        return self.multiplies and abs(self.measured - self.promised) <= self.resolution
-
-
-def measure_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, MeasuredDecay]:
-    """Measures what one step of an optimizer does to each weight when all gradients are zero.
-
-    Both stay bit for bit as they are; see `hf_lpwd.zero_step` for how it is done.
-
-    Args:
-        optimizer: Any torch optimizer that steps without a closure, or accelerate's wrapper of one.
-        model: The model that it trains, wrapped (DDP, FSDP2, PEFT, `torch.compile`) or not.
-
-    Returns:
-        Name -> measurement of each trainable parameter that the optimizer has, in the model's order.
-
-    Raises:
-        TypeError: The optimizer steps copies of the weights, as those of DeepSpeed do.
-        ValueError: The optimizer has no trainable parameter of the model.
-        RuntimeError: The optimizer cannot make such a step; the message has the reason.
-    """
-    return zero_step(optimizer, model, _compare)
-
-
-def _compare(group: dict[str, Any], before: Tensor, after: Tensor) -> MeasuredDecay:
-    # The optimizers of schedulefree warm up their learning rate themselves.
-    lr = float(group.get("scheduled_lr") or group.get("lr", 1.0))
-    rate = float(group.get("weight_decay", 0.0) or 0.0)
-    # Of this package; of pytorch_optimizer and timm's AdaBelief; of optimi.
-    independent = group.get("decay_coupling") == "independent" or group.get("fixed_decay")
-    step_size = 1.0 if independent else lr / group["max_lr"] if group.get("decouple_lr") else lr
-    old, new = whole(before).double(), whole(after).double()
-    factor = float((old * new).sum() / old.square().sum())
-    distances = (new - factor * old).abs() / old.abs().clamp_min(torch.finfo(before.dtype).tiny)
-    eps = torch.finfo(before.dtype).eps
-    return MeasuredDecay(
-        lr=lr,
-        weight_decay=rate,
-        promised=1.0 - rate * step_size,
-        measured=factor * math.exp(-group.get("decay_debt", 0.0)),
-        spread=float(distances.amax()),
-        # The factor itself is rounded, and then each product.
-        resolution=eps / 2.0 + 2.0 * eps / math.sqrt(before.numel()),
-    )
 
 
 @dataclass(frozen=True)
@@ -123,6 +29,18 @@ class DecayMeasurement:
         parameters: Name -> measurement, of the trainable parameters that the optimizer has.
         missing: Trainable parameters that the optimizer lacks.
         plan: The layers of the model, and what does not decay by the rule that the findings go by.
+
+    Examples:
+        >>> from torch.optim import AdamW
+        >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+        >>> optimizer = AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+        >>> print(measure_decay(optimizer, model))
+        layer  parameters  not decayed  weight_decay set  measured  modules
+            0          20            0               0.5       0.5  stem
+            1          20            0               0.5       0.5  block 1
+            2          20            0               0.5       0.5  head
+        What is odd about the decay of AdamW:
+        - 3 parameters (0.bias, 1.bias, 2.bias) are decayed, against the usual rule: bias
     """
 
     optimizer: str
@@ -227,15 +145,26 @@ def measure_decay(
 ) -> DecayMeasurement:
     """Measures what one step of an optimizer does to each weight when all gradients are zero.
 
+    Optimizer, model, gradients and random numbers stay bit for bit as they are.
+
     Args:
-        optimizer: See `hf_lpwd.measure.measure_parameters`, also for `model` and what is raised.
-        model: See `optimizer`.
+        optimizer: Any torch optimizer that steps without a closure, or accelerate's wrapper of one.
+        model: The model that it trains, wrapped (DDP, FSDP2, PEFT, `torch.compile`) or not.
         plan: What is to be expected; default: the plan of a `LayerwiseDecay`, else that all weights decay but
             those of `hf_lpwd.exemptions`.
 
-    Example:
+    Returns:
+        The measurement. Its text is a table by layer; `findings` are what is odd, a line each.
+
+    Raises:
+        TypeError: The optimizer steps copies of the weights, as those of DeepSpeed do.
+        ValueError: The optimizer has no trainable parameter of the model, or a parameter has no layer.
+        RuntimeError: The optimizer cannot make such a step; the message has the reason.
+
+    Examples:
+        >>> from torch.optim import AdamW
         >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
-        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+        >>> optimizer = AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
         >>> for line in measure_decay(optimizer, model).findings:
         ...     print(line)
         3 parameters (0.bias, 1.bias, 2.bias) are decayed, against the usual rule: bias
@@ -266,7 +195,7 @@ def assert_decays(
 
     Args:
         optimizer: See `measure_decay`.
-        model: The model that it trains.
+        model: See `measure_decay`.
         expected: A plan, the settings of one, or a function from a parameter's name and the parameter to its
             rate.
 
@@ -274,7 +203,7 @@ def assert_decays(
         AssertionError: A rate differs, or a trainable parameter is not in the optimizer; names the first.
         TypeError: `expected` is none of these.
 
-    Example:
+    Examples:
         >>> from hf_lpwd import create_lpwd_optimizer
         >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
         >>> optimizer = create_lpwd_optimizer(model, lr=0.1, weight_decay=0.5)

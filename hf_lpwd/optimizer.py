@@ -240,8 +240,9 @@ class LayerwiseDecay(Optimizer):
             return loss
         if any(group["decay_timing"] == "pwd" and not group["decay_applied"] for group in groups):
             raise RuntimeError(
-                "timing 'pwd' decays before the forward pass, but optimizer.train() was not called since the "
-                "last step: call it before each forward pass, or use timing 'rwd', which needs no call"
+                "decay_timing 'pwd' decays before the forward pass, but optimizer.train() was not called "
+                "since the last step: call it before each forward pass, or use decay_timing 'rwd', which "
+                "needs no call"
             )
         self._stale.check(groups)
         self._step_with_decay()

@@ -30,6 +30,14 @@ class LayerPlan:
         layer_map: The layers that it was made from.
         parameters: Name -> what will happen, for all of `model.named_parameters()`.
         rates: Stack -> the schedule's weight decay of each layer index, 0 to n.
+
+    Examples:
+        >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+        >>> plan = plan_layers(model, LPWDConfig(weight_decay=0.5))
+        >>> [(layer.layer, layer.modules, layer.rate) for layer in plan.layers]
+        [(0, ['stem'], 0.0), (1, ['block 1'], 0.25), (2, ['head'], 0.5)]
+        >>> [(group["weight_decay"], group["param_names"]) for group in plan.param_groups(model)][-1]
+        (0.5, ['2.weight'])
     """
 
     config: LPWDConfig
@@ -40,28 +48,17 @@ class LayerPlan:
     @cached_property
     def layers(self) -> list[PlannedLayer]:
         """The layers, in order of stack and index."""
-        return [self._layer(stack, i) for stack, rates in self.rates.items() for i in range(len(rates))]
-
-    def _layer(self, stack: str, index: int) -> PlannedLayer:
-        members = {name: p for name, p in self.parameters.items() if (p.stack, p.layer) == (stack, index)}
-        not_decayed: dict[str, list[str]] = {}
-        by_pattern: dict[str, list[str]] = {}
-        for name, planned in members.items():
-            if planned.not_decayed is not None:
-                not_decayed.setdefault(planned.not_decayed, []).append(name)
-            elif planned.pattern is not None:
-                by_pattern.setdefault(f"at {planned.rate:g} ({planned.pattern!r})", []).append(name)
-        return PlannedLayer(
-            stack=stack,
-            layer=index,
-            modules=list(dict.fromkeys(planned.module for planned in members.values())),
-            rate=self.rates[stack][index],
-            lr_scale=self.config.layer_lr_decay ** (len(self.rates[stack]) - 1 - index),
-            parameters=sum(planned.size for planned in members.values()),
-            decayed=sum(planned.size for planned in members.values() if planned.not_decayed is None),
-            not_decayed=not_decayed,
-            by_pattern=by_pattern,
-        )
+        return [
+            PlannedLayer.of(
+                {name: p for name, p in self.parameters.items() if (p.stack, p.layer) == (stack, layer)},
+                stack=stack,
+                layer=layer,
+                rate=rate,
+                lr_scale=self.config.layer_lr_decay ** (len(rates) - 1 - layer),
+            )
+            for stack, rates in self.rates.items()
+            for layer, rate in enumerate(rates)
+        ]
 
     @property
     def mean_rate(self) -> float:
@@ -196,8 +193,8 @@ class LayerPlan:
         total = sum(layer.parameters for layer in self.layers)
         decayed = sum(layer.decayed for layer in self.layers)
         highest = self.config.weight_decay
-        share = f", {self.mean_rate / highest:.2f} of weight_decay {highest:g}" if highest else ""
-        mean = f"at a mean rate of {self.mean_rate:.5g}{share}"
+        relative = f", {self.mean_rate / highest:.2f} of weight_decay {highest:g}" if highest else ""
+        mean = f"at a mean rate of {self.mean_rate:.5g}{relative}"
         return f"{aligned(header, rows)}\n{total:,} parameters, {decayed:,} of them decayed, {mean}"
 
 
@@ -272,9 +269,24 @@ def plan_layers(model: nn.Module, config: LPWDConfig) -> LayerPlan:
 
 
 def explain(model: nn.Module, *, weight_decay: float, **settings: Any) -> LayerPlan:
-    """Tells what `create_lpwd_optimizer` would do to each parameter, as `print` shows in a table.
+    """Tells what `create_lpwd_optimizer` would do to each parameter: `plan_layers` in one line.
 
-    Takes the settings of `LPWDConfig`, and raises what `plan_layers` raises.
+    Args:
+        model: See `plan_layers`, also for what is raised.
+        weight_decay: The highest rate, which the schedule distributes over the layers.
+        **settings: The other settings of `LPWDConfig`.
+
+    Returns:
+        The plan; `print` shows it as a table.
+
+    Examples:
+        >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+        >>> print(explain(model, weight_decay=0.5))
+        layer  modules  parameters  decayed  rate  not decayed, and why
+            0  stem             20       16     0  1 bias
+            1  block 1          20       16  0.25  1 bias
+            2  head             20       16   0.5  1 bias
+        60 parameters, 48 of them decayed, at a mean rate of 0.25, 0.50 of weight_decay 0.5
     """
     return plan_layers(model, LPWDConfig(weight_decay=weight_decay, **settings))
 

@@ -86,6 +86,25 @@ class PlannedLayer:
     not_decayed: dict[str, list[str]]
     by_pattern: dict[str, list[str]]
 
+    @classmethod
+    def of(cls, members: Mapping[str, PlannedParameter], **known: Any) -> PlannedLayer:
+        """Adds up the parameters of a layer, of which `stack`, `layer`, `rate` and `lr_scale` are known."""
+        not_decayed: dict[str, list[str]] = {}
+        by_pattern: dict[str, list[str]] = {}
+        for name, planned in members.items():
+            if planned.not_decayed is not None:
+                not_decayed.setdefault(planned.not_decayed, []).append(name)
+            elif planned.pattern is not None:
+                by_pattern.setdefault(f"at {planned.rate:g} ({planned.pattern!r})", []).append(name)
+        return cls(
+            **known,
+            modules=list(dict.fromkeys(planned.module for planned in members.values())),
+            parameters=sum(planned.size for planned in members.values()),
+            decayed=sum(planned.size for planned in members.values() if planned.not_decayed is None),
+            not_decayed=not_decayed,
+            by_pattern=by_pattern,
+        )
+
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows of the `layers` in `LayerPlan.to_dict`, without columns that say nothing."""

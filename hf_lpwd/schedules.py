@@ -61,7 +61,7 @@ def _number(text: str) -> Any:
 
 
 def _shape(name: str) -> Callable[[float], float]:
-    """The function from relative depth i/n to the share of `weight_decay`."""
+    """The function from relative depth i/n to the fraction of `weight_decay`."""
     base, colon, argument = name.partition(":")
     if base == "power" and colon:
         try:
@@ -116,6 +116,12 @@ def layer_rates(
         ValueError: A rate is negative, NaN or infinite, a list has the wrong length, the schedule has no
             such name, or no decayed element has a rate that could be scaled to the budget.
         TypeError: `decayed_counts` is True or False, not counts.
+
+    Examples:
+        >>> layer_rates(0.5, 4)
+        [0.0, 0.125, 0.25, 0.375, 0.5]
+        >>> layer_rates(0.5, 4, decayed_counts=[16, 16, 16, 16, 16])  # their mean is 0.5
+        [0.0, 0.25, 0.5, 0.75, 1.0]
 
     Source: *Layer-wise Pre-weight Decay* (OpenReview 0GZ1Bq4Tfr) for ``linear``.
     """

@@ -74,10 +74,10 @@ class StaleGradients:
             stale = [p for p, *_ in kept] if unchanged else []
         if stale:
             raise RuntimeError(
-                "timing 'pwd' takes gradients at the decayed weights, but the gradient of "
+                "decay_timing 'pwd' takes gradients at the decayed weights, but the gradient of "
                 f"{parameter_name(stale[0], groups)} was there before optimizer.train() decayed them: call "
                 "optimizer.zero_grad(), then optimizer.train() before the forward pass of each batch, also "
-                "of those whose gradients are accumulated, or use timing 'rwd'"
+                "of those whose gradients are accumulated, or use decay_timing 'rwd'"
             )
 
     def _left_by_the_last_step(self) -> bool:

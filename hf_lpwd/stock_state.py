@@ -15,12 +15,11 @@ logger = logging.get_logger(__name__)
 def load_stock_state(optimizer: LayerwiseDecay, state_dict: dict[str, Any], model: nn.Module) -> str:
     """Loads the state of an optimizer that this package did not make, such as the moments of AdamW.
 
-    Learning rates, weight decay and all other settings stay those of `optimizer`. ::
+    Learning rates, weight decay and all other settings stay those of `optimizer`. With a Trainer, between
+    `create_optimizer` and `train`: ::
 
-        trainer.create_optimizer()
         saved = torch.load("checkpoint-500/optimizer.pt", weights_only=True)
         load_stock_state(trainer.optimizer, saved, trainer.model)
-        trainer.train()
 
     Args:
         optimizer: From `create_lpwd_optimizer` or `LPWDTrainer.create_optimizer`, around the same class.
@@ -33,6 +32,19 @@ def load_stock_state(optimizer: LayerwiseDecay, state_dict: dict[str, Any], mode
 
     Raises:
         ValueError: The state has other parameters, or no names for them. Nothing is changed.
+
+    Examples:
+        >>> import torch
+        >>> from hf_lpwd import create_lpwd_optimizer
+        >>> model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+        >>> stock = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        >>> model(torch.ones(4)).sum().backward()
+        >>> stock.step()
+        >>> optimizer = create_lpwd_optimizer(model, lr=1e-4, weight_decay=0.05)
+        >>> load_stock_state(optimizer, stock.state_dict(), model).partition(";")[0]
+        'loaded exp_avg, exp_avg_sq, step of 6 of 6 parameters'
+        >>> torch.equal(optimizer.state[model[0].weight]["exp_avg"], stock.state[model[0].weight]["exp_avg"])
+        True
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     positions = [position for group in state_dict["param_groups"] for position in group["params"]]

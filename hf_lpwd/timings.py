@@ -22,7 +22,7 @@ from hf_lpwd.decay_groups import parameter_name
 AfterUpdate = Callable[[], Any]
 
 
-def shrink(weights: list[Tensor], s: float | Tensor) -> None:
+def decay(weights: list[Tensor], s: float | Tensor) -> None:
     """Multiplies by 1 - s in place."""
     torch._foreach_mul_(weights, 1.0 - s)
 
@@ -36,13 +36,13 @@ def l2(weights: list[Tensor], group: dict[str, Any], base: Optimizer) -> AfterUp
     gradients = [p.grad for p in weights if p.grad is not None]
     if sparse := [p for p in weights if has_sparse_gradient([p])]:
         raise TypeError(
-            f"{parameter_name(sparse[0], base.param_groups)} has a sparse gradient, which timing 'l2' would "
-            "make dense: use 'wd', 'rwd' or 'pwd', or set its weight_decay to 0"
+            f"{parameter_name(sparse[0], base.param_groups)} has a sparse gradient, which decay_timing 'l2' "
+            "would make dense: use 'wd', 'rwd' or 'pwd', or set its weight_decay to 0"
         )
     if any(gradient.requires_grad for gradient in gradients):
         raise TypeError(
-            f"timing 'l2' adds weight decay to the gradient, but {type(base).__name__} differentiates it "
-            "(create_graph=True): use 'wd', 'rwd' or 'pwd'"
+            f"decay_timing 'l2' adds weight decay to the gradient, but {type(base).__name__} differentiates "
+            "it (create_graph=True): use 'wd', 'rwd' or 'pwd'"
         )
     sign = -1.0 if group.get("maximize", getattr(base, "maximize", False)) else 1.0
     penalized = torch._foreach_add(gradients, weights, alpha=sign * group["weight_decay"])
@@ -56,19 +56,19 @@ def wd(weights: list[Tensor], s: float | Tensor, base: Optimizer) -> AfterUpdate
     If u may depend on the weights, with a copy of the decay, as large as the weights.
     """
     if update_ignores_weights(base):
-        shrink(weights, s)
+        decay(weights, s)
         return list
     return partial(torch._foreach_sub_, weights, torch._foreach_mul(weights, s))
 
 
 def rwd(weights: list[Tensor], s: float | Tensor, base: Optimizer) -> AfterUpdate:
     """Steps to theta' = (1 - s) (theta - eta u(g(theta)))."""
-    return partial(shrink, weights, s)
+    return partial(decay, weights, s)
 
 
 def pwd(weights: list[Tensor], s: float | Tensor) -> None:
     """Decays to theta^ = (1 - s) theta, of which the step is theta' = theta^ - eta u(g(theta^))."""
-    shrink(weights, s)
+    decay(weights, s)
 
 
 def _set_gradients(weights: list[Tensor], gradients: Iterable[Tensor]) -> None:

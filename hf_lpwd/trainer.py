@@ -1,28 +1,25 @@
-"""Layer-wise weight decay in `transformers.Trainer`: a mixin, a trainer, and a factory for a stock one."""
+"""Layer-wise weight decay in `transformers.Trainer`: a mixin, and a trainer."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.utils import CONFIG_NAME, logging
+from transformers.utils import CONFIG_NAME
 
-from hf_lpwd.base_optimizer import has_fused_kernel
-from hf_lpwd.config import SETTINGS, LPWDConfig
+from hf_lpwd.config import LPWDConfig
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
-from hf_lpwd.factory import check_keywords, create_lpwd_optimizer, optimizer_from_plan
+from hf_lpwd.factory import optimizer_from_plan
 from hf_lpwd.layers import Layers
 from hf_lpwd.lpwd_arguments import LPWDArguments
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.schedules import Schedule
 from hf_lpwd.trainer_log import QUIET, LayerLog
-
-logger = logging.get_logger(__name__)
+from hf_lpwd.trainer_optimizer import base_optimizer, regrouped, warn_if_nothing_decays
 
 
 class LPWDTrainerMixin(Trainer):
@@ -45,6 +42,21 @@ class LPWDTrainerMixin(Trainer):
     Raises:
         TypeError: The arguments have no decay settings, or the optimizer cannot be wrapped.
         ValueError: A setting would be ignored or cannot work; the message says why.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, T5Config
+        >>> from transformers import T5ForConditionalGeneration
+        >>> @dataclass
+        ... class MyArguments(LPWDArguments, Seq2SeqTrainingArguments): ...
+        >>> class MyTrainer(LPWDTrainerMixin, Seq2SeqTrainer): ...
+        >>> config = T5Config(d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2, vocab_size=16)
+        >>> args = MyArguments("out", weight_decay=0.05, optim="adafactor")
+        >>> trainer = MyTrainer(T5ForConditionalGeneration(config), args)
+        >>> trainer.create_optimizer()
+        LayerwiseDecay(Adafactor, pwd, coupling lr: lr 5e-05, weight_decay 0 to 0.0333333, 3 groups)
+        >>> trainer.layer_plan.layer_map.num_layers_by_stack
+        {'encoder': 3, 'decoder': 3}
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -90,7 +102,7 @@ class LPWDTrainerMixin(Trainer):
             config = LPWDConfig.from_args(self.args, **self._settings)
             self.layer_plan = self._layer_log.plan = plan_layers(opt_model, config)
         if self.optimizer is None:
-            _warn_if_nothing_decays(self.layer_plan.config)
+            warn_if_nothing_decays(self.layer_plan.config)
             self.optimizer = self._optimizer_from_plan(self.layer_plan, opt_model)
         elif self.optimizer is self._given_optimizer and (
             found := self.layer_plan.differences(opt_model, self.optimizer.param_groups)
@@ -110,10 +122,10 @@ class LPWDTrainerMixin(Trainer):
             if "weight_decay" in given:
                 raise ValueError("weight_decay stands in optimizer_cls_and_kwargs: set it in the arguments")
             found = optimizer_cls, {"lr": self.args.learning_rate, **given}
-        optimizer_cls, kwargs = _base_optimizer(self.args, found)
+        optimizer_cls, kwargs = base_optimizer(self.args, found)
         groups = kwargs.pop("optimizer_dict", None)
         if groups is not None:
-            groups = _regrouped(plan, model, groups, lr=self.args.learning_rate)
+            groups = regrouped(plan, model, groups, lr=self.args.learning_rate)
         return optimizer_from_plan(plan, model, optimizer_cls, param_groups=groups, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -175,101 +187,21 @@ def _refuse_ignored_methods(trainer_cls: type) -> None:
 
 
 class LPWDTrainer(LPWDTrainerMixin, Trainer):
-    """`transformers.Trainer` with layer-wise weight decay; see `LPWDTrainerMixin`."""
+    """`transformers.Trainer` with layer-wise weight decay; `LPWDTrainerMixin` has arguments and attributes.
 
-
-#: A class of optimizers and its keyword arguments.
-ClassAndKwargs = tuple[type[torch.optim.Optimizer], dict[str, Any]]
-
-
-def lpwd_optimizer_factory() -> Callable[..., LayerwiseDecay]:
-    """Makes layer-wise weight decay usable in a stock `transformers.Trainer`.
-
-    ``Trainer(model, args, optimizer_cls_and_kwargs=(lpwd_optimizer_factory, {"args": args}))``
-
-    The Trainer calls it as ``lpwd_optimizer_factory()(model, **kwargs)``. With `args`, its training
-    arguments, the learning rate, `weight_decay` and the optimizer are read from `args` at each call, so a
-    hyperparameter search varies them. Further keyword arguments are settings of `LPWDConfig`,
-    `optimizer_cls` and its arguments. Without `args`, `lr` and `weight_decay` must be among them, and those
-    of the Trainer have no effect, as a warning says.
+    Examples:
+        >>> from hf_lpwd import LPWDTrainingArguments
+        >>> from transformers import ViTConfig, ViTForImageClassification
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> config = ViTConfig(**sizes, num_hidden_layers=2, image_size=4, patch_size=2)
+        >>> model = ViTForImageClassification(config)
+        >>> dataset = [{"pixel_values": torch.ones(3, 4, 4), "labels": 0}] * 8
+        >>> on_cpu = {"use_cpu": True, "dataloader_pin_memory": False}
+        >>> args = LPWDTrainingArguments("out", weight_decay=0.05, max_steps=1, **on_cpu)
+        >>> trainer = LPWDTrainer(model, args, train_dataset=dataset)
+        >>> trainer.train()  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        TrainOutput(global_step=1, ...)
+        >>> trainer.layer_plan["classifier.weight"].rate
+        0.05
     """
-    return _create_for_trainer
-
-
-def _create_for_trainer(
-    model: nn.Module,
-    optimizer_cls: type[torch.optim.Optimizer] | None = None,
-    *,
-    args: TrainingArguments | None = None,
-    **given: Any,
-) -> LayerwiseDecay:
-    if args is None:
-        logger.warning_once(
-            f"lpwd_optimizer_factory uses lr={given.get('lr')} and weight_decay={given.get('weight_decay')} "
-            "of optimizer_cls_and_kwargs; learning_rate and weight_decay of the training arguments have no "
-            'effect, not even in a hyperparameter search: pass {"args": args} instead of them'
-        )
-        return create_lpwd_optimizer(model, optimizer_cls or torch.optim.AdamW, **given)
-    for name in given:
-        if name in ("lr", "weight_decay") or (name in SETTINGS and hasattr(args, name)):
-            raise ValueError(
-                f"{name} stands in optimizer_cls_and_kwargs beside args: set it in the arguments"
-            )
-    settings = {name: given.pop(name) for name in SETTINGS if name in given}
-    plan = plan_layers(model, LPWDConfig.from_args(args, **settings))
-    _warn_if_nothing_decays(plan.config)
-    kwargs: dict[str, Any] = {"lr": args.learning_rate}
-    if optimizer_cls is None:
-        optimizer_cls, kwargs = _base_optimizer(args, Trainer.get_optimizer_cls_and_kwargs(args, model))
-    check_keywords(optimizer_cls, given)
-    return optimizer_from_plan(plan, model, optimizer_cls, **{**kwargs, **given})
-
-
-def _warn_if_nothing_decays(config: LPWDConfig) -> None:
-    """Says that `weight_decay` was left at the default of TrainingArguments, which is 0."""
-    if config.weight_decay == 0.0 and not config.decay_by_pattern:
-        logger.warning("weight_decay is 0, so that nothing decays: set it, e.g. to 0.05")
-
-
-def _base_optimizer(args: TrainingArguments, found: ClassAndKwargs) -> ClassAndKwargs:
-    """Returns the base optimizer that a Trainer found for its `optim`, without its weight decay.
-
-    `optimizer_dict` may be a list of parameter groups, as in sentence-transformers.
-
-    Raises:
-        ValueError: The optimizer makes its own parameter groups, or has another weight decay.
-    """
-    optimizer_cls, kwargs = found[0], dict(found[1])
-    # Some of Trainer's handlers pass args.weight_decay on, which the groups carry already.
-    own_rate = kwargs.pop("weight_decay", args.weight_decay)
-    if own_rate != args.weight_decay:
-        raise ValueError(f"weight_decay={own_rate} stands in optim_args: set weight_decay in the arguments")
-    if kwargs.keys() & {"params", "model"} or not isinstance(kwargs.get("optimizer_dict", []), list):
-        raise ValueError(
-            f"optim {getattr(args.optim, 'value', args.optim)!r} makes its own parameter groups, so it "
-            "cannot have rates by layer: use an optimizer that takes groups, such as adamw_torch_fused"
-        )
-    # The kernel is the one that Trainer would use: adamw_torch and sgd are not fused.
-    return optimizer_cls, {"fused": None, **kwargs} if has_fused_kernel(optimizer_cls, ()) else kwargs
-
-
-def _regrouped(
-    plan: LayerPlan, model: nn.Module, groups: Iterable[dict[str, Any]], *, lr: float
-) -> list[dict[str, Any]]:
-    """Gives the plan's rates to the parameters that a Trainer has grouped itself.
-
-    A group's own `lr` is kept: it is sentence-transformers' `learning_rate_mapping`. Parameters outside of
-    the model, such as a loss has, stay as they are.
-    """
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    by_lr: dict[float, list[tuple[str, nn.Parameter]]] = {}
-    outside = []
-    for number, group in enumerate(groups):
-        inside = [(names[p], p) for p in group["params"] if p in names]
-        by_lr.setdefault(group.get("lr", lr), []).extend(inside)
-        rest = [p for p in group["params"] if p not in names]
-        if rest:
-            named = [f"outside the model.{number}.{i}" for i in range(len(rest))]
-            outside.append({**group, "params": rest, "param_names": named})
-    planned = [{"lr": own, **g} for own, named in by_lr.items() for g in plan.groups_of(named, lr=own)]
-    return [*planned, *outside]

@@ -126,6 +126,21 @@ class DecayReport(TrainerCallback):
 
     Attributes:
         measurement: The measurement, once training has begun; None if there is none.
+
+    Examples:
+        >>> from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> config = ViTConfig(**sizes, num_hidden_layers=2, image_size=4, patch_size=2)
+        >>> model = ViTForImageClassification(config)
+        >>> dataset = [{"pixel_values": torch.ones(3, 4, 4), "labels": 0}] * 8
+        >>> on_cpu = {"use_cpu": True, "dataloader_pin_memory": False}
+        >>> args = TrainingArguments("out", weight_decay=0.05, max_steps=1, **on_cpu)
+        >>> report = DecayReport(quiet=True)
+        >>> Trainer(model, args, train_dataset=dataset, callbacks=[report]).train()  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        TrainOutput(global_step=1, ...)
+        >>> report.measurement.findings[0]
+        '1 parameter (vit.embeddings.cls_token) is decayed, against the usual rule: one-dimensional'
     """
 
     def __init__(self, plan: LayerPlan | None = None, *, quiet: bool = False) -> None:

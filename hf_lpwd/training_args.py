@@ -20,6 +20,11 @@ class LPWDTrainingArguments(LPWDArguments, TrainingArguments):
 
     Raises:
         ValueError: A setting has no such value.
+
+    Examples:
+        >>> args = LPWDTrainingArguments("out", weight_decay=0.05, decay_timing="rwd")
+        >>> args.decay_timing, args.layer_schedule, args.optim.value
+        ('rwd', 'linear', 'adamw_torch_fused')
     """
 
     weight_decay: float = setting("weight_decay", default=0.0)

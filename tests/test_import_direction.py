@@ -32,9 +32,9 @@ CORE_CHAIN = [
         "timings",
     },
     {"optimizer"},
-    {"factory", "stock_state", "zero_step", "measure"},
+    {"factory", "stock_state", "zero_step", "measured_decay", "measure"},
     {"lpwd_arguments"},
-    {"training_args", "trainer_log", "trainer"},
+    {"training_args", "trainer_log", "trainer_optimizer", "trainer"},
 ]
 # The same for the modules of the study: config -> runs -> records -> analysis -> report.
 STUDY_CHAIN = [

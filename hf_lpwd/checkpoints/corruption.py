@@ -40,7 +40,7 @@ _SHARD_LIST_CLASSES = {
 }
 
 
-def damage(checkpoint: str | os.PathLike[str]) -> str | None:
+def why_corrupt(checkpoint: str | os.PathLike[str]) -> str | None:
     """Says what is wrong with a checkpoint's files, or returns None if it is complete and safe to load.
 
     A checkpoint of this package names its files, their sizes and checksums. The stock Trainer writes its

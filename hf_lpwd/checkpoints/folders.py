@@ -12,7 +12,7 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from hf_lpwd.checkpoints.corruption import as_saved, damage
+from hf_lpwd.checkpoints.corruption import as_saved, why_corrupt
 from hf_lpwd.checkpoints.run_record import CHANGES, DIVISION, LENGTH, differences, read_record, write_record
 from hf_lpwd.files import SAVED_FILES, remove_leftovers, set_mode, write_json
 
@@ -112,7 +112,7 @@ def put_back_replaced(run_dir: str | os.PathLike[str]) -> None:
     """Gives a complete checkpoint its name back that was about to be replaced when the run was killed."""
     for replaced in Path(run_dir, UNFINISHED, _REPLACED).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         checkpoint = Path(run_dir, replaced.name)
-        if not checkpoint.exists() and damage(replaced) is None:
+        if not checkpoint.exists() and why_corrupt(replaced) is None:
             # Another process may have been faster.
             with contextlib.suppress(FileNotFoundError):
                 replaced.rename(checkpoint)
@@ -133,7 +133,7 @@ def last_complete(run_dir: str | os.PathLike[str]) -> str | None:
     """
     put_back_replaced(run_dir)
     for checkpoint in reversed(checkpoints_in(run_dir)):
-        fault = damage(checkpoint)
+        fault = why_corrupt(checkpoint)
         if fault is None:
             return str(checkpoint)
         aside, number = Path(run_dir, f"damaged-{checkpoint.name}"), 1
@@ -152,11 +152,11 @@ def why_not_resumable(checkpoint: str | os.PathLike[str]) -> str | None:
     """
     run_dir = Path(os.path.abspath(checkpoint)).parent
     put_back_replaced(run_dir)
-    fault = damage(checkpoint) if os.path.isdir(checkpoint) else "no checkpoint is there"
+    fault = why_corrupt(checkpoint) if os.path.isdir(checkpoint) else "no checkpoint is there"
     if fault is None:
         return None
     # It may also be the folder of a run that was named.
     others = [*reversed(checkpoints_in(checkpoint)), *reversed(checkpoints_in(run_dir))]
-    complete = next((other for other in others if damage(other) is None), None)
+    complete = next((other for other in others if why_corrupt(other) is None), None)
     advice = "no complete one is beside it" if complete is None else f"the newest complete one is {complete}"
     return f"resume_from_checkpoint is {os.fspath(checkpoint)!r}, but {fault}; {advice}"

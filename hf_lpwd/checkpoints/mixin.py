@@ -20,7 +20,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from hf_lpwd.checkpoints import folders
-from hf_lpwd.checkpoints.corruption import damage
+from hf_lpwd.checkpoints.corruption import why_corrupt
 from hf_lpwd.checkpoints.folders import UNFINISHED, checkpoint_of
 from hf_lpwd.files import write_bytes, write_json
 from hf_lpwd.messages import BadInputError
@@ -279,7 +279,7 @@ def _is_of_history(checkpoint: str, history: list[dict[str, float]]) -> bool:
 
 
 def _why_not_best(best: str | None, step: int) -> str | None:
-    fault = damage(best) if best and os.path.isdir(best) else "it is missing"
+    fault = why_corrupt(best) if best and os.path.isdir(best) else "it is missing"
     if fault is None:
         return None
     return (

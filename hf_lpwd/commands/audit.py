@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 from hf_lpwd.commands.flags import add_config, skeleton
-from hf_lpwd.messages import OneLineParser, refuse
+from hf_lpwd.messages import OneLineParser, counted, refuse
 
 #: Of no consequence for who decays, but large enough to be measured.
 _LR = 1e-2
@@ -54,7 +54,7 @@ def audit(model: Any, weight_decay: float = 0.05, optims: Sequence[str] = ("adam
         ImportError: The package of an `optim` is missing.
     """
     from hf_lpwd.config import LPWDConfig
-    from hf_lpwd.measure import measure_parameters
+    from hf_lpwd.measured_decay import measure_parameters
     from hf_lpwd.plan import layer_name, plan_layers
 
     plan = plan_layers(model, LPWDConfig(weight_decay=weight_decay, layer_schedule="uniform"))
@@ -151,7 +151,7 @@ def as_text(found: dict[str, Any]) -> str:
     for differs, title in ((True, "They differ on"), (False, "They agree on")):
         if texts[differs]:
             number = sum(int(row[3]) for row in texts[differs])
-            parts.append(f"{title} {number} {'parameter' if number == 1 else 'parameters'}:")
+            parts.append(f"{title} {counted(number, 'parameter')}:")
             parts.append(aligned(header, texts[differs]))
     return "\n".join(parts)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError
 from typing import Any
 
+from hf_lpwd.config import SETTINGS
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.flag_parser import FlagParser
@@ -45,10 +46,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         *("model_name_or_path", "model_type", "config_name", "config_overrides", "image_processor_name"),
         *("model_revision", "ignore_mismatched_sizes", "token", "trust_remote_code", "cache_dir"),
     ),
-    "weight decay": (
-        *("weight_decay", "decay_timing", "layer_schedule", "decay_coupling", "match_decay_budget"),
-        *("decay_all", "no_decay_pattern", "decay_by_pattern", "layer_lr_decay", "layer_map", "log_layers"),
-    ),
+    "weight decay": (*SETTINGS, "log_layers"),
     "augmentation": (
         *("augmentation", "auto_augment", "ra_magnitude", "random_erase", "mixup_alpha", "cutmix_alpha"),
         "label_smoothing_factor",

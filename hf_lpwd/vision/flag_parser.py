@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from hf_lpwd.config import FORMER_NAMES
 from hf_lpwd.messages import BadInputError, refuse, unknown
 from hf_lpwd.settings_file import read_settings
 
@@ -47,11 +48,7 @@ OLD_FLAGS: dict[str, str] = {
     "batch_size": "use --per_device_train_batch_size",
     "lr": "use --learning_rate",
     "epochs": "use --num_train_epochs",
-    "timing": "use --decay_timing",
-    "schedule": "use --layer_schedule",
-    "coupling": "use --decay_coupling",
-    "match_budget": "use --match_decay_budget",
-    "no_decay": "use --no_decay_pattern",
+    **{former: f"use --{name}" for former, name in FORMER_NAMES.items()},
     **dict.fromkeys(("fp16_backend", "half_precision_backend", "fp16_opt_level"), "use --fp16 or --bf16"),
     **dict.fromkeys(("include_inputs_for_metrics", "jit_mode_eval", "use_ipex", "mp_parameters"), _LEAVE_OUT),
     **dict.fromkeys(("ray_scope", "past_index", "tpu_num_cores"), _LEAVE_OUT),

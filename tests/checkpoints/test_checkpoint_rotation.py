@@ -100,6 +100,6 @@ def test_one_that_another_process_puts_back_meanwhile_is_there(tmp_path, monkeyp
     def put_back_by_another(path):
         replaced.rename(tmp_path / "checkpoint-5")
 
-    monkeypatch.setattr(folders, "damage", put_back_by_another)
+    monkeypatch.setattr(folders, "why_corrupt", put_back_by_another)
     folders.put_back_replaced(str(tmp_path))
     assert (tmp_path / "checkpoint-5" / "model.safetensors").exists()

@@ -8,7 +8,7 @@ from killed_runs import FLAGS, Runs
 from processes import in_two_processes
 from small_trainers import TIMINGS
 
-from hf_lpwd.checkpoints.corruption import damage
+from hf_lpwd.checkpoints.corruption import why_corrupt
 from hf_lpwd.cli import main
 
 
@@ -112,7 +112,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(runs, whole, name, s
         "--resume_from_checkpoint True"
     )
     assert "Traceback" not in log
-    assert damage(str(last)) is None
+    assert why_corrupt(str(last)) is None
     assert not {"model.safetensors", "eval_results.json", "README.md"} & {
         path.name for path in folder.iterdir()
     }

@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 from planted import Payload, as_if_saved, plant
 from small_trainers import CheckpointingTrainer, make_trainer
 
-from hf_lpwd.checkpoints.corruption import damage
+from hf_lpwd.checkpoints.corruption import why_corrupt
 from hf_lpwd.messages import BadInputError
 
 KINDS = ["zip", "pickle", "beside"]
@@ -67,7 +67,7 @@ def test_what_is_said_of_it(finished, tmp_path):
     shutil.copytree(finished / "checkpoint-2", tmp_path / "checkpoint-2")
     plant(tmp_path / "checkpoint-2" / "optimizer.pt", tmp_path / "ran", "beside")
     as_if_saved(tmp_path / "checkpoint-2", "optimizer.pt")
-    assert damage(str(tmp_path / "checkpoint-2")) == (
+    assert why_corrupt(str(tmp_path / "checkpoint-2")) == (
         "optimizer.pt cannot be read (it holds posix.mkdir, which may run code when it is loaded)"
     )
 
@@ -83,9 +83,9 @@ def test_deepspeeds_states_may_hold_its_own_classes_and_no_others(finished, tmp_
     scaler = sys.modules[LOSS_SCALER]
     scaler.LossScaler = type("LossScaler", (), {"__module__": LOSS_SCALER})
     torch.save({"loss_scaler": scaler.LossScaler()}, checkpoint / "global_step2" / name)
-    assert damage(checkpoint) is None
+    assert why_corrupt(checkpoint) is None
     plant(checkpoint / "global_step2" / name, tmp_path / "ran", "beside")
-    assert "it holds posix.mkdir, which may run code" in damage(checkpoint)
+    assert "it holds posix.mkdir, which may run code" in why_corrupt(checkpoint)
 
 
 def save_shards(folder, **more):
@@ -107,7 +107,7 @@ def test_no_sharded_checkpoint_of_fsdp_runs_code(finished, tmp_path, where):
     shutil.copytree(finished / "checkpoint-2", checkpoint)
     shards = checkpoint / "optimizer_0"
     save_shards(shards)
-    assert damage(checkpoint) is None
+    assert why_corrupt(checkpoint) is None
     if where == ".metadata":
         (shards / where).write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
         named = "it holds posix.mkdir, which may run code when it is loaded"
@@ -115,7 +115,7 @@ def test_no_sharded_checkpoint_of_fsdp_runs_code(finished, tmp_path, where):
         shutil.rmtree(shards)
         save_shards(shards, lr=Payload(tmp_path / "ran"))
         named = "Weights only load failed"
-    assert damage(checkpoint).startswith(f"optimizer_0/.metadata cannot be read ({named}")
+    assert why_corrupt(checkpoint).startswith(f"optimizer_0/.metadata cannot be read ({named}")
     assert not (tmp_path / "ran").exists()
     with contextlib.suppress(
         dcp.CheckpointException

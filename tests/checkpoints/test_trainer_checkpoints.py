@@ -87,7 +87,7 @@ def test_a_flipped_bit_is_noticed(run_folder, name, place):
     flip(newest / name, place)
     now = f"{zlib.crc32((newest / name).read_bytes()):08x}"
     fault = f"{name} has the checksum {now} instead of {saved['crc32']}: its contents have changed"
-    assert checkpoints.damage(newest) == fault
+    assert checkpoints.why_corrupt(newest) == fault
     with pytest.raises(BadInputError) as refused:
         make_checkpointing(run_folder, **SAVING).train(resume_from_checkpoint=str(newest))
     assert str(refused.value) == (
@@ -114,7 +114,7 @@ def test_resuming_goes_on_from_the_last_complete_checkpoint(run_folder, finished
     resumed = make_checkpointing(run_folder, **SAVING)
     assert_same(trained(resumed, resume_from_checkpoint=True), finished[1])
     assert resumed._initial_global_step == 10
-    assert checkpoints.damage(str(run_folder / "checkpoint-20")) is None
+    assert checkpoints.why_corrupt(str(run_folder / "checkpoint-20")) is None
 
 
 def test_without_a_complete_checkpoint_the_trainer_refuses(run_folder):
@@ -137,12 +137,12 @@ def test_without_a_complete_checkpoint_the_trainer_refuses(run_folder):
 def test_checkpoints_of_the_stock_trainer_are_judged_by_content(tmp_path, name, fault):
     stock_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
     checkpoint = tmp_path / "checkpoint-2"
-    assert checkpoints.damage(str(checkpoint)) is None
+    assert checkpoints.why_corrupt(str(checkpoint)) is None
     (checkpoint / name).rename(tmp_path / "away")
-    assert checkpoints.damage(str(checkpoint)) == fault
+    assert checkpoints.why_corrupt(str(checkpoint)) == fault
     (tmp_path / "away").rename(checkpoint / name)
     truncate(checkpoint / name)
-    assert checkpoints.damage(str(checkpoint)).startswith(f"{name} cannot be read (")
+    assert checkpoints.why_corrupt(str(checkpoint)).startswith(f"{name} cannot be read (")
 
 
 def test_a_disk_that_is_full_leaves_the_older_checkpoints_as_they_were(tmp_path, monkeypatch):
@@ -157,7 +157,7 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoints_as_they_were(tmp_path,
     with pytest.raises(OSError, match="No space left"):
         make_checkpointing(tmp_path, [FillDisk()], **SAVING, save_total_limit=1).train()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
-    assert checkpoints.damage(str(tmp_path / "checkpoint-5")) is None
+    assert checkpoints.why_corrupt(str(tmp_path / "checkpoint-5")) is None
 
 
 def test_what_a_killed_run_left_unfinished_is_removed_at_the_start(run_folder):
@@ -195,7 +195,7 @@ def test_a_checkpoint_that_was_about_to_be_replaced_is_not_lost(run_folder, monk
     before = (run_folder / "checkpoint-15" / "model.safetensors").read_bytes()
     trainer = make_checkpointing(run_folder, **SAVING)
     assert trainer.last_complete_checkpoint() == str(run_folder / "checkpoint-20")
-    assert checkpoints.damage(str(run_folder / "checkpoint-20")) is None
+    assert checkpoints.why_corrupt(str(run_folder / "checkpoint-20")) is None
     assert (run_folder / "checkpoint-15" / "model.safetensors").read_bytes() == before
     killed_while_it_replaces(run_folder, monkeypatch)
     trainer.train(resume_from_checkpoint=True)
@@ -211,7 +211,7 @@ def test_named_explicitly_it_is_not_lost_either(run_folder, finished, tmp_path, 
     resumed = make_checkpointing(tmp_path / "other" if elsewhere else run_folder, **SAVING)
     assert_same(trained(resumed, resume_from_checkpoint="run/checkpoint-10/"), finished[1])
     assert resumed._initial_global_step == 10
-    assert checkpoints.damage(str(run_folder / "checkpoint-10")) is None
+    assert checkpoints.why_corrupt(str(run_folder / "checkpoint-10")) is None
 
 
 def contents(folder):

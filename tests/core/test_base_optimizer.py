@@ -178,7 +178,7 @@ def test_a_base_that_differentiates_gradients(timing):
     (weight.grad,) = torch.autograd.grad(weight.square().sum(), weight, create_graph=True)
     if timing == "l2":
         with pytest.raises(
-            TypeError, match="timing 'l2' adds weight decay to the gradient, but Hessian diff"
+            TypeError, match="decay_timing 'l2' adds weight decay to the gradient, but Hessian diff"
         ):
             optimizer.step()
         assert weight.tolist() == [1.0, 2.0]

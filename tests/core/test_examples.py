@@ -5,11 +5,18 @@ from importlib import import_module
 
 import pytest
 
-MODULES = ["config", "factory", "layers", "measure", "optimizer", "plan", "lpwd_arguments"]
+import hf_lpwd
+
+MODULES = sorted({getattr(hf_lpwd, name).__module__ for name in hf_lpwd.__all__})
+
+
+def test_everything_exported_has_an_example():
+    assert [name for name in hf_lpwd.__all__ if ">>> " not in getattr(hf_lpwd, name).__doc__] == []
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_of(name):
-    results = doctest.testmod(import_module(f"hf_lpwd.{name}"))
+def test_examples_of(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Trainers make their folders
+    results = doctest.testmod(import_module(name))
     assert results.attempted > 0
     assert results.failed == 0

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 import hf_lpwd
 from hf_lpwd.factory import create_lpwd_optimizer, layer_param_groups
 from hf_lpwd.layers import layer_index_map
-from hf_lpwd.trainer import lpwd_optimizer_factory
+from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
 
 
 def make_model():

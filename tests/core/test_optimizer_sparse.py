@@ -119,7 +119,9 @@ def test_l2_would_make_them_dense(optimizer_cls):
     model["head"].requires_grad_(False)
     backward(model)
     before = model["embedding"].weight.detach().clone()
-    with pytest.raises(TypeError, match=r"^embedding\.weight has a sparse gradient, which timing 'l2' would"):
+    with pytest.raises(
+        TypeError, match=r"^embedding\.weight has a sparse gradient, which decay_timing 'l2' would"
+    ):
         optimizer.step()
     assert torch.equal(model["embedding"].weight, before)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.3]

@@ -13,7 +13,8 @@ from transformers import Trainer, TrainingArguments
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.factory import create_lpwd_optimizer
 from hf_lpwd.plan import plan_layers
-from hf_lpwd.trainer import LPWDTrainer, lpwd_optimizer_factory
+from hf_lpwd.trainer import LPWDTrainer
+from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
 
 # peft asks transformers by a name that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -12,8 +12,8 @@ from transformers import (
 )
 
 from hf_lpwd.factory import create_lpwd_optimizer
-from hf_lpwd.trainer import lpwd_optimizer_factory
 from hf_lpwd.trainer_log import layer_values
+from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
 
 
 @pytest.fixture(autouse=True)

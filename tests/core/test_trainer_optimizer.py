@@ -11,7 +11,8 @@ from transformers import Trainer, TrainingArguments
 from hf_lpwd import create_lpwd_optimizer, explain
 from hf_lpwd.layers import layer_index_map
 from hf_lpwd.optimizer import LayerwiseDecay
-from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin, lpwd_optimizer_factory
+from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin
+from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
 
 
 def stock(path, kwargs, **changes):

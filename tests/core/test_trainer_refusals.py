@@ -13,11 +13,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_lpwd import trainer as trainer_module
+from hf_lpwd import trainer_optimizer
 from hf_lpwd.factory import create_lpwd_optimizer
 from hf_lpwd.lpwd_arguments import LPWDArguments
 from hf_lpwd.optimizer import LayerwiseDecay
-from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin, lpwd_optimizer_factory
+from hf_lpwd.trainer import LPWDTrainer, LPWDTrainerMixin
+from hf_lpwd.trainer_optimizer import lpwd_optimizer_factory
 from hf_lpwd.training_args import LPWDTrainingArguments
 
 
@@ -128,7 +129,7 @@ def test_a_setting_that_the_one_argument_form_does_not_know_is_named(tmp_path):
 
 def test_trainers_without_a_rate_say_that_nothing_decays(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(trainer_module.logger, "warning", said.append)
+    monkeypatch.setattr(trainer_optimizer.logger, "warning", said.append)
     nothing, some = (lpwd_args(tmp_path, weight_decay=rate) for rate in (0.0, 0.5))
     for args in (nothing, some):
         LPWDTrainer(make_model(), args).create_optimizer()

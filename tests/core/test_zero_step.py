@@ -11,7 +11,7 @@ from torch import nn
 from unchanged import everything, make_model, train
 
 from hf_lpwd import LayerwiseDecay
-from hf_lpwd.measure import measure_parameters
+from hf_lpwd.measured_decay import measure_parameters
 
 LR, RATE = 0.1, 0.1
 

@@ -107,7 +107,7 @@ def check_that_pwd_raises(stage):
     engine = initialize(model, optimizer, stage)
     with pytest.raises(RuntimeError, match="DeepSpeed uses its own copy of them there: use 'rwd'"):
         optimizer.train()
-    with pytest.raises(RuntimeError, match="use timing 'rwd', which needs no call"):
+    with pytest.raises(RuntimeError, match="use decay_timing 'rwd', which needs no call"):
         train(engine, range(1))
     with pytest.raises(TypeError, match="steps flat copies of the weights, which cannot be told apart"):
         measure_decay(engine.optimizer, model)

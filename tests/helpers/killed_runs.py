@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from processes import HELPERS
 
-from hf_lpwd.checkpoints.corruption import damage
+from hf_lpwd.checkpoints.corruption import why_corrupt
 
 FLAGS = [
     "train", "--model_type", "vit", "--config_overrides",
@@ -79,4 +79,4 @@ class Runs:
     def assert_whole(self, name):
         """Nothing that has a checkpoint's name is half of one."""
         for checkpoint in (self.folder / name).glob("checkpoint-*"):
-            assert damage(str(checkpoint)) is None, checkpoint
+            assert why_corrupt(str(checkpoint)) is None, checkpoint

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from small_trainers import Signal, assert_same, trained
 from small_trainers import make_checkpointing as make_trainer
 
-from hf_lpwd.checkpoints.corruption import damage
+from hf_lpwd.checkpoints.corruption import why_corrupt
 from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
 
 FLAGS = {"save_strategy": "steps", "save_steps": 5, "gradient_accumulation_steps": 1}
@@ -27,7 +27,7 @@ def main(folder):
         trainer.train()
     assert (end.value.code, end.value.checkpoint) == (143, str(checkpoint))
     dist.barrier()
-    assert damage(str(checkpoint)) is None
+    assert why_corrupt(str(checkpoint)) is None
     dist.barrier()
     if rank == 0:
         (checkpoint / "rng_state_1.pth").unlink()

@@ -16,7 +16,7 @@ from raw_loop import DROPOUT, LOOP, SMALL, flags
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from hf_lpwd.checkpoints.corruption import damage
+from hf_lpwd.checkpoints.corruption import why_corrupt
 from hf_lpwd.checkpoints.folders import checkpoints_in
 from hf_lpwd.cli import main
 from hf_lpwd.vision.launch import FP16_ON_A_CPU
@@ -342,7 +342,7 @@ def test_what_fails_in_one_process_ends_both(what, process, message, tmp_path):
     assert len(said) == 1, result.stderr
     assert_said_once(result, said[0])
     checkpoints = [path for path in out.iterdir() if path.name.startswith("checkpoint-")]
-    assert [(path.name, damage(str(path))) for path in checkpoints] == [("checkpoint-1", None)]
+    assert [(path.name, why_corrupt(str(path))) for path in checkpoints] == [("checkpoint-1", None)]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from raw_loop import DROPOUT, LOOP, SMALL, flags, raw_loop, reset_accelerate
 from safetensors.torch import load_file
 from small_trainers import TIMINGS, assert_same
 
-from hf_lpwd.checkpoints.corruption import damage
+from hf_lpwd.checkpoints.corruption import why_corrupt
 from hf_lpwd.checkpoints.folders import checkpoints_in
 from hf_lpwd.cli import main
 from hf_lpwd.messages import BadInputError
@@ -285,7 +285,7 @@ def test_killed_while_it_saves_the_older_checkpoint_is_complete(run, tmp_path, m
     settings = {"max_train_steps": 2, "checkpointing_steps": 1}
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, **settings)
-    assert [damage(path) for path in checkpoints_in(tmp_path)] == [None]
+    assert [why_corrupt(path) for path in checkpoints_in(tmp_path)] == [None]
     monkeypatch.undo()
     run(tmp_path, **settings, resume_from_checkpoint=tmp_path / "checkpoint-1")
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -15,7 +15,7 @@ from small_runs import at_call, train
 from torch.utils.data import get_worker_info
 from transformers import TrainerControl, TrainerState
 
-from hf_lpwd.checkpoints.corruption import damage
+from hf_lpwd.checkpoints.corruption import why_corrupt
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.training_args import LPWDTrainingArguments
 from hf_lpwd.vision import prepare
@@ -54,7 +54,7 @@ def saved_in(folder):
 def assert_whole(folder, *steps):
     found = [path for path in folder.iterdir() if path.is_dir()]
     assert {path.name for path in found} == {f"checkpoint-{step}" for step in steps}
-    assert [damage(str(path)) for path in found] == [None] * len(found)
+    assert [why_corrupt(str(path)) for path in found] == [None] * len(found)
 
 
 def test_out_of_memory_it_goes_on_with_smaller_batches(tmp_path, monkeypatch, capsys):
