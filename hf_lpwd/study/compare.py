@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_lpwd.messages import BadInputError, counted
-from hf_lpwd.study.comparison import Comparison, corrected, image_variance, num_images, side_name
+from hf_lpwd.study.comparison import NO_TEST, Comparison, corrected, image_variance, num_images, side_name
 from hf_lpwd.study.methods import METHOD_FLAGS
 from hf_lpwd.study.plan import Question, Side
 from hf_lpwd.study.record import Record, test_score
@@ -44,7 +44,7 @@ def family(
     ]
     if question.over_tasks:
         made += [
-            _over_tasks([c for c in made if c.name == name])
+            _over_tasks([c for c in made if c.name == name], [task.name for task in tasks])
             for name in dict.fromkeys(c.name for c in made)
             if sum(c.name == name for c in made) > 1
         ]
@@ -73,11 +73,13 @@ def _of_the_task(question: Question) -> set[str]:
     return named - NOT_THE_TASK
 
 
-def _over_tasks(made: Sequence[Comparison]) -> Comparison:
+def _over_tasks(made: Sequence[Comparison], tasks: Sequence[str]) -> Comparison:
     """The mean over the tasks that have a verdict, by each seed that all of them have."""
     used = [c for c in made if c.withheld is None and c.paired is not None]
     base = Comparison(OVER_TASKS, made[0].name, made[0].to, made[0].question)
     left_out = [f"{c.task} is left out: {c.withheld}" for c in made if c not in used]
+    lacking = [task for task in tasks if task not in {c.task for c in made}]
+    left_out += [f"{task} is left out: there is no run of {base.name}" for task in lacking]
     if len(used) < 2:
         return replace(base, withheld="fewer than two tasks have a verdict", left_out=left_out)
     seeds = sorted(set.intersection(*(set(c.by_seed) for c in used)))
@@ -93,7 +95,7 @@ def _over_tasks(made: Sequence[Comparison]) -> Comparison:
         by_seed=by_seed,
         tried=(sum(c.tried[0] for c in used), sum(c.tried[1] for c in used)),
         diverged=(sum(c.diverged[0] for c in used), sum(c.diverged[1] for c in used)),
-        left_out=[f"mean over {len(used)} of {len(made)} tasks", *left_out],
+        left_out=[f"mean over {len(used)} of {len(tasks)} tasks", *left_out],
         withheld=_too_few(len(seeds)),
     )
 
@@ -116,7 +118,7 @@ def _withheld(task: Task, made: Comparison) -> str | None:
     if made.withheld:
         return made.withheld
     if not task.has_test:
-        return "no test split was read"
+        return NO_TEST
     if made.paired is None:
         return "no seed has all runs of both sides"
     return _too_few(made.paired.num_seeds)
@@ -186,6 +188,12 @@ def _matched(task: Task, base: Comparison, side: Side, question: Question) -> Co
     seeds = sorted(set.intersection(*(seeds_of[cell] for cell in usable)))
     everyone = set().union(*seeds_of.values())
     left_out = [f"seed {seed} is left out: not all pairs have it" for seed in sorted(everyone - set(seeds))]
+    if isinstance(side, str) and isinstance(question.to, str):
+        for name, other, own in ((side, question.to, cells[0]), (question.to, side, cells[1])):
+            if alone := len(own) - len(shared):
+                left_out.append(
+                    f"{alone} of {counted(len(own), 'setting')} of {name} left out: {other} lacks them"
+                )
     if len(usable) < len(shared):
         left_out.append(f"{len(shared) - len(usable)} of {len(shared)} pairs of settings lack most seeds")
     if not seeds:
@@ -239,8 +247,17 @@ def _of_differences(
         by_seed=dict(zip(seeds, differences.tolist(), strict=True)),
         diverged=(diverged[0], diverged[1]),
         image_variance=image_variance(*sides) if base.question.measure == "accuracy" else None,
-        withheld=_differing_data(everyone, {"train"} if _of_the_task(base.question) else set()),
+        withheld=_untested(everyone)
+        or _differing_data(everyone, {"train"} if _of_the_task(base.question) else set()),
     )
+
+
+def _untested(runs: Sequence[Record]) -> str | None:
+    """Says if some runs have accuracies on test, and others on validation alone."""
+    number = sum(run.score("test") is None for run in runs)
+    if number == len(runs):
+        return NO_TEST
+    return f"{number} of {counted(len(runs), 'run')} have no test accuracy" if number else None
 
 
 def _differing_data(runs: Iterable[Record], may_differ: Container[str]) -> str | None:

@@ -15,6 +15,8 @@ from hf_lpwd.study.record import Record, test_score
 from hf_lpwd.study.stats import Estimate, Paired, Verdict, holm, verdict
 from hf_lpwd.study.tasks import Setting
 
+#: Why there is no verdict where the accuracies are those on validation.
+NO_TEST = "no test split was read"
 _MANY_IMAGES = 100_000
 
 
@@ -67,6 +69,11 @@ class Comparison:
         if self.withheld or self.paired is None or not self.question.verdict:
             return "undecided"
         return verdict(self.paired.mean, self.p_difference, self.p_equivalence)
+
+    @property
+    def split(self) -> str:
+        """Of the accuracies: validation if no test split was read."""
+        return "validation" if self.withheld == NO_TEST else "test"
 
     @property
     def difference(self) -> Estimate:

@@ -29,7 +29,7 @@ def draw_figures(results: Sequence[MethodResult], baseline: str) -> list[Figure 
 
 def draw_forest(comparisons: Sequence[Comparison], name: str, title: str, with_task: bool) -> Figure | None:
     """Draws differences with their intervals over seeds, thin over test images too, and the margin's band."""
-    shown = [c for c in comparisons if c.paired is not None]
+    shown = [c for c in comparisons if c.paired is not None and c.split == "test"]
     if not shown:
         return None
     others = {c.to for c in shown}
@@ -111,8 +111,9 @@ def _decay_curves(results: Sequence[MethodResult], baseline: str) -> Figure | No
             panel.grid(alpha=0.3)
             texts.append(f"{name}: " + ", ".join(f"{v:.1f} at {r:g}" for r, v in curve["value"].items()))
         canvas.supxlabel(f"decay rate (dotted: {baseline})", fontsize=9)
-        canvas.supylabel("test accuracy, %", fontsize=9)
-        alt = f"Test accuracy in percent against the decay rate. {'; '.join(texts)}."
+        split = "test" if any(result.test is not None for result in results) else "validation"
+        canvas.supylabel(f"{split} accuracy, %", fontsize=9)
+        alt = f"{split.capitalize()} accuracy in percent against the decay rate. {'; '.join(texts)}."
         return saved(canvas, "decay", "Accuracy against the decay rate, with 95% bands over seeds", alt)
 
 
