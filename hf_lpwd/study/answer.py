@@ -8,8 +8,7 @@ from typing import get_args
 
 from hf_lpwd.messages import counted
 from hf_lpwd.study.analysis import Study
-from hf_lpwd.study.compare import OVER_TASKS
-from hf_lpwd.study.comparison import Comparison, side_name
+from hf_lpwd.study.comparison import OVER_TASKS, Comparison, side_name
 from hf_lpwd.study.plan import Question
 from hf_lpwd.study.stats import CONFIDENCE, Estimate, Verdict
 from hf_lpwd.study.tasks import Task

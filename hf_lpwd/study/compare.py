@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hf_lpwd.messages import BadInputError, counted
-from hf_lpwd.study.comparison import NO_TEST, Comparison, corrected, image_variance, num_images, side_name
+from hf_lpwd.study.comparison import (
+    NO_TEST,
+    OVER_TASKS,
+    Comparison,
+    corrected,
+    differing_data,
+    image_variance,
+    num_images,
+    side_name,
+    too_few,
+    untested,
+)
 from hf_lpwd.study.methods import METHOD_FLAGS
 from hf_lpwd.study.plan import Question, Side
 from hf_lpwd.study.record import Record, test_score
-from hf_lpwd.study.stats import MIN_SEEDS, granularity_floor, paired
+from hf_lpwd.study.stats import granularity_floor, paired
 from hf_lpwd.study.tasks import NOT_THE_TASK, Method, Setting, Task, measured, setting_of, task_key
 
 Runs = Mapping[int, Record]
 #: What pairs of runs share: all settings of the method that the sides do not name, and the decay rate.
 Cell = tuple[str, float | None]
-#: What the mean over tasks is called where a task stands.
-OVER_TASKS = "mean over tasks"
 
 
 def family(
@@ -96,7 +105,7 @@ def _over_tasks(made: Sequence[Comparison], tasks: Sequence[str]) -> Comparison:
         tried=(sum(c.tried[0] for c in used), sum(c.tried[1] for c in used)),
         diverged=(sum(c.diverged[0] for c in used), sum(c.diverged[1] for c in used)),
         left_out=[f"mean over {len(used)} of {len(tasks)} tasks", *left_out],
-        withheld=_too_few(len(seeds)),
+        withheld=too_few(len(seeds)),
     )
 
 
@@ -121,11 +130,7 @@ def _withheld(task: Task, made: Comparison) -> str | None:
         return NO_TEST
     if made.paired is None:
         return "no seed has all runs of both sides"
-    return _too_few(made.paired.num_seeds)
-
-
-def _too_few(seeds: int) -> str | None:
-    return f"{counted(seeds, 'seed')}, fewer than {MIN_SEEDS}" if seeds < MIN_SEEDS else None
+    return too_few(made.paired.num_seeds)
 
 
 def _best_against_best(task: Task, base: Comparison, side: Side, to: Side) -> Comparison:
@@ -247,31 +252,9 @@ def _of_differences(
         by_seed=dict(zip(seeds, differences.tolist(), strict=True)),
         diverged=(diverged[0], diverged[1]),
         image_variance=image_variance(*sides) if base.question.measure == "accuracy" else None,
-        withheld=_untested(everyone)
-        or _differing_data(everyone, {"train"} if _of_the_task(base.question) else set()),
+        withheld=untested(everyone)
+        or differing_data(everyone, {"train"} if _of_the_task(base.question) else set()),
     )
-
-
-def _untested(runs: Sequence[Record]) -> str | None:
-    """Says if some runs have accuracies on test, and others on validation alone."""
-    number = sum(run.score("test") is None for run in runs)
-    if number == len(runs):
-        return NO_TEST
-    return f"{number} of {counted(len(runs), 'run')} have no test accuracy" if number else None
-
-
-def _differing_data(runs: Iterable[Record], may_differ: Container[str]) -> str | None:
-    """Says if runs of one seed were not made and measured on the same images; seeds may draw their own."""
-    found: dict[tuple[int, str], set[str]] = {}
-    for run in runs:
-        rows = run.pairing.get("validation_rows")
-        prints = {"validation": rows} if rows else {}
-        for split, value in (run.data.fingerprints if run.data else prints).items():
-            found.setdefault((run.seed, split), set()).add(value)
-    for (seed, split), values in found.items():
-        if len(values) > 1 and split not in may_differ:
-            return f"the {split} images or labels of seed {seed} differ between the runs"
-    return None
 
 
 def _as_method(task: Task, side: Side) -> Method:

@@ -357,6 +357,18 @@ def test_runs_that_a_budget_chose_and_that_are_not_in_the_plan_of_the_folder_are
     assert lines[-1] == f"next: hf-lpwd study run {chosen} --runs {runs}"
 
 
+def test_a_method_that_is_renamed_after_its_plan_was_stored_is_refused(tmp_path):
+    """Else the records of one method would have two names, and count as two methods."""
+    store_plan(str(tmp_path), [Question()], planned(RECORDS))
+    renamed = [
+        run.model_copy(update={"method": "shuffled"}) if run.method == "pwd linear" else run
+        for run in planned(RECORDS)
+    ]
+    for act in (store_plan, differences):
+        with pytest.raises(BadInputError, match="calls 'pwd linear' what the study calls 'shuffled'"):
+            act(str(tmp_path), [Question()], renamed)
+
+
 def test_runs_that_are_not_in_a_plan_that_was_not_registered(tmp_path):
     store_plan(str(tmp_path), [Question()], planned(RECORDS))
     date = read_plan(str(tmp_path)).created[:10]
