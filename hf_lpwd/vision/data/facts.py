@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from hf_lpwd.messages import counted
+from hf_lpwd.messages import counted, listed
 from hf_lpwd.vision.data.decoding import Scale
 
 
@@ -135,6 +135,4 @@ def list_names(names: Iterable[str], most: int = 6) -> str:
         >>> list_names(["cat", "dog", "fox"], most=2)
         'cat, dog and 1 more'
     """
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(name if len(name) <= 40 else name[:37] + "..." for name in names[:most]) + more
+    return listed([name if len(name) <= 40 else name[:37] + "..." for name in names], most)
