@@ -71,10 +71,19 @@ def hide_tokens(text: str) -> str:
     return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_...", text)
 
 
+def escaped(text: object) -> str:
+    r"""Returns text with characters that cannot be printed as Python writes them.
+
+    Example:
+        >>> print(escaped("a\nb"))
+        a\nb
+    """
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(text))
+
+
 def printable(text: object) -> str:
     """Returns text on one line, without tokens and without characters that command a terminal."""
-    line = " ".join(str(text).split())
-    return hide_tokens("".join(character if character.isprintable() else "?" for character in line))
+    return hide_tokens(escaped(" ".join(str(text).split())))
 
 
 def refuse(prog: str, message: object) -> int:
@@ -90,7 +99,8 @@ def refuse(prog: str, message: object) -> int:
 
 
 def say(line: str, file: TextIO | None = None) -> None:
-    """Prints a line, by default on standard error, above the progress bars that may be there."""
+    """Prints a line, `escaped`, by default on standard error, above the progress bars that may be there."""
+    line = escaped(line)
     if "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(line, file=file or sys.stderr)
     else:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas
 
+from hf_lpwd.messages import escaped
+
 #: Up to so many classes, the figure says each count.
 _MOST_COUNTS = 20
 #: Up to so many classes, the figure names each class.
@@ -51,6 +53,7 @@ def classes_text(table: pandas.DataFrame) -> str:
     """Returns the classes as a table for a terminal."""
     shown = table.drop(columns="predicted").rename(columns={"confused_with": "most often taken for"})
     for name in ("class", "most often taken for"):  # to the left, as to_string has only headers
+        shown[name] = shown[name].map(escaped)
         width = max(len(name), shown[name].str.len().max())
         shown[name] = shown[name].str.ljust(width)
         shown = shown.rename(columns={name: name.ljust(width)})
@@ -79,11 +82,12 @@ def confusion_svg(matrix: np.ndarray, class_names: Sequence[str], title: str) ->
     drawn = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(drawn, label="fraction of the class's images", shrink=0.8)
     axes.set(xlabel="predicted class", ylabel="class")
-    axes.set_title(title, parse_math=False)
+    axes.set_title(escaped(title), parse_math=False)
     if size <= _MOST_NAMES:
         small: dict[str, Any] = {"fontsize": 8 if size <= _MOST_COUNTS else 5, "parse_math": False}
-        axes.set_xticks(range(size), class_names, rotation=90, **small)
-        axes.set_yticks(range(size), class_names, **small)
+        labels = [escaped(name) for name in class_names]
+        axes.set_xticks(range(size), labels, rotation=90, **small)
+        axes.set_yticks(range(size), labels, **small)
     if size <= _MOST_COUNTS:
         for row, column in np.argwhere(matrix > 0):
             colour = "white" if fractions[row, column] > 0.5 else "black"

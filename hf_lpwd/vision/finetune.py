@@ -20,7 +20,7 @@ from hf_lpwd.checkpoints.interruption import Interrupted, StopOnSignal
 from hf_lpwd.checkpoints.run_folder import sole_use
 from hf_lpwd.checkpoints.run_record import write_record
 from hf_lpwd.files import RUN_FACTS, write_bytes, write_json
-from hf_lpwd.messages import BadInputError, counted, say
+from hf_lpwd.messages import BadInputError, counted, escaped, say
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.trainer_log import DecayReport
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
@@ -239,5 +239,5 @@ def _print_results(run: Run, trainer: ImageTrainer, metrics: dict[str, dict[str,
         left_out = counted(skipped, "image that cannot be decoded is", "images that cannot be decoded are")
         accuracies.append(f"{left_out} left out")
     # What was decided about the data, such as which folders are the classes, bears on these figures.
-    print("; ".join([", ".join(accuracies), *run.splits.facts.notes, f"saved in {folder}"]))
+    print(escaped("; ".join([", ".join(accuracies), *run.splits.facts.notes, f"saved in {folder}"])))
     print(f"next: hf-lpwd predict {shlex.quote(str(folder))} IMAGES")

@@ -69,3 +69,18 @@ def test_the_figure_shows_names_as_they_are_and_counts_where_there_is_room(
     assert all((texts.count(name) == 2) == names_shown for name in names)
     assert ("2" in texts and "3" in texts) == counts_shown
     assert svg == confusion_svg(np.kron(np.eye(repeats, dtype=int), matrix), names, "run_1 $x$ <y>")
+
+
+def test_names_with_control_characters_are_shown_as_python_writes_them():
+    matrix = np.array([[1, 0], [1, 0]])
+    names, shown = ["c\nat\x1b[31m", "\x00dog"], [r"c\nat\x1b[31m", r"\x00dog"]
+    svg = confusion_svg(matrix, names, "run\x1b[31m")
+    root = ElementTree.fromstring(svg)
+    texts = ["".join(node.itertext()).strip() for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {*shown, r"run\x1b[31m"} <= set(texts)
+    table = class_table(matrix, names)
+    lines = classes_text(table).splitlines()
+    assert [line.split()[0] for line in lines] == ["class", *shown]
+    assert lines[2].endswith(f" {shown[0]}")
+    rows = list(csv.DictReader(io.StringIO(classes_csv(table), newline="")))
+    assert [row["class"] for row in rows] == names

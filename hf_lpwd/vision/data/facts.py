@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from hf_lpwd.messages import counted, listed
+from hf_lpwd.messages import counted, escaped, listed
 from hf_lpwd.vision.data.decoding import Scale
 
 
@@ -99,7 +99,7 @@ class DataFacts:
                 are = f"{role} image is also a training image", f"{role} images are also training images"
                 sentences.append(counted(count, *are))
         sentences += self.notes
-        return " ".join(f"{sentence.removesuffix('.')}." for sentence in sentences)
+        return escaped(" ".join(f"{sentence.removesuffix('.')}." for sentence in sentences))
 
     def without_undecodable(self, skipped: Mapping[str, int]) -> DataFacts:
         """Returns the facts after the given number of images of each split could not be decoded."""
@@ -129,10 +129,11 @@ def _images(images: ImageFacts) -> str:
 
 
 def list_names(names: Iterable[str], most: int = 6) -> str:
-    """Returns names in a row; of many or long ones the beginning.
+    """Returns names in a row, `escaped`; of many or long ones the beginning.
 
     Example:
         >>> list_names(["cat", "dog", "fox"], most=2)
         'cat, dog and 1 more'
     """
-    return listed([name if len(name) <= 40 else name[:37] + "..." for name in names], most)
+    shown = map(escaped, names)
+    return listed([name if len(name) <= 40 else name[:37] + "..." for name in shown], most)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from hf_lpwd.messages import BadInputError, counted
+from hf_lpwd.messages import BadInputError, counted, escaped
 from hf_lpwd.vision.data.augmentation import Images, random_numbers
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import Scale, read_images
@@ -220,7 +220,7 @@ class ImageDataset(torch.utils.data.Dataset):
             if not isinstance(image, ValueError):
                 yield row, image
             elif not skip:
-                path = f" ({cell['path'][-120:]})" if cell and cell["path"] else ""
+                path = f" ({escaped(cell['path'][-120:])})" if cell and cell["path"] else ""
                 raise BadImageError(
                     f"{self._source} row {self._rows[row]}{path}: the image cannot be decoded: {image}"
                 ) from image

@@ -100,7 +100,7 @@ def load_labelled(
     source = load_source(args, cache_dir=cache_dir, token=token, class_names=class_names)
     name, splits = source.name, list(source.splits)
     split = _choose(splits, split, roles, name)
-    parts, (image_column, label_column) = with_columns({split: source.splits[split]}, args)
+    parts, (image_column, label_column) = with_columns({split: source.splits[split]}, args, source.notes)
     where = _where(name, split, splits)
     labels = _by_name(labels_by_name(parts, {split: split}, label_column)[split], class_names, where)
     rows = np.flatnonzero(labels >= 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import datasets
@@ -81,6 +81,12 @@ def is_missing(value: Any) -> bool:
         [True, True, True, True, True, False, False]
     """
     return value is None or value != value or _NO_LABEL.fullmatch(str(value)) is not None
+
+
+def without_missing(labels: Sequence[Any]) -> list[Any]:
+    """Returns the labels of a column with None for those that are missing, see `encode_labels`."""
+    missing = missing_numbers(str(label) for label in labels if not is_missing(label))
+    return [None if is_missing(label) or str(label) in missing else label for label in labels]
 
 
 def missing_numbers(labels: Iterable[str]) -> set[str]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from hf_lpwd.messages import BadInputError, counted, unknown
+from hf_lpwd.messages import BadInputError, counted, escaped, unknown
 from hf_lpwd.vision.data.facts import list_names
-from hf_lpwd.vision.data.labels import is_missing, missing_numbers
+from hf_lpwd.vision.data.labels import without_missing
 from hf_lpwd.vision.data.listing import File, Key, Listing
 from hf_lpwd.vision.data.split_names import column_note, role_of, roles_of, split_column
-from hf_lpwd.vision.data.tables import read_rows
+from hf_lpwd.vision.data.tables import choice_note, read_rows
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 
@@ -44,7 +44,7 @@ class Layout:
     def say(self, sentence: str) -> None:
         """Adds a note, and warns of it."""
         self.notes.append(sentence)
-        logger.warning("%s", sentence)
+        logger.warning("%s", escaped(sentence))
 
 
 @dataclass(frozen=True)
@@ -98,16 +98,16 @@ def find_layout(
             layout.left_out["image without a row in its metadata file"] += len(items) - len(with_row)
             items, labels = with_row, [metadata[item.file.key] for item in with_row]
             if known is not None:
-                labels = [None if is_missing(label) else str(label) for label in labels]
+                labels = [None if label is None else str(label) for label in labels]
             else:
-                known = sorted({str(label) for label in labels if not is_missing(label)})
+                known = sorted({str(label) for label in labels if label is not None})
             _say_overruled(items, labels, split, layout)
         else:
             items, labels = _labels_by_folder(items, split, known, layout, listing, class_names is not None)
             if known is None and any(labels):
                 layout.class_names = known = sorted(set(filter(None, labels)))
         if known is not None and class_names is None:
-            _require_known([str(label) for label in labels if not is_missing(label)], known, split)
+            _require_known([str(label) for label in labels if label is not None], known, split)
         layout.paths[split] = [item.file.path for item in items]
         layout.labels[split] = labels
     layout.left_out = +layout.left_out
@@ -260,11 +260,11 @@ def _read_metadata(
             layout.say(f"{shown} has no label column (it has {list_names(rows)}) and is not used")
             continue
         layout.label_column = column
+        if note := choice_note("label", column, wanted, rows):
+            layout.say(f"{shown}: {note}")
         paths = [PurePosixPath(str(path).replace("\\", "/")) for path in rows[files[0]]]
         keys = [(*file.folders, *path.parts) for path in paths]
-        no_labels = missing_numbers(str(label) for label in rows[column] if not is_missing(label))
-        values = [None if str(label) in no_labels else label for label in rows[column]]
-        found = _one_each(keys, values, labels, shown, "label")
+        found = _one_each(keys, without_missing(rows[column]), labels, shown, "label")
         if len(found) < len(keys):
             words = "row repeats another and is", "rows repeat another and are"
             layout.say(f"{shown}: {counted(len(keys) - len(found), *words)} left out")

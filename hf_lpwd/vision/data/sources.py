@@ -18,7 +18,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 from hf_lpwd.files import RECORD
-from hf_lpwd.messages import BadInputError, counted, first_line
+from hf_lpwd.messages import BadInputError, counted, escaped, first_line
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.digits import DIGITS, load_digits
 from hf_lpwd.vision.data.facts import list_names
@@ -72,9 +72,8 @@ def load_source(
         return Source(DIGITS, load_digits())
     if args.train_dir is None:
         source = _load_named(args.dataset_name or "", args, cache_dir, token, class_names)
-        if len(source.splits) == 1:
-            source.splits, note = by_column(source.splits)
-            source.notes += [] if note is None else [note]
+        source.splits, note = by_column(source.splits)
+        source.notes += [] if note is None else [note]
         return source
 
     source = Source(args.train_dir, DatasetDict())
@@ -265,7 +264,7 @@ def _warn_of_loss(source: Source) -> None:
     if lost:
         listed = ", ".join(f"{why} ({count})" for why, count in lost.items())
         files = counted(sum(lost.values()), "file is", "files are")
-        logger.warning("%s: %s left out: %s", source.name, files, listed)
+        logger.warning("%s: %s left out: %s", source.name, files, escaped(listed))
 
 
 def _load_dataset(label: str, path: str, cache_dir: str | None, here: str = "", **kwargs: Any) -> Source:

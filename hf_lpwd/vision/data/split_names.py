@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict, Value
 
+from hf_lpwd.vision.data.facts import list_names
+
 logger = logging.getLogger(__name__)
 
 #: Role of a split -> the names that it usually has, in lower case, the most usual one first.
@@ -20,6 +22,8 @@ ROLES = {
 }
 #: Columns of tables that say the split of a row, in lower case.
 _COLUMNS = ("split", "subset", "partition", "set", "data_set", "data set", "usage")
+#: Columns of tables that number the parts of a cross-validation, in lower case.
+_FOLDS = re.compile(r"(k|cv)?[_ -]?folds?([_ -]?(id|idx|index|no|number))?")
 #: Words that the name of a split may have besides.
 _FILLER = "(?:data|set|split|images?|imgs?|x)+"
 
@@ -71,6 +75,7 @@ def split_column(rows: Mapping[str, Iterable[Any]]) -> tuple[str, dict[str, str]
         (('Usage', {'PublicTest': 'test', 'Training': 'Training'}), \
 ('is_valid', {'False': 'train', 'True': 'validation'}))
     """
+    warn_of_folds(rows)
     for column in rows:
         splits = _splits_of(column, sorted(set(map(str, rows[column]))))
         roles = [role_of(split) for split in splits.values()]
@@ -78,9 +83,25 @@ def split_column(rows: Mapping[str, Iterable[Any]]) -> tuple[str, dict[str, str]
         if "train" in roles and (len({*roles} - {None}) > 1 or len(roles) == 2):
             return column, splits
         if "train" in roles and len(roles) > 2:
-            values = ", ".join(list(splits)[:5])
-            logger.warning("The column %s is not read as splits: its values are %s", column, values)
+            logger.warning("%s", _not_read(column, splits))
     return None
+
+
+def warn_of_folds(rows: Mapping[str, Iterable[Any]]) -> None:
+    """Warns of columns that number the parts of a cross-validation, which nothing here reads."""
+    for column in filter(_is_fold, rows):
+        values = sorted(set(map(str, rows[column])), key=lambda value: (len(value), value))
+        if len(values) > 1:
+            instead = "for one fold as validation, give a column split of train and validation"
+            logger.warning("%s; %s", _not_read(column, values), instead)
+
+
+def _not_read(column: str, values: Iterable[str]) -> str:
+    return f"The column {column} is not read as splits: its values are {list_names(values, 5)}"
+
+
+def _is_fold(column: str) -> bool:
+    return _FOLDS.fullmatch(column.lower()) is not None
 
 
 def _splits_of(column: str, values: Sequence[str]) -> dict[str, str]:
@@ -95,13 +116,18 @@ def _splits_of(column: str, values: Sequence[str]) -> dict[str, str]:
 
 
 def by_column(splits: DatasetDict) -> tuple[DatasetDict, str | None]:
-    """Divides the only split of a dataset by the column that says the split of each row, if there is one.
+    """Divides a dataset of one split by the column that says the split of each row, if there is one.
 
     Also returns a sentence that says so.
     """
-    [data] = splits.values()
-    plain = [name for name, feature in data.features.items() if isinstance(feature, Value)]
-    found = split_column({name: data.select_columns([name])[:][name] for name in plain if _may_say(name)})
+    first = next((name for name in splits if role_of(name) == "train"), next(iter(splits)))
+    data = splits[first]
+    plain = [name for name, feature in data.features.items() if isinstance(feature, Value) and _may_say(name)]
+    columns = {name: data.select_columns([name])[:][name] for name in plain}
+    if len(splits) > 1:
+        warn_of_folds(columns)
+        return splits, None
+    found = split_column(columns)
     if found is None:
         return splits, None
     column, named = found
@@ -111,7 +137,7 @@ def by_column(splits: DatasetDict) -> tuple[DatasetDict, str | None]:
 
 
 def _may_say(column: str) -> bool:
-    return column.lower() in _COLUMNS or column.lower().startswith("is")
+    return column.lower() in _COLUMNS or column.lower().startswith("is") or _is_fold(column)
 
 
 def column_note(column: str, splits: Mapping[str, str]) -> str:

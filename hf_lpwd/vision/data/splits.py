@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value
 
-from hf_lpwd.messages import BadInputError, counted, unknown
+from hf_lpwd.messages import BadInputError, counted, escaped, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
 from hf_lpwd.vision.data.image_files import compare_images, several_frames
@@ -21,7 +21,7 @@ from hf_lpwd.vision.data.layout import LABEL_COLUMNS
 from hf_lpwd.vision.data.sample import look_at_images
 from hf_lpwd.vision.data.sources import Source, load_source
 from hf_lpwd.vision.data.split_names import ROLES, role_of
-from hf_lpwd.vision.data.tables import IMAGE_COLUMNS
+from hf_lpwd.vision.data.tables import IMAGE_COLUMNS, choice_note
 
 # The same for every seed of a run, so that no run trains on the test images of another one.
 _TEST_SEED = 0
@@ -89,7 +89,8 @@ def load_splits(
     sources = _assign_roles(source)
     if args.test_split is not None and "test" in sources:
         raise BadInputError(f"{source.name} has a test split ({sources['test']}): leave test_split out")
-    parts, columns = with_columns({role: source.splits[split] for role, split in sources.items()}, args)
+    found = {role: source.splits[split] for role, split in sources.items()}
+    parts, columns = with_columns(found, args, source.notes)
     class_names, parts, labels = encode_labels(
         parts, sources, columns[1], skip_unlabelled=args.skip_unlabelled
     )
@@ -127,7 +128,7 @@ def load_splits(
     for note in (_alike(class_names), in_two, several_frames(chosen.values(), columns[0])):
         if note is not None:
             source.notes.append(note)
-            logger.warning("%s", note)
+            logger.warning("%s", escaped(note))
     without = np.setdiff1d(range(len(class_names)), used["train"])
     facts = DataFacts(
         source.name,
@@ -186,19 +187,22 @@ def _assign_roles(source: Source) -> dict[str, str]:
 
 
 def with_columns(
-    parts: dict[str, Dataset], args: DataTrainingArguments
+    parts: dict[str, Dataset], args: DataTrainingArguments, notes: list[str]
 ) -> tuple[dict[str, Dataset], tuple[str, str]]:
     """Finds the columns of images and labels, and makes the images a `datasets.Image` column in every split.
 
-    Without names in `args`, they are those with usual names, or the only one of the feature's type.
+    Without names in `args`, they are those with usual names, or the only one of the feature's type. Where
+    there are several of usual names, `notes` gets a sentence, and a warning says it.
     """
     first = next(iter(parts.values()))
-    images = _find_column(first, args.image_column_name, IMAGE_COLUMNS, "image")
-    labels = _find_column(first, args.label_column_name, LABEL_COLUMNS, "label")
+    images = _find_column(first, args.image_column_name, IMAGE_COLUMNS, "image", notes)
+    labels = _find_column(first, args.label_column_name, LABEL_COLUMNS, "label", notes)
     return {role: _as_images(part, images) for role, part in parts.items()}, (images, labels)
 
 
-def _find_column(dataset: Dataset, given: str | None, usual: tuple[str, ...], what: str) -> str:
+def _find_column(
+    dataset: Dataset, given: str | None, usual: tuple[str, ...], what: str, notes: list[str]
+) -> str:
     columns = dataset.column_names
     has = f"the dataset has {list_names(columns)}"
     if given is not None:
@@ -209,6 +213,10 @@ def _find_column(dataset: Dataset, given: str | None, usual: tuple[str, ...], wh
     feature_type = {"image": Image, "label": ClassLabel}[what]
     found += [name for name, feature in dataset.features.items() if isinstance(feature, feature_type)]
     if found and (found[0] in usual or len(found) == 1):
+        note = choice_note(what, found[0], usual, columns)
+        if note is not None:
+            notes.append(note)
+            logger.warning("%s", note)
         return found[0]
     raise BadInputError(f"no {what} column found: {has}; name it with {what}_column_name")
 

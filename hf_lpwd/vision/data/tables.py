@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,23 @@ def read_tables(
             part = _with_images(part, column, folder, files[0], may_lack_images)
         parts.append(part)
     return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+
+
+def choice_note(what: str, chosen: str, usual: Sequence[str], columns: Iterable[str]) -> str | None:
+    """Says which other columns of usual names there are; None if there are none.
+
+    Example:
+        >>> choice_note("label", "label", ("label", "labels"), ["image", "labels", "label"])
+        'The labels are those of the column label, not labels: --label_column_name takes another'
+    """
+    # Beside images, names of files only say where they come from.
+    others = [column for column in usual if column in columns and column not in (chosen, "file_name")]
+    return (
+        f"The {what}s are those of the column {chosen}, not {', '.join(others)}: --{what}_column_name takes "
+        "another"
+        if others
+        else None
+    )
 
 
 def read_csv(path: str) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_lpwd.files import FACTS, write_bytes, write_json
-from hf_lpwd.messages import hide_tokens
+from hf_lpwd.messages import escaped, hide_tokens
 from hf_lpwd.plan_table import TEXT_COLUMNS, layer_table
 from hf_lpwd.vision.run_settings import changed_settings
 
@@ -83,7 +83,7 @@ def command_of(run: Run, parts: Sequence[Any]) -> str:
 
 def plain(value: object) -> str:
     """Returns text that shows as itself in Markdown, tables and HTML included, on one line."""
-    return re.sub(r"([\\`*_\[\]<>#|~&$:])", r"\\\1", " ".join(str(value).split()))
+    return re.sub(r"([\\`*_\[\]<>#|~&$:])", r"\\\1", escaped(value))
 
 
 def card_facts(

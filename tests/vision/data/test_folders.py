@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,12 +15,15 @@ import numpy as np
 import pytest
 from encoded_images import red, reds
 from PIL import Image
+from transformers import ViTImageProcessor
 
-from hf_lpwd.messages import BadInputError
+from hf_lpwd.messages import BadInputError, say
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import HEIF, image_suffixes
 from hf_lpwd.vision.data.facts import SplitFacts
+from hf_lpwd.vision.data.images import BadImageError, ImageDataset
 from hf_lpwd.vision.data.splits import Splits, load_splits
+from hf_lpwd.vision.data.transforms import ImageTransform
 
 
 @pytest.fixture(autouse=True)
@@ -370,6 +374,43 @@ def test_classes_that_differ_in_case_or_spaces_alone_are_told(tmp_path, caplog):
     sentence = "Classes whose names differ in case, spaces or Unicode form alone: Cat, c at, cat"
     assert splits.facts.notes == [sentence]
     assert sentence in caplog.messages
+
+
+ODD, SHOWN = "c\nat\x1b[31m", "c\\nat\\x1b[31m"
+
+
+def test_names_with_control_characters_are_shown_as_python_writes_them(tmp_path, caplog):
+    root = make(
+        tmp_path / "set",
+        f"{ODD}/1.png",
+        f"{ODD}/2.png",
+        "dog/3.png",
+        "dog/4\n.png",
+        f"dog/{ODD}/5.png",
+        f"a.{ODD}",
+    )
+    (root / "dog" / "same\n.png").write_bytes((root / ODD / "1.png").read_bytes())
+    splits = load(root)
+    assert splits.class_names == [ODD, "dog"]
+    paragraph = splits.facts.describe()
+    assert f"2 classes ({SHOWN}, dog)" in paragraph
+    assert f"file .{SHOWN} (1)" in paragraph
+    assert f"{root}/{SHOWN}/1.png ({SHOWN}) and {root}/dog/same\\n.png (dog)" in paragraph
+    assert len(caplog.messages) >= 2
+    assert all(map(str.isprintable, [paragraph, *caplog.messages]))
+    (root / ODD / "2.png").write_bytes(b"no image")
+    with pytest.raises(
+        BadImageError, match=rf"^train row \d \(.*/{re.escape(SHOWN)}/2\.png\): the image cannot "
+    ):
+        ImageDataset(load(root).train, ImageTransform(ViTImageProcessor()))
+
+
+@pytest.mark.parametrize("text", ["a\tb", "a\x1b[31mb", "a\u202eb", "a\udcffb", "a\x00b"])
+def test_what_is_said_is_one_printable_line(text, capsys):
+    say(text)
+    assert capsys.readouterr().err == f"{text!r}\n".replace("'", "")
+    say("Löwe, 獅子")
+    assert capsys.readouterr().err == "Löwe, 獅子\n"
 
 
 def test_a_class_whose_accents_are_written_in_two_ways_is_told(tmp_path):

@@ -211,6 +211,61 @@ def test_a_column_that_only_sounds_like_splits_is_none(folder, splits, caplog):
     assert warned == ("blue" in splits)
 
 
+FOLDS = (
+    "The column {} is not read as splits: its values are 0, 1, 2, 3, 10; for one fold as validation, give "
+)
+
+
+@pytest.mark.parametrize("column", ["fold", "kfold", "cv_fold", "Fold_ID"])
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "metadata.csv", "train.csv"])
+def test_folds_are_named_in_a_warning(folder, column, name, caplog):
+    (folder / "images" / "4.png").write_bytes(red(54))
+    paths = [f"{folder}/{path}" if name == "train.csv" else path for path in (*PATHS, "images/4.png")]
+    image = "file_name" if name == "metadata.csv" else "image"
+    frame = pandas.DataFrame({image: paths, "label": list("ababa"), column: [0, 1, 10, 2, 3]})
+    if name == "train.csv":
+        folder = folder / "tables"
+        folder.mkdir()
+        frame.drop(columns=column).to_csv(folder / "test.csv", index=False)
+    frame.to_parquet(folder / name) if name == "a.parquet" else frame.to_csv(folder / name, index=False)
+    found = load(folder / name if name.startswith("a.") else folder)
+    assert len(found.train) + len(found.validation) == 5
+    said = FOLDS.format(column) + "a column split of train and validation"
+    assert caplog.messages.count(said) == 1
+
+
+@pytest.mark.parametrize("column", ["folder", "unfold", "fold"])
+def test_a_column_of_one_fold_is_none(folder, column, caplog):
+    frame = pandas.DataFrame({"image": PATHS, "label": list("abab"), column: [1 + (column != "fold")] * 4})
+    frame.to_csv(folder / "a.csv", index=False)
+    assert rows(load(folder / "a.csv")) == EXPECTED
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "metadata.csv"])
+def test_columns_that_also_have_a_usual_name_are_named(folder, name, caplog):
+    columns = {"file_name": PATHS, "label": list("abab"), "labels": list("aabb")}
+    shown = "metadata.csv: " * (name == "metadata.csv")
+    notes = [
+        f"{shown}The labels are those of the column label, not labels: --label_column_name takes another"
+    ]
+    if name != "metadata.csv":
+        columns |= {"image": PATHS, "img": PATHS[::-1]}
+        notes.insert(
+            0, "The images are those of the column image, not img: --image_column_name takes another"
+        )
+    frame = pandas.DataFrame(columns)
+    frame.to_parquet(folder / name) if name == "a.parquet" else frame.to_csv(folder / name, index=False)
+    path = folder if name == "metadata.csv" else folder / name
+    splits = load(path)
+    assert rows(splits) == EXPECTED
+    assert splits.facts.notes == notes
+    assert caplog.messages == notes
+    other = load(path, label_column_name="labels")
+    assert rows(other) == [(50, "a"), (51, "a"), (52, "b"), (53, "b")]
+    assert other.facts.notes == notes[:-1]
+
+
 @pytest.mark.parametrize(
     ("column", "values"),
     [

@@ -201,7 +201,7 @@ def test_names_cannot_break_the_text(prepared):
     assert "<em>" not in page
     assert page.count("<h1>") == 1
     shown = (
-        ", ".join(names).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        ", ".join(names).replace("\n", "\\n").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     )
     assert shown in page
     assert page.count("<table>") == 4
