@@ -18,6 +18,7 @@ from hf_lpwd.study.checks import (
     check_flags,
     check_names,
     check_once,
+    check_one_rate,
     check_value,
     kind,
     known_flags,
@@ -137,8 +138,8 @@ def _runs(study: dict[str, Any]) -> list[RunSpec]:
         raise BadInputError(f"paper_metric is {kind(paper_metric)}, but must be true or false")
 
     flags: list[tuple[str | None, dict[str, Any]]] = [(None, train | one) for one in _combinations(axes)]
-    if any({"weight_decay", TOTAL_DECAY} <= given.keys() for _, given in flags):
-        raise BadInputError(f"train and grid: give either weight_decay or {TOTAL_DECAY}")
+    for _, given in flags:
+        check_one_rate(given, "train and grid")
     flags += [(baseline, one) for baseline in baselines for one in _of_baseline(baseline, train, axes)]
     # A seed changes no other setting: the others are resolved once for all seeds.
     read_seeds = [(seed, {"seed": _run_spec(seed, None, False).settings["seed"]}) for seed in seeds]
