@@ -210,7 +210,8 @@ def _content(cell: dict[str, Any] | None) -> bytes:
                 content = file.read()
         except FileNotFoundError as error:  # it only repeats the URL
             cause = error.__cause__ or error
-            why = f"{cause.status} {cause.message}" if hasattr(cause, "status") else first_line(cause)
+            answer = [str(getattr(cause, name)) for name in ("status", "message") if hasattr(cause, name)]
+            why = " ".join(answer) or first_line(cause)
             raise ValueError(f"its URL cannot be read: {why}") from error
     elif content is None and path:
         content = Path(path).read_bytes()

@@ -69,10 +69,10 @@ def load_source(
     Raises:
         BadInputError: If there is no such dataset, or it cannot be read; the message says why.
     """
-    for path in filter(None, (args.dataset_name, args.train_dir, args.validation_dir)):
-        if URL.match(path):
+    for given in (args.dataset_name, args.train_dir, args.validation_dir):
+        if given is not None and URL.match(given):
             raise BadInputError(
-                f"{path} is a URL, which is not read: download it, and give the path of the file"
+                f"{given} is a URL, which is not read: download it, and give the path of the file"
             )
     if args.dataset_name is None and args.train_dir is None:
         return Source(DIGITS, load_digits())
