@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_lpwd.messages import listed
 from hf_lpwd.schedules import check_rate
 
 PWD_UNDER_DEEPSPEED = (
@@ -93,12 +94,12 @@ def groups_to_load(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) ->
         ("lacks parameters of this model", set(names) - set(saved_names)),
     ):
         if missing:
-            raise ValueError(f"the state dict {what}: {_listed(sorted(missing))}")
+            raise ValueError(f"the state dict {what}: {listed(sorted(missing), most=3)}")
     for key, what in (("initial_weight_decay", "weight_decay"), ("layer_lr_scale", "layer_lr_decay")):
         then, now = _by_name(saved_names, saved, key), _by_name(names, groups, key)
         changed = [f"{n} (saved {then[n]:g}, now {now[n]:g})" for n in names if then[n] != now[n]]
         if changed:
-            raise ValueError(f"the state dict was saved with another {what} for {_listed(changed)}")
+            raise ValueError(f"the state dict was saved with another {what} for {listed(changed, most=3)}")
     sizes, saved_sizes = ([len(group["params"]) for group in side] for side in (groups, saved))
     if names != saved_names or sizes != saved_sizes:
         raise ValueError("the state dict has the same parameters in another order or other groups")
@@ -129,8 +130,3 @@ def _positions(groups: list[dict[str, Any]]) -> list[str]:
 def _by_name(names: list[str], groups: list[dict[str, Any]], key: str) -> dict[str, float]:
     values = [group.get(key, 1.0) for group in groups for _ in group["params"]]
     return dict(zip(names, values, strict=True))
-
-
-def _listed(names: list[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

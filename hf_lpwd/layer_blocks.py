@@ -4,23 +4,28 @@ A *list* is a `ModuleList`, `Sequential` or `ModuleDict`, or numbered attributes
 elements are *units*. A *block* is the innermost unit that repeats: what stands around blocks is a stage, what
 repeats inside of one (experts, branches) is its part. The steps:
 
-1. `_units`: the lists of each module, without stems, downsampling layers, and what is too small.
-2. `_Search.__init__`: the kinds of unit that are blocks for sure, because a list holds two alike. Stages of a
-   list differ in shape.
+1. `_Search._units`: the lists of each module, without stems, downsampling layers, and what is too small.
+2. `_twins`: the kinds of unit that are blocks for sure, because a list holds two of the same shape. The
+   stages of a list differ in shape.
 3. `_Search.blocks_in`: from the outside in, the units of these kinds; then what else stands in their lists.
+
+In the example of `hf_lpwd.layers` the lists are the network with the units stage1 and stage2, stage1 with one
+encoder layer, and stage2 with two. These two make encoder layers the kind that is sure, also in stage1.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from hf_lpwd.parameters import full_shape
 
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+#: Class of a module; of a plain container, the kinds of its elements too.
+Kind: TypeAlias = str | tuple[Any, ...]
 
 # Convolutional stems, and the backbones of hybrid ViTs, are lists of blocks too, but count as the stem.
 STEM_NAME = re.compile(r"(?<!sy)stem|embed(?!_out)", re.IGNORECASE)
@@ -87,14 +92,21 @@ def _without_ends(model: nn.Module, layers: list[str]) -> list[str]:
 
 
 class _Search:
-    """One search for blocks, with a given idea of how small and how rare they may be."""
+    """One search for blocks: units with at least `min_weights` weights whose names do not match `no_blocks`.
+
+    Attributes:
+        numbered: Classes that number their attributes, and the name before the number. A module of such a
+            class may have only one.
+        large: Kinds with enough weights.
+        sure: Kinds that are blocks wherever they stand in a list.
+        repeated: Kinds that are blocks if no block is found inside of them.
+    """
 
     def __init__(
         self, model: nn.Module, min_weights: int, min_repeats: int, no_blocks: re.Pattern[str]
     ) -> None:
         self.min_weights, self.no_blocks = min_weights, no_blocks
         modules = list(model.modules())
-        #: Classes that number their attributes, and how; some of them may hold only one.
         self.numbered = {
             (type(module), prefix)
             for module in modules
@@ -103,26 +115,24 @@ class _Search:
         }
         self.large = {_kind(module) for module in modules if _weights(module) >= min_weights}
         lists = [units for module in modules for units in self._units(module)]
-        # Stages of one list differ in shape. So what is twice there in one shape is a block, and what repeats
-        # inside of it a part.
-        shapes = [Counter((_kind(unit), _shapes(unit)) for unit in units.values()) for units in lists]
-        twins = {kind for count in shapes for (kind, _), times in count.items() if times >= 2}
-        # The same holds for what always stands alone in its list, as in stages of depth 1.
-        alone = Counter(
+        alone = {kind for kind, times in self._alone(modules).items() if times >= min_repeats}
+        classes = [kind for kind in _twins(lists) | alone if isinstance(kind, str)]
+        self.sure = {kind for kind in classes if not _STAGE_NAME.search(kind.rsplit(".")[-1])}
+        counts = [Counter(map(_kind, units.values())) for units in lists]
+        twice = {kind for count in counts for kind, times in count.items() if times >= 2}
+        every = [unit for units in lists for unit in units.values()]
+        layers = {_kind(unit) for unit in every if _LAYER_CLASS.search(type(unit).__name__)}
+        self.repeated = twice | alone | layers
+
+    def _alone(self, modules: list[nn.Module]) -> Counter[Kind]:
+        """How often each kind stands alone in its list, as the blocks in stages of depth 1 do."""
+        return Counter(
             _kind(unit)
             for module in modules
             if isinstance(module, CONTAINERS) and sum(map(has_parameters, module.children())) == 1
             for units in self._units(module)
             for unit in units.values()
         )
-        alone_often = {kind for kind, times in alone.items() if times >= min_repeats}
-        named = [kind for kind in twins | alone_often if isinstance(kind, str)]
-        self.sure = {kind for kind in named if not _STAGE_NAME.search(kind.rsplit(".")[-1])}
-        counts = [Counter(map(_kind, units.values())) for units in lists]
-        often = {kind for count in counts for kind, times in count.items() if times >= 2}
-        every = [unit for units in lists for unit in units.values()]
-        layers = {_kind(unit) for unit in every if _LAYER_CLASS.search(type(unit).__name__)}
-        self.repeated = often | alone_often | layers
 
     def _units(self, module: nn.Module) -> list[dict[str, nn.Module]]:
         """The lists of a module, without what is too small or called otherwise."""
@@ -179,7 +189,7 @@ class _Search:
     def _last_alone(self, children: dict[str, nn.Module]) -> set[str]:
         """Names of blocks that stand behind a list of their kind, as the last of InceptionResNetV2 does."""
         names: set[str] = set()
-        kinds: set[str | tuple[Any, ...]] = set()
+        kinds: set[Kind] = set()
         for name, child in children.items():
             if _kind(child) in kinds & self.sure:
                 names.add(name)
@@ -196,6 +206,12 @@ class _Search:
         if any(not list(child.children()) for child in elements.values()):
             return []
         return [join(path, name) for name in elements]
+
+
+def _twins(lists: list[dict[str, nn.Module]]) -> set[Kind]:
+    """Kinds of which a list holds two in the same shape; what repeats inside of these is a part."""
+    counts = [Counter((_kind(unit), _shapes(unit)) for unit in units.values()) for units in lists]
+    return {kind for count in counts for (kind, _), times in count.items() if times >= 2}
 
 
 def numbered_attributes(module: nn.Module) -> dict[str, dict[str, nn.Module]]:
@@ -220,7 +236,7 @@ def has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _kind(module: nn.Module) -> str | tuple[Any, ...]:
+def _kind(module: nn.Module) -> Kind:
     """Class of a module; of a plain container, the kinds of its elements too."""
     if type(module) in CONTAINERS:
         return (type(module), tuple(_kind(child) for child in module.children()))

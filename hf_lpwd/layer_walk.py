@@ -1,8 +1,12 @@
 """The modules of one stack, in the order of registration: which block each feeds or follows.
 
-Registration is nearly always the order in which modules run. Two witnesses tell where it is not: a module's
-name or class (an embedding is the stem, a classifier the head), and its widths (what starts from the last
-block's width and makes another is a head). Where they tell nothing, the order of a forward pass decides.
+Registration is nearly always the order in which modules run. Two things tell where it is not: a module's
+name or class (an embedding is the stem, a classifier the head), and its widths (what takes the last block's
+width and makes another is a head). Where they tell nothing, the order of a forward pass decides.
+
+In the example of `hf_lpwd.layers`, embed stands before the first block and is the stem, 0. stage1 holds
+blocks, so its children are walked: block 1. downsample stands before what holds another block, so it feeds
+block 2. stage2 has the blocks 2 and 3. norm and head stand behind the last block: n = 4.
 """
 
 from __future__ import annotations
@@ -37,12 +41,12 @@ class Walk:
         self.n = len(stack.blocks) + 1
         self.passed = 0
         #: Modules that hold blocks, without being one.
-        self.scopes = {""} | {
+        self.holders = {""} | {
             block[:end] for block in stack.blocks for end in range(len(block)) if block[end] == "."
         }
         self.widths = [block_widths(model.get_submodule(block)) for block in stack.blocks]
-        #: Elements of a list that goes along with a list of stages or blocks.
-        self.beside: dict[str, Place] = {}
+        #: Elements of a list that runs parallel to a list of stages or blocks.
+        self.parallel: dict[str, Place] = {}
 
     def places(self) -> Iterator[tuple[str, Place]]:
         """Yields each parameter of the stack by name."""
@@ -51,28 +55,28 @@ class Walk:
         if path in self.index_of:
             yield from self._all_of(path, module, self._place(1, f"block {path}"))
         else:
-            yield from self._scope(path, module, in_stage=False)
+            yield from self._inside(path, module, in_stage=False)
 
-    def _scope(self, path: str, module: nn.Module, in_stage: bool) -> Iterator[tuple[str, Place]]:
-        """A module that holds blocks."""
-        self._find_lists_beside(path, module)
+    def _inside(self, path: str, module: nn.Module, in_stage: bool) -> Iterator[tuple[str, Place]]:
+        """The parameters inside of a module that holds blocks; `in_stage` if it is one of several stages."""
+        self._find_parallel_lists(path, module)
         for name, _ in module.named_parameters(recurse=False):
             yield join(path, name), self._feeding(self.passed + 1)
         children = [(join(path, name), child) for name, child in module.named_children()]
-        holders = [child for child, _ in children if child in self.scopes or child in self.index_of]
-        last = [child for child, _ in children].index(holders[-1])
+        with_blocks = [child for child, _ in children if child in self.holders or child in self.index_of]
+        last = [child for child, _ in children].index(with_blocks[-1])
         # Embeddings behind the blocks: what else stands there may run before them too.
         unordered = any(self._enters_by_name(*child) for child in children[last + 1 :])
-        has_other_stem = self.passed == 0 and self._has_stem(holders[0])
+        has_other_stem = self.passed == 0 and self._has_stem(with_blocks[0])
         stem_began = False
         first = self.passed + 1
         for i, (child_path, child) in enumerate(children):
             if child_path in self.index_of:
                 self.passed = self.index_of[child_path]
                 place = self._place(self.passed, f"block {child_path}")
-            elif child_path in holders:
-                stages = isinstance(module, CONTAINERS) and len(holders) > 1
-                yield from self._scope(child_path, child, in_stage or stages)
+            elif child_path in self.holders:
+                stages = isinstance(module, CONTAINERS) and len(with_blocks) > 1
+                yield from self._inside(child_path, child, in_stage or stages)
                 continue
             elif self.passed == 0:
                 place = self._feeding(1)
@@ -90,17 +94,15 @@ class Walk:
     def _all_of(self, path: str, module: nn.Module, place: Place) -> Iterator[tuple[str, Place]]:
         """The parameters inside of a module that holds no block."""
         for inner_path, inner in module.named_modules(prefix=path):
-            place = self.beside.get(inner_path, place)
+            place = self.parallel.get(inner_path, place)
             for name, _ in inner.named_parameters(recurse=False):
                 full_name = join(inner_path, name)
-                if place.module != "head":
-                    yield full_name, place
-                elif "pooler" in full_name:
-                    yield full_name, place._replace(module="pooler")
-                elif NORM_NAME.search(full_name) or is_called(NORM_NAME, "", inner):
-                    yield full_name, place._replace(module="final norm")
-                else:
-                    yield full_name, place
+                what = place.module
+                if what == "head" and "pooler" in full_name:
+                    what = "pooler"
+                elif what == "head" and (NORM_NAME.search(full_name) or is_called(NORM_NAME, "", inner)):
+                    what = "final norm"
+                yield full_name, place._replace(module=what)
 
     def _before_all(self, path: str, child: nn.Module, has_other_stem: bool, is_first: bool) -> Place:
         """What is registered before the first block: the stem, or a head that was made first.
@@ -186,8 +188,8 @@ class Walk:
     def _place(self, layer: int, module: str) -> Place:
         return Place(self.stack.name, layer, module)
 
-    def _find_lists_beside(self, path: str, module: nn.Module) -> None:
-        """Finds lists that go along with a list of stages or of blocks, an element each.
+    def _find_parallel_lists(self, path: str, module: nn.Module) -> None:
+        """Finds lists parallel to a list of stages or of blocks: one element for each.
 
         Such are SegFormer's patch embeddings before and norms behind each stage. What stands between two
         such lists feeds the second.
@@ -200,12 +202,12 @@ class Walk:
         order = [name for name, _ in module.named_modules(remove_duplicate=False)]
         lists = [(name, elements) for name, elements in lists if len(elements) >= 2]
         lists.sort(key=lambda one: order.index(next(iter(one[1]))))
-        held = self.scopes | self.index_of.keys()
+        held = self.holders | self.index_of.keys()
         paths = [[join(path, element) for element in elements] for _, elements in lists]
         for i, (name, modules) in enumerate(lists):
             elements = paths[i]
             # Of lists that are numbered themselves, the numbers count.
-            is_placed = not self.beside.keys().isdisjoint({join(path, name), *elements})
+            is_placed = not self.parallel.keys().isdisjoint({join(path, name), *elements})
             if is_placed or HEAD_NAME.fullmatch(name) or not held.isdisjoint(elements):
                 continue
             preceding = [stages for stages in reversed(paths[:i]) if held.issuperset(stages)]
@@ -217,7 +219,7 @@ class Walk:
                 fed += [s[1:] for s in following + preceding if s[0] not in self.index_of]
             if stages := next((s for s in fed if len(s) == len(elements)), None):
                 for element, stage in zip(elements, stages, strict=True):
-                    self.beside[element] = self._feeding(self._blocks_of(stage)[0])
+                    self.parallel[element] = self._feeding(self._blocks_of(stage)[0])
             elif stages := next((s for s in preceding if len(s) == len(elements)), None):
                 self._place_behind(elements, stages)
 
@@ -232,11 +234,11 @@ class Walk:
                 before = self.order.blocks_before(element, self.stack.blocks)
                 if before not in blocks:
                     return
-                self.beside[element] = self._behind(before)
+                self.parallel[element] = self._behind(before)
             elif stage == stages[-1]:
-                self.beside[element] = self._feeding(blocks[-1] + 1)
+                self.parallel[element] = self._feeding(blocks[-1] + 1)
             else:
-                self.beside[element] = self._behind(blocks[-1])
+                self.parallel[element] = self._behind(blocks[-1])
 
 
 def _only_norms(children: list[tuple[str, nn.Module]]) -> bool:
@@ -256,42 +258,42 @@ def place_outside(
         for path, module in model.named_modules(remove_duplicate=False)
         for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)
     }
-    labels, found = list(walks), {}
+    stacks, found = list(walks), {}
     next_stack: dict[str, str | None] = {}
-    after = None
+    following = None
     for name in reversed(owners):
-        next_stack[name] = after = places[name].stack if name in places else after
+        next_stack[name] = following = places[name].stack if name in places else following
     previous = None
     for name, owner in owners.items():
-        after = next_stack[name]
+        following = next_stack[name]
         if name in places:
             previous = places[name].stack
             continue
         is_embedding = isinstance(owner, nn.Embedding)
         is_head = not is_embedding and any(map(HEAD_NAME.fullmatch, name.split(".")))
-        if previous is None and after is not None and not is_head:
+        if previous is None and following is not None and not is_head:
             takes, makes = in_and_out(owner)
-            is_head = takes in walks[after].widths[-1] and makes not in walks[after].widths[0]
-        called = _stack_called(name, labels)
+            is_head = takes in walks[following].widths[-1] and makes not in walks[following].widths[0]
+        called = _stack_called(name, stacks)
         enters = not is_head and (previous is None or INPUT_NAME.search(name) is not None)
-        if enters and after is not None:
+        if enters and following is not None:
             # A tower may stand between a projection and the stack that it feeds.
-            candidates = labels[labels.index(after) :]
+            candidates = stacks[stacks.index(following) :]
             fed = (one for one in candidates if order.blocks_before(name, walks[one].stack.blocks) == 0)
-            label = called or next(fed, after)
+            stack = called or next(fed, following)
         else:
-            label = called or previous or labels[0]
-            # After all stacks there are heads, and in DETR and similar models embeddings of query positions.
-            is_asked = after is None and not is_head and has_matrices(owner)
-            enters = is_asked and order.blocks_before(name, walks[label].stack.blocks) == 0
-        found[name] = Place(label, 0, "stem") if enters else Place(label, walks[label].n, "head")
+            stack = called or previous or stacks[0]
+            # Behind all stacks there are heads, and in DETR and similar models embeddings of query positions.
+            is_asked = following is None and not is_head and has_matrices(owner)
+            enters = is_asked and order.blocks_before(name, walks[stack].stack.blocks) == 0
+        found[name] = Place(stack, 0, "stem") if enters else Place(stack, walks[stack].n, "head")
     return found
 
 
-def _stack_called(name: str, labels: list[str]) -> str | None:
+def _stack_called(name: str, stacks: list[str]) -> str | None:
     """The stack whose name begins as a parameter's does: ``visual_projection``, ``vision_model``.
 
     Queries enter the decoder.
     """
     beginnings = {part[:3] for part in name.split(".")} | ({"dec"} if "quer" in name else set())
-    return next((label for label in labels if label.split(".")[-1][:3] in beginnings), None)
+    return next((stack for stack in stacks if stack.split(".")[-1][:3] in beginnings), None)

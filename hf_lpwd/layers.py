@@ -249,7 +249,7 @@ def _first_matches(
         try:
             expression = re.compile(rule)
         except re.error as error:
-            raise ValueError(f"layers: {rule!r} is no regular expression: {error}") from None
+            raise ValueError(f"layers: {rule!r} is not a regular expression: {error}") from None
         matches = {n: expression.fullmatch(plain) or expression.fullmatch(n) for n, plain in names.items()}
         if not any(matches.values()):
             raise ValueError(

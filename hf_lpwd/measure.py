@@ -56,35 +56,35 @@ class DecayMeasurement:
     def _find(self) -> Iterable[str]:
         of = self.parameters
         if self.missing:
-            yield f"{_counted(self.missing)} trainable, but not in the optimizer"
+            yield f"{_named(self.missing)} trainable, but not in the optimizer"
         lost = [name for name, decay in of.items() if decay.weight_decay and not decay.decays]
         if lost:
             rates = value_range((of[name].weight_decay for name in lost), 4)
-            yield f"{_counted(lost)} set to decay at {rates}, but one step leaves the weights as they are"
+            yield f"{_named(lost)} set to decay at {rates}, but one step leaves the weights as they are"
         mixed = [name for name, decay in of.items() if not decay.multiplies]
         if mixed:
             yield (
-                f"{_counted(mixed)} changed, but not by one factor: the decay passes through the update "
+                f"{_named(mixed)} changed, but not by one factor: the decay passes through the update "
                 "(L2 penalty), so its strength does not follow weight_decay"
             )
         wrong = [n for n, d in of.items() if d.multiplies and not d.agrees and n not in lost]
         twice = [n for n in wrong if abs(of[n].measured - of[n].promised ** 2) <= 2.0 * of[n].resolution]
         if twice:
-            yield f"{_counted(twice)} decayed twice: by {self._factors(twice)}"
+            yield f"{_named(twice)} decayed twice: by {self._factors(twice)}"
         if other := [name for name in wrong if name not in twice]:
-            yield f"{_counted(other)} decayed by {self._factors(other)}"
+            yield f"{_named(other)} decayed by {self._factors(other)}"
         reasons: dict[str, list[str]] = {}
         for name, decay in of.items():
             if decay.decays and (reason := self.plan[name].exempt):
                 reasons.setdefault(reason, []).append(name)
         for reason, names in reasons.items():
-            yield f"{_counted(names)} decayed, against the usual rule: {reason}"
+            yield f"{_named(names)} decayed, against the usual rule: {reason}"
         without = [name for name, d in of.items() if not d.weight_decay and not d.decays]
         idle = [name for name in without if self.plan[name].trained_rate]
         if idle and not any(decay.decays for decay in of.values()):
-            yield f"nothing decays: {_counted(idle)} without a rate"
+            yield f"nothing decays: {_named(idle)} without a rate"
         elif idle:
-            yield f"{_counted(idle)} not decayed: no rate is set for them"
+            yield f"{_named(idle)} not decayed: no rate is set for them"
 
     def _factors(self, names: list[str]) -> str:
         measured = value_range((self.parameters[name].measured for name in names), 4)
@@ -183,7 +183,7 @@ def measure_decay(
     )
 
 
-def _counted(names: list[str]) -> str:
+def _named(names: list[str]) -> str:
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{counted(len(names), 'parameter')} ({shown}) {'are' if len(names) > 1 else 'is'}"
 

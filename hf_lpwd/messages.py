@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -33,6 +33,12 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
 def counted(number: int, one: str, many: str | None = None) -> str:
     """Returns ``"1 seed"``, ``"2 seeds"``; `many` is `one` with an s by default, or ``"classes have"``."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Returns ``"a, b"``; ``"a, b and 3 more"`` if there are more than `most`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def value_range(values: Iterable[float], digits: int = 6) -> str:

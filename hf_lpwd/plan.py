@@ -113,9 +113,7 @@ class LayerPlan:
         """As `param_groups`, for some parameters, whether or not they were frozen when the plan was made."""
         by_layer = self.config.layer_lr_decay < 1.0
         if by_layer and lr is None:
-            raise ValueError(
-                "layer_lr_decay gives each layer a learning rate of its own: give lr, the head's"
-            )
+            raise ValueError("layer_lr_decay gives each layer its own learning rate: give lr, the head's")
         groups: dict[tuple[float, float], dict[str, Any]] = {}
         for name, parameter in named:
             if name not in self:

@@ -48,7 +48,7 @@ def _check_nodes(root: yaml.Node | None) -> None:
         names = [key.value for key, _ in root.value if isinstance(key, yaml.ScalarNode)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"{twice} stands in it twice")
+            raise ValueError(f"it sets {twice} twice")
 
 
 def _size(node: yaml.Node, known: dict[int, float]) -> float:

@@ -15,6 +15,7 @@ from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
 from hf_lpwd.factory import optimizer_from_plan
 from hf_lpwd.layers import Layers
 from hf_lpwd.lpwd_arguments import LPWDArguments
+from hf_lpwd.messages import listed
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.schedules import Schedule
@@ -120,7 +121,7 @@ class LPWDTrainerMixin(Trainer):
         else:
             optimizer_cls, given = self.optimizer_cls_and_kwargs
             if "weight_decay" in given:
-                raise ValueError("weight_decay stands in optimizer_cls_and_kwargs: set it in the arguments")
+                raise ValueError("weight_decay is in optimizer_cls_and_kwargs: set it in the arguments")
             found = optimizer_cls, {"lr": self.args.learning_rate, **given}
         optimizer_cls, kwargs = base_optimizer(self.args, found)
         groups = kwargs.pop("optimizer_dict", None)
@@ -157,7 +158,7 @@ class LPWDTrainerMixin(Trainer):
         if report["missing_keys"]:
             raise ValueError(
                 f"the checkpoint {resume_from_checkpoint} lacks weights of this model: "
-                f"{', '.join(sorted(report['missing_keys'])[:3])} and perhaps more"
+                f"{listed(sorted(report['missing_keys']), most=3)}"
             )
         target.load_state_dict(saved.state_dict())
 

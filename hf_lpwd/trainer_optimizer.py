@@ -67,7 +67,7 @@ def _create_for_trainer(
     for name in given:
         if name in ("lr", "weight_decay") or (name in SETTINGS and hasattr(args, name)):
             raise ValueError(
-                f"{name} stands in optimizer_cls_and_kwargs beside args: set it in the arguments"
+                f"{name} is in optimizer_cls_and_kwargs as well as args: set it in the arguments"
             )
     settings = {name: given.pop(name) for name in SETTINGS if name in given}
     plan = plan_layers(model, LPWDConfig.from_args(args, **settings))
@@ -97,7 +97,7 @@ def base_optimizer(args: TrainingArguments, found: ClassAndKwargs) -> ClassAndKw
     # Some of Trainer's handlers pass args.weight_decay on, which the groups carry already.
     own_rate = kwargs.pop("weight_decay", args.weight_decay)
     if own_rate != args.weight_decay:
-        raise ValueError(f"weight_decay={own_rate} stands in optim_args: set weight_decay in the arguments")
+        raise ValueError(f"weight_decay={own_rate} is in optim_args: set weight_decay in the arguments")
     if kwargs.keys() & {"params", "model"} or not isinstance(kwargs.get("optimizer_dict", []), list):
         raise ValueError(
             f"optim {getattr(args.optim, 'value', args.optim)!r} makes its own parameter groups, so it "

@@ -29,7 +29,7 @@ def test_settings_by_name(tmp_path, text, expected):
         ("run.yaml", "a: &a [*a]", "stand for too many values"),
         ("run.yaml", "a: " + "[" * 9000, "nested too deeply"),
         ("run.json", '{"a": ' + "[" * 99000, "nested too deeply"),
-        ("run.yaml", "seed: 1\nseed: 2", "seed stands in it twice"),
+        ("run.yaml", "seed: 1\nseed: 2", "it sets seed twice"),
         ("run.yaml", "- 1", "must hold settings by name, not a list"),
         ("run.yaml", b"\xff\xfe\x00", "cannot be read"),
         ("run.yaml", "!!python/object/apply:os.system ['true']", "cannot be read"),

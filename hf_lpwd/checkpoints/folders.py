@@ -158,5 +158,7 @@ def why_not_resumable(checkpoint: str | os.PathLike[str]) -> str | None:
     # It may also be the folder of a run that was named.
     others = [*reversed(checkpoints_in(checkpoint)), *reversed(checkpoints_in(run_dir))]
     complete = next((other for other in others if why_corrupt(other) is None), None)
-    advice = "no complete one is beside it" if complete is None else f"the newest complete one is {complete}"
+    advice = (
+        "its folder has no complete one" if complete is None else f"the newest complete one is {complete}"
+    )
     return f"resume_from_checkpoint is {os.fspath(checkpoint)!r}, but {fault}; {advice}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_lpwd.commands.flags import add_trained_model, command_parser, require_positive
-from hf_lpwd.files import RECORD, write_bytes
+from hf_lpwd.files import write_bytes
 from hf_lpwd.messages import BadInputError, counted, say
 
 COLUMNS = ("image", "rank", "class", "score")
@@ -54,7 +54,7 @@ def find_images(names: Sequence[str]) -> list[Path]:
     Raises:
         BadInputError: A name does not exist, or a folder holds no image.
     """
-    from hf_lpwd.vision.data.listing import is_archive, list_folder, unpack
+    from hf_lpwd.vision.data.listing import is_archive, list_folder, refuse_run, unpack
 
     paths: list[Path] = []
     for name in names:
@@ -66,8 +66,7 @@ def find_images(names: Sequence[str]) -> list[Path]:
         if not path.is_dir():
             paths.append(path)
             continue
-        if (path / RECORD).is_file():
-            raise BadInputError(f"{name} is the folder of a run of hf-lpwd, not of images")
+        refuse_run(path, name, "of images")
         listing = list_folder(path)
         left_out = ", ".join(f"{why} ({count})" for why, count in listing.left_out.items())
         if not listing.images:

@@ -100,8 +100,8 @@ class DecayTowardsStart(TrainerCallback):
     @torch.no_grad()
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Adds eta lambda theta_0."""
-        for name, parameter, share in decayed(kwargs["optimizer"]):
-            parameter.add_(self.start[name], alpha=share)
+        for name, parameter, fraction in decayed(kwargs["optimizer"]):
+            parameter.add_(self.start[name], alpha=fraction)
 
 
 class CautiousDecay(TrainerCallback):
@@ -120,8 +120,8 @@ class CautiousDecay(TrainerCallback):
     @torch.no_grad()
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Adds eta lambda theta where u theta < 0."""
-        for theta, (_, parameter, share) in zip(self.before, decayed(kwargs["optimizer"]), strict=True):
-            decay = share * theta
+        for theta, (_, parameter, fraction) in zip(self.before, decayed(kwargs["optimizer"]), strict=True):
+            decay = fraction * theta
             moved = theta - (parameter + decay)
             parameter.add_(torch.where(moved * theta < 0.0, decay, 0.0))
         self.before = []

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
+from hf_lpwd.decay_groups import decay_fraction
 from hf_lpwd.vision.data.images import ImageDataset
 from hf_lpwd.vision.metrics import logits_only
 
@@ -46,8 +47,8 @@ class OpposingPenalty(TrainerCallback):
         if not before:
             return
         by_layer: dict[str, list[tuple[Tensor, Tensor, float]]] = defaultdict(list)
-        for theta, (name, parameter, share) in zip(before, decayed(kwargs["optimizer"]), strict=True):
-            measured = theta, parameter.detach() + share * theta, share
+        for theta, (name, parameter, fraction) in zip(before, decayed(kwargs["optimizer"]), strict=True):
+            measured = theta, parameter.detach() + fraction * theta, fraction
             by_layer["all"].append(measured)
             by_layer[self.layers[name]].append(measured)
         self.steps.append(state.global_step + 1)
@@ -85,10 +86,10 @@ def opposing_penalty_rate(
 def decayed(optimizer: Any) -> Iterator[tuple[str, Tensor, float]]:
     """Name, parameter and eta * lambda of what decays under ``wd``, coupled to the learning rate."""
     for group in optimizer.param_groups:
-        share = float(group["lr"]) * group["weight_decay"]
-        if group.get("decay_timing") == "wd" and group["decay_coupling"] == "lr" and share > 0.0:
+        coupled_wd = group.get("decay_timing") == "wd" and group["decay_coupling"] == "lr"
+        if coupled_wd and (fraction := float(decay_fraction(group))) > 0.0:
             for name, parameter in zip(group.get("param_names", ()), group["params"], strict=False):
-                yield name, parameter, share
+                yield name, parameter, fraction
 
 
 class StepTimes(TrainerCallback):

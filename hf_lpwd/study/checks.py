@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import combinations
 from typing import Any
@@ -72,6 +72,11 @@ def check_flags(flags: Any, where: str) -> None:
     check_names(flags, known_flags(), "flag", f"{where}: ")
     for name, value in flags.items():
         check_value(name, value, where)
+    check_one_rate(flags, where)
+
+
+def check_one_rate(flags: Mapping[str, Any], where: str) -> None:
+    """Refuses a rate that is given twice."""
     if {"weight_decay", TOTAL_DECAY} <= flags.keys():
         raise BadInputError(f"{where}: give either weight_decay or {TOTAL_DECAY}")
 

@@ -18,6 +18,7 @@ from hf_lpwd.study.checks import (
     check_flags,
     check_names,
     check_once,
+    check_one_rate,
     check_value,
     kind,
     known_flags,
@@ -140,8 +141,8 @@ def _runs(study: dict[str, Any]) -> list[RunSpec]:
         raise BadInputError(f"paper_metric is {kind(paper_metric)}, but must be true or false")
 
     flags = [train | one for one in _combinations(axes)]
-    if any({"weight_decay", TOTAL_DECAY} <= given.keys() for given in flags):
-        raise BadInputError(f"train and grid: give either weight_decay or {TOTAL_DECAY}")
+    for given in flags:
+        check_one_rate(given, "train and grid")
     of_grid = [_run_spec(given, None, paper_metric) for given in flags]
     of_baselines = [
         _run_spec(given, baseline, paper_metric)

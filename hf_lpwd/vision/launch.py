@@ -6,7 +6,7 @@ from copy import copy
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations, unset_hf_deepspeed_config
 
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
@@ -42,25 +42,33 @@ def set_up_launch(launched: Any, timing: str) -> None:
     zero["stage3_gather_16bit_weights_on_model_save"] = True
 
 
-def check_packages(args: TrainingArguments) -> None:
-    """Raises a ValueError if a tracker or the optimizer needs a package that is not installed.
-
-    Also if `optim_args` has arguments that the optimizer does not take, or what has a flag, if the
-    learning-rate schedule lacks one, or if `label_names` is set.
-    """
+def check_settings(args: TrainingArguments) -> None:
+    """Raises a ValueError if a setting has no effect, lacks another one, or needs a package not installed."""
     if args.label_names not in (None, ["labels"]):
         raise ValueError(
             f"label_names is {args.label_names}, but the models take 'labels': leave it out; the column of "
             "labels is label_column_name"
         )
+    _check_schedule(args)
+    _check_trackers(args)
+    _check_optimizer(args)
+
+
+def _check_schedule(args: TrainingArguments) -> None:
+    name, given = args.lr_scheduler_type, args.lr_scheduler_kwargs or {}
     try:
-        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, args.lr_scheduler_kwargs)
+        get_scheduler(name, torch.optim.SGD([torch.zeros(1)], lr=1.0), 1, 10, args.lr_scheduler_kwargs)
     except (TypeError, ValueError) as error:
+        # transformers gives the other schedules what they need.
+        lacks = name == SchedulerType.WARMUP_STABLE_DECAY and "num_decay_steps" not in given
+        why = """it needs the steps of the decay, such as '{"num_decay_steps": 100}'""" if lacks else error
         raise ValueError(
-            f"lr_scheduler_type {args.lr_scheduler_type.value!r} does not work with lr_scheduler_kwargs "
-            f"{args.lr_scheduler_kwargs}: {error}"
+            f"lr_scheduler_type {name.value!r} does not work with lr_scheduler_kwargs "
+            f"{args.lr_scheduler_kwargs}: {why}"
         ) from error
+
+
+def _check_trackers(args: TrainingArguments) -> None:
     available = get_available_reporting_integrations()
     for tracker in args.report_to:
         if tracker not in available:
@@ -68,6 +76,9 @@ def check_packages(args: TrainingArguments) -> None:
                 f"report_to is {tracker!r}, which is not installed: install its package or take one of none"
                 f"{''.join(f', {name}' for name in available)}"
             )
+
+
+def _check_optimizer(args: TrainingArguments) -> None:
     given = _optim_args(args.optim_args)
     for name, flag in _OWN_FLAGS.items():
         if name in given:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from hf_lpwd.messages import BadInputError, counted, first_line, unknown
+from hf_lpwd.messages import BadInputError, counted, first_line, listed, unknown
 from hf_lpwd.vision.model_args import ModelArguments, parse_overrides
 
 #: Side in pixels of the images of a model whose configuration does not say.
@@ -78,7 +78,7 @@ def load_trained(name: str, **hub_options: Any) -> tuple[transformers.PreTrained
         here = "" if folder.exists() else "there is no such folder here, and of the Hub: "
         raise BadInputError(f"the model {name} cannot be loaded: {here}{first_line(error, 200)}") from error
     if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        missing = listed(sorted(report["missing_keys"]), most=3)
         raise BadInputError(
             f"{name} has no trained weights for {missing}: fine-tune it first with hf-lpwd train"
         )

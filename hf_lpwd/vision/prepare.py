@@ -20,7 +20,7 @@ from hf_lpwd.vision.data.augmentation import Mixer, make_mixer
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import ImageDataset, finishes_later
 from hf_lpwd.vision.data.splits import Splits, load_splits
-from hf_lpwd.vision.launch import check_packages, set_up_launch
+from hf_lpwd.vision.launch import check_settings, set_up_launch
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
 from hf_lpwd.vision.run_facts import RunFacts, run_facts
@@ -57,7 +57,7 @@ def prepare(
         ValueError: Something in the input is wrong; the message says what, in one line.
     """
     set_up_launch(training_args, training_args.decay_timing)
-    check_packages(training_args)
+    check_settings(training_args)
     settings = run_settings(model_args, data_args, training_args)
     _check_run(training_args, settings)
     splits = load_splits(

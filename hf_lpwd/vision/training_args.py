@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers.hf_argparser import HfArg
+from transformers.integrations import is_deepspeed_available
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_lpwd.training_args import LPWDTrainingArguments
@@ -138,7 +143,30 @@ class ImageTrainingArguments(LPWDTrainingArguments):
         # Pinned memory serves copies to an accelerator; without one torch warns.
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
+        if is_deepspeed_available():
+            _check_deepspeed(self.deepspeed)
         super().__post_init__()
+
+
+def _check_deepspeed(given: Any) -> None:
+    """Raises a ValueError if `deepspeed` is neither a file of JSON nor JSON, which may be in base64."""
+    if not isinstance(given, str):
+        return
+    is_json = given.lstrip().startswith("{")
+    is_file = not is_json and os.path.isfile(given)
+    try:
+        if is_file:
+            config = json.loads(Path(given).read_text(encoding="utf-8"))
+        else:
+            config = json.loads(given if is_json else base64.urlsafe_b64decode(given))
+    except ValueError as error:
+        why = f"which is not JSON: {error}" if is_json or is_file else "but there is no such file"
+        raise ValueError(f"deepspeed is {given!r}, {why}") from error
+    zero = config.get("zero_optimization", {}) if isinstance(config, dict) else None
+    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise ValueError(
+            f"deepspeed is {given!r}, but must hold an object whose zero_optimization has a stage from 0 to 3"
+        )
 
 
 def check_ranges(arguments: Any) -> None:

@@ -237,7 +237,7 @@ def test_a_damaged_one_named_explicitly_is_refused_and_a_complete_one_named(run_
     assert contents(run_folder) == before
     for step in (5, 10):
         (run_folder / f"checkpoint-{step}" / "scheduler.pt").unlink()
-    with pytest.raises(BadInputError, match=r"but scheduler\.pt is missing; no complete one is beside it$"):
+    with pytest.raises(BadInputError, match=r"but scheduler\.pt is missing; its folder has no complete one$"):
         make_checkpointing(run_folder, **SAVING).train(
             resume_from_checkpoint=str(run_folder / "checkpoint-10")
         )

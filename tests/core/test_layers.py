@@ -609,7 +609,7 @@ def test_number_of_layers_follows_from_the_rules(rules, n):
         ({".*": "stem"}, "gives every parameter index 0"),
         ({"body.*": "block", ".*": "head"}, "its groups have to capture the block's number"),
         ({r"body\.\d+\.(\w+).*": "block", ".*": "head"}, r"in 'body.0.norm.weight' they capture \('norm',\)"),
-        ({"bo(dy": 0, ".*": "head"}, r"'bo\(dy' is no regular expression"),
+        ({"bo(dy": 0, ".*": "head"}, r"'bo\(dy' is not a regular expression"),
     ],
 )
 def test_wrong_rules_are_refused(rules, message):

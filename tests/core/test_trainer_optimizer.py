@@ -45,11 +45,11 @@ def test_what_stands_twice_is_refused(tmp_path):
     for twice in ({"weight_decay": 0.1}, {"lr": 0.1}):
         args = TrainingArguments(str(tmp_path), **COMMON)
         how = (lpwd_optimizer_factory, {"args": args, **twice})
-        with pytest.raises(ValueError, match=rf"{next(iter(twice))} stands in optimizer_cls"):
+        with pytest.raises(ValueError, match=rf"{next(iter(twice))} is in optimizer_cls"):
             Trainer(make_model(), args, optimizer_cls_and_kwargs=how).create_optimizer()
     args = lpwd_args(tmp_path)
     how = (lpwd_optimizer_factory, {"args": args, "decay_timing": "wd"})
-    with pytest.raises(ValueError, match="decay_timing stands in optimizer_cls_and_kwargs beside args"):
+    with pytest.raises(ValueError, match="decay_timing is in optimizer_cls_and_kwargs as well as args"):
         Trainer(make_model(), args, optimizer_cls_and_kwargs=how).create_optimizer()
 
 

@@ -62,7 +62,7 @@ def test_bad_arguments(tmp_path, change, message):
         ({"layer_schedule": "0.1,0.2"}, "lists 2 rates, but the model has 4 layer indices"),
         ({"no_decay_pattern": "nowhere"}, "'nowhere' matches no parameter"),
         ({"weight_decay": 300.0}, r"lr \* weight_decay = 0\.01 \* 300\.0 must be in"),
-        ({"optim": "sgd", "optim_args": "weight_decay=0.1"}, r"weight_decay=0\.1 stands in optim_args"),
+        ({"optim": "sgd", "optim_args": "weight_decay=0.1"}, r"weight_decay=0\.1 is in optim_args"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_training(tmp_path, change, message):
@@ -106,7 +106,7 @@ def test_a_class_of_the_users(tmp_path):
 @pytest.mark.parametrize(
     ("optimizer", "error", "message"),
     [
-        ((torch.optim.AdamW, {"weight_decay": 0.1}), ValueError, "weight_decay stands in optimizer_cls_and"),
+        ((torch.optim.AdamW, {"weight_decay": 0.1}), ValueError, "weight_decay is in optimizer_cls_and"),
         ((lpwd_optimizer_factory, {}), TypeError, "must be a class derived from torch.optim.Optimizer"),
         ((torch.optim.AdamW, {"beta": 0.1}), TypeError, "unexpected keyword argument 'beta'"),
     ],

@@ -1,6 +1,8 @@
+import base64
 import json
 import re
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from transformers.integrations.deepspeed import (
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.arguments import DIGITS_RUN, arguments_from, make_parser, parse_args
 from hf_lpwd.vision.flag_parser import OLD_FLAGS
-from hf_lpwd.vision.launch import check_packages, set_up_launch
+from hf_lpwd.vision.launch import check_settings, set_up_launch
 from hf_lpwd.vision.model_args import parse_overrides
 
 
@@ -291,7 +293,12 @@ def test_what_a_package_is_missing_for_is_said_before_anything_loads():
         ({"label_names": ["label"]}, "label_names is ['label'], but the models take 'labels': leave it out"),
         (
             {"lr_scheduler_type": "warmup_stable_decay"},
-            "lr_scheduler_type 'warmup_stable_decay' does not work with lr_scheduler_kwargs None: get_wsd_",
+            "lr_scheduler_type 'warmup_stable_decay' does not work with lr_scheduler_kwargs None: it needs "
+            "the steps of the decay, such as '{\"num_decay_steps\": 100}'",
+        ),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"decay_type": "linear"}},
+            "does not work with lr_scheduler_kwargs {'decay_type': 'linear'}: it needs the steps of",
         ),
         (
             {"lr_scheduler_type": "cosine_with_min_lr"},
@@ -299,9 +306,40 @@ def test_what_a_package_is_missing_for_is_said_before_anything_loads():
         ),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
-            check_packages(arguments_from(changes)[2])
-    check_packages(arguments_from({"optim": "sgd", "optim_args": "momentum=0.9, nesterov=True"})[2])
-    check_packages(arguments_from({"optim": "rmsprop", "optim_args": "eps=1e-3"})[2])
+            check_settings(arguments_from(changes)[2])
+    check_settings(
+        arguments_from(
+            {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 3}}
+        )[2]
+    )
+    check_settings(arguments_from({"optim": "sgd", "optim_args": "momentum=0.9, nesterov=True"})[2])
+    check_settings(arguments_from({"optim": "rmsprop", "optim_args": "eps=1e-3"})[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("zero.json", None, "but there is no such file"),
+        ("AAAA", None, "but there is no such file"),
+        (
+            "zero.json",
+            "{nope",
+            "which is not JSON: Expecting property name enclosed in double quotes: line 1",
+        ),
+        ('{"zero_optimization": ', None, "which is not JSON: Expecting value: line 1"),
+        ("zero.json", "[1]", "but must hold an object whose zero_optimization has a stage from 0 to 3"),
+        ('{"zero_optimization": 3}', None, "but must hold an object whose zero_optimization has a stage"),
+        ('{"zero_optimization": {"stage": 9}}', None, "but must hold an object whose zero_optimization has"),
+        (base64.b64encode(b'{"zero_optimization": {"stage": 9}}').decode(), None, "but must hold an object"),
+    ],
+)
+def test_a_bad_configuration_of_deepspeed_is_one_line(name, text, why, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_lpwd.vision.training_args.is_deepspeed_available", lambda: True)
+    if text is not None:
+        Path(name).write_text(text)
+    message = error_of(["--deepspeed", name], capsys)
+    assert message.startswith(f"deepspeed is {name!r}, {why}")
 
 
 def test_under_deepspeed_whole_weights_are_loaded_and_saved_and_pwd_is_refused():

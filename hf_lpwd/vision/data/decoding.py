@@ -32,7 +32,8 @@ _HEIF_BRANDS = re.compile(rb"ftyp(heic|heix|hevc|hevx|heim|heis|mif1|msf1)")
 # What PIL calls colours of two bytes each, in either order or that of this machine.
 _TWO_BYTES = re.compile("RGB[AX]?;16[BLN]")
 NEEDS_HEIF = "which needs `pip install pillow-heif`"
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+#: How an address begins that is no path.
+URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # PIL claims these, but they hold films, documents or measurements.
 _NO_IMAGES = {
     *(".mpg", ".mpeg", ".ps", ".eps", ".h5", ".hdf", ".grib", ".bufr", ".fit", ".fits", ".wmf", ".emf"),
@@ -202,10 +203,16 @@ def image_size(cell: dict[str, Any] | None) -> tuple[int, int]:
 
 def _content(cell: dict[str, Any] | None) -> bytes:
     content, path = (None, None) if cell is None else (cell["bytes"], cell["path"])
-    if content is None and path and _URL.match(path):
+    if content is None and path and URL.match(path):
         # As `datasets` reads it, which knows the Hub, its tokens and cloud storage.
-        with xopen(path, "rb") as file:
-            content = file.read()
+        try:
+            with xopen(path, "rb") as file:
+                content = file.read()
+        except FileNotFoundError as error:  # it only repeats the URL
+            cause = error.__cause__ or error
+            answer = [str(getattr(cause, name)) for name in ("status", "message") if hasattr(cause, name)]
+            why = " ".join(answer) or first_line(cause)
+            raise ValueError(f"its URL cannot be read: {why}") from error
     elif content is None and path:
         content = Path(path).read_bytes()
     if not content:

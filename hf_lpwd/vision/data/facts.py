@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from hf_lpwd.messages import counted, escaped
+from hf_lpwd.messages import counted, escaped, listed
 from hf_lpwd.vision.data.decoding import Scale
 
 
@@ -135,6 +135,5 @@ def list_names(names: Iterable[str], most: int = 6) -> str:
         >>> list_names(["cat", "dog", "fox"], most=2)
         'cat, dog and 1 more'
     """
-    names = list(map(escaped, names))
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(name if len(name) <= 40 else name[:37] + "..." for name in names[:most]) + more
+    shown = map(escaped, names)
+    return listed([name if len(name) <= 40 else name[:37] + "..." for name in shown], most)

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from hf_lpwd.messages import BadInputError, counted, escaped
 from hf_lpwd.vision.data.augmentation import Images, random_numbers
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
-from hf_lpwd.vision.data.decoding import Scale, read_images
+from hf_lpwd.vision.data.decoding import URL, Scale, read_images
 from hf_lpwd.vision.data.facts import list_names
 from hf_lpwd.vision.data.sample import default_augmentation, find_scale, fits_in_memory, undecoded
 from hf_lpwd.vision.data.splits import Splits
@@ -220,9 +220,11 @@ class ImageDataset(torch.utils.data.Dataset):
             if not isinstance(image, ValueError):
                 yield row, image
             elif not skip:
-                path = f" ({escaped(cell['path'][-120:])})" if cell and cell["path"] else ""
+                path = (cell and cell["path"]) or ""
+                # Of a URL the host says most, of a path its end.
+                shown = f" ({escaped(path[:120] if URL.match(path) else path[-120:])})" if path else ""
                 raise BadImageError(
-                    f"{self._source} row {self._rows[row]}{path}: the image cannot be decoded: {image}"
+                    f"{self._source} row {self._rows[row]}{shown}: the image cannot be decoded: {image}"
                 ) from image
 
     def _decode_all(self, skip: bool) -> Iterator[tuple[int, np.ndarray]]:

@@ -18,7 +18,7 @@ from hf_lpwd.vision.data.decoding import Scale
 from hf_lpwd.vision.data.digits import DIGITS
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
 from hf_lpwd.vision.data.image_files import compare_images, several_frames
-from hf_lpwd.vision.data.labels import labels_by_name, stratified_subset
+from hf_lpwd.vision.data.labels import labels_by_name, rename_hint, stratified_subset
 from hf_lpwd.vision.data.sample import look_at_images, undecoded
 from hf_lpwd.vision.data.sources import load_source
 from hf_lpwd.vision.data.split_names import role_of
@@ -181,13 +181,8 @@ def _by_name(given: Sequence[str | None], class_names: Sequence[str], where: str
             f"{name!r} ({counted(count, 'image')})" for name, count in list(strange.items())[:_SHOWN]
         )
         known = list_names(map(repr, class_names), _SHOWN)
-        by_text = {name.casefold(): name for name in class_names}
-        alike = [
-            f"{name!r} to {by_text[name.casefold()]!r}" for name in strange if name.casefold() in by_text
-        ]
         raise BadInputError(
             f"{where}: {counted(len(strange), 'class is', 'classes are')} none of the model's: {listed}; "
-            f"the model has {known}"
-            + (f"; only the case differs: rename {', '.join(alike[:_SHOWN])}" if alike else "")
+            f"the model has {known}{rename_hint(strange, class_names)}"
         )
     return np.array([-1 if name is None else index[name] for name in given], dtype=np.int64)

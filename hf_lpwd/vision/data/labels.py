@@ -104,6 +104,18 @@ def missing_numbers(labels: Iterable[str]) -> set[str]:
     return found
 
 
+def rename_hint(strange: Iterable[str], known: Iterable[str]) -> str:
+    """Returns what to add to an error about unknown classes: which of them are known in another case.
+
+    Example:
+        >>> rename_hint(["CAT", "fox"], ["cat", "dog"]), rename_hint(["fox"], ["cat", "dog"])
+        ("; only the case differs: rename 'CAT' to 'cat'", '')
+    """
+    by_text = {name.casefold(): name for name in known}
+    alike = [f"{name!r} to {by_text[name.casefold()]!r}" for name in strange if name.casefold() in by_text]
+    return f"; only the case differs: rename {list_names(alike)}" if alike else ""
+
+
 def stratified_cut(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts `size` rows off, with every class in proportion, and leaves at least one row of every class.
 
@@ -223,7 +235,8 @@ def _check(names: list[str | None], classes: list[str], source: str, skip_unlabe
     strange = [row for row, name in enumerate(names) if name is not None and name not in known]
     if strange:
         fault = unknown("label", names[strange[0]], classes)
+        hint = rename_hint(sorted({str(names[row]) for row in strange}), classes)
         raise BadInputError(
             f"{source}: {len(strange)} of {len(names)} labels are none of the {len(classes)} classes "
-            f"({list_names(classes)}), the first in row {strange[0]}: {fault}"
+            f"({list_names(classes)}), the first in row {strange[0]}: {fault}{hint}"
         )

@@ -11,12 +11,10 @@ from typing import Any
 
 from hf_lpwd.messages import BadInputError, counted, escaped, unknown
 from hf_lpwd.vision.data.facts import list_names
-from hf_lpwd.vision.data.labels import without_missing
+from hf_lpwd.vision.data.labels import rename_hint, without_missing
 from hf_lpwd.vision.data.listing import File, Key, Listing
 from hf_lpwd.vision.data.split_names import column_note, role_of, roles_of, split_column
-from hf_lpwd.vision.data.tables import choice_note, read_rows
-
-LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
+from hf_lpwd.vision.data.tables import LABEL_COLUMNS, choice_note, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +171,8 @@ def _labels_by_folder(
         if known is not None:
             where, folders = "unlabelled", sorted({item.folders[0] for item in items if item.folders})
             if folders:
-                where = f"in {list_names(folders)}, which is no class of the training images"
+                hint = rename_hint(sorted({name for item in items for name in item.folders}), known)
+                where = f"in {list_names(folders)}, which is no class of the training images{hint}"
             are = counted(len(items), "image is", "images are")
             layout.notes.append(f"{split} is not used: its {are} {where}")
         return items, [None] * len(items)
@@ -216,7 +215,7 @@ def _require_known(labels: list[str], known: list[str], split: str) -> None:
         raise BadInputError(
             f"{split}: {counted(sum(strange.values()), 'image is', 'images are')} of no class that the "
             f"training images have: {unknown('class', name, known)} (the {len(known)} classes are "
-            f"{list_names(known)}); move them away or add training images"
+            f"{list_names(known)}); move them away or add training images{rename_hint(strange, known)}"
         )
 
 

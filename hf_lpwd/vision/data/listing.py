@@ -103,6 +103,12 @@ def list_folder(folder: str | os.PathLike[str], cache_dir: str | None = None) ->
     return listing
 
 
+def refuse_run(folder: Path, name: str, wanted: str) -> None:
+    """Raises a `BadInputError` if `folder`, given as `name`, is that of a run, whose curves are an image."""
+    if (folder / RECORD).is_file():
+        raise BadInputError(f"{name} is the folder of a run of hf-lpwd, not {wanted}")
+
+
 def is_archive(path: str | os.PathLike[str]) -> bool:
     """Whether the name is that of an archive that `unpack` takes."""
     return Path(path).name.lower().endswith(_ARCHIVES)

@@ -20,10 +20,11 @@ from datasets import Dataset, DatasetDict
 from hf_lpwd.files import RECORD
 from hf_lpwd.messages import BadInputError, counted, escaped, first_line
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
+from hf_lpwd.vision.data.decoding import URL
 from hf_lpwd.vision.data.digits import DIGITS, load_digits
 from hf_lpwd.vision.data.facts import list_names
 from hf_lpwd.vision.data.layout import find_layout
-from hf_lpwd.vision.data.listing import Listing, is_archive, list_folder, unpack
+from hf_lpwd.vision.data.listing import Listing, is_archive, list_folder, refuse_run, unpack
 from hf_lpwd.vision.data.split_names import by_column, role_of
 from hf_lpwd.vision.data.tables import BUILDERS, read_tables
 
@@ -68,6 +69,11 @@ def load_source(
     Raises:
         BadInputError: If there is no such dataset, or it cannot be read; the message says why.
     """
+    for given in (args.dataset_name, args.train_dir, args.validation_dir):
+        if given is not None and URL.match(given):
+            raise BadInputError(
+                f"{given} is a URL, which is not read: download it, and give the path of the file"
+            )
     if args.dataset_name is None and args.train_dir is None:
         return Source(DIGITS, load_digits())
     if args.train_dir is None:
@@ -140,8 +146,7 @@ def _load_folder(
     class_names: Sequence[str] | None,
 ) -> Source:
     """Loads a folder of images, or of files that hold rows."""
-    if (folder / RECORD).is_file():
-        raise BadInputError(f"{name} is the folder of a run of hf-lpwd, not a dataset")
+    refuse_run(folder, name, "a dataset")
     saved_files = {"dataset_dict.json", "state.json", "dataset_info.json"} & set(os.listdir(folder))
     if "dataset_dict.json" in saved_files or len(saved_files) == 2:
         saved = datasets.load_from_disk(str(folder))

@@ -17,11 +17,10 @@ from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
 from hf_lpwd.vision.data.image_files import compare_images, several_frames
 from hf_lpwd.vision.data.labels import encode_labels, stratified_cut, stratified_subset
-from hf_lpwd.vision.data.layout import LABEL_COLUMNS
 from hf_lpwd.vision.data.sample import look_at_images
 from hf_lpwd.vision.data.sources import Source, load_source
 from hf_lpwd.vision.data.split_names import ROLES, role_of
-from hf_lpwd.vision.data.tables import IMAGE_COLUMNS, choice_note
+from hf_lpwd.vision.data.tables import IMAGE_COLUMNS, LABEL_COLUMNS, choice_note
 
 # The same for every seed of a run, so that no run trains on the test images of another one.
 _TEST_SEED = 0

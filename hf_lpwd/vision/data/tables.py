@@ -24,6 +24,7 @@ from datasets import Dataset
 from PIL import Image
 
 from hf_lpwd.messages import BadInputError, counted, first_line
+from hf_lpwd.vision.data.decoding import URL
 
 #: Suffix of a file that holds rows -> the builder of `datasets` that reads it; None: `read_rows` does.
 BUILDERS: dict[str, str | None] = {
@@ -35,7 +36,7 @@ BUILDERS: dict[str, str | None] = {
     ".tsv": None,
 }
 IMAGE_COLUMNS = ("image", "img", "file_name")
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 _BASE64 = re.compile(r"(data:image/[\w.+-]+;base64,)?(?P<text>[A-Za-z0-9+/\s]{40,}={0,2}\s*)")
 
 
@@ -212,7 +213,7 @@ def _is_there(text: str, folder: str) -> bool:
 def _locate(text: str, folder: str) -> str | None:
     if text.lower().startswith("file:"):
         text = url2pathname(urlsplit(text).path)
-    elif _URL.match(text):
+    elif URL.match(text):
         return text
     for base in (folder, os.getcwd()):
         for name in (text, text.replace("\\", "/")):

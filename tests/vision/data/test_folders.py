@@ -282,8 +282,18 @@ def test_a_class_folder_in_test_that_is_no_class_is_refused_with_the_number(tmp_
     assert str(error.value) == (
         "test: 2 images are of no class that the training images have: unknown class 'Dog': did you mean "
         "'dog'? (the 2 classes are cat, dog); "
-        "move them away or add training images"
+        "move them away or add training images; only the case differs: rename 'Dog' to 'dog'"
     )
+
+
+def test_a_split_whose_classes_differ_in_case_alone_is_told(tmp_path):
+    training = [f"train/{name}/{number}.png" for name in ("cat", "dog") for number in range(2)]
+    splits = load(make(tmp_path / "set", *training, "val/CAT/1.png", "val/Dog/2.png", "val/fox/3.png"))
+    note = (
+        "val is not used: its 3 images are in CAT, Dog, fox, which is no class of the training images; only "
+        "the case differs: rename 'CAT' to 'cat', 'Dog' to 'dog'"
+    )
+    assert splits.facts.notes == [note]
 
 
 def test_folders_in_folders_are_told(tmp_path, caplog):

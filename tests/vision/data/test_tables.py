@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ from transformers import ViTImageProcessor
 
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
-from hf_lpwd.vision.data.images import ImageDataset
+from hf_lpwd.vision.data.images import BadImageError, ImageDataset
 from hf_lpwd.vision.data.splits import load_splits
 
 
@@ -156,6 +157,44 @@ def test_images_by_url(folder):
         assert values.tolist() == reds(splits.train)
         server.shutdown()
     assert splits.facts.shared is None  # nothing is downloaded only to be compared
+
+
+def test_a_dead_url_is_named_with_its_cause(folder):
+    class Gone(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(410)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gone) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/0.png?signature={'x' * 200}"
+        shown = re.escape(address[:120])
+        for cause in ("410 Gone", "Cannot connect to host 127.0.0.1:"):
+            (folder / "a.csv").write_text(
+                f"image,label\n{address},a\n{address},b\n{address},a\n{address},b\n"
+            )
+            args = DataTrainingArguments(dataset_name=str(folder / "a.csv"), augmentation="none")
+            splits = load_splits(args, seed=0)
+            processor = ViTImageProcessor(size={"height": 4, "width": 4})
+            said = rf"^train row 0 \({shown}\): the image cannot be decoded: its URL cannot be read: {cause}"
+            with pytest.raises(BadImageError, match=said):
+                ImageDataset.from_split(splits, "train", processor, args)
+            server.shutdown()
+            server.server_close()
+
+
+@pytest.mark.parametrize("name", ["http://x.invalid/a.csv", "https://x.invalid/a.zip", "s3://b/images"])
+@pytest.mark.parametrize("flag", ["dataset_name", "train_dir"])
+def test_a_url_in_the_place_of_a_dataset(name, flag):
+    with pytest.raises(BadInputError) as error:
+        load_splits(DataTrainingArguments(**{flag: name}), seed=0)
+    assert (
+        str(error.value) == f"{name} is a URL, which is not read: download it, and give the path of the file"
+    )
 
 
 @pytest.mark.parametrize(
