@@ -15,7 +15,7 @@ from hf_lpwd.study.comparison import Comparison, corrected, side_name
 from hf_lpwd.study.notes import deviations, notes
 from hf_lpwd.study.plan import DEFAULT_BASELINE, Plan, Question, Side
 from hf_lpwd.study.record import Record, test_score
-from hf_lpwd.study.results import MethodResult, results_of
+from hf_lpwd.study.results import MethodResult, has_test, results_of
 from hf_lpwd.study.stats import Array, Estimate, interquartile_mean
 from hf_lpwd.study.tasks import Task, make_tasks
 
@@ -250,7 +250,7 @@ def _controls(task: Task, baseline: str, margin: float) -> tuple[Comparison, Com
 
 def _scores(results: Mapping[str, Sequence[MethodResult]]) -> dict[str, list[Array]]:
     # Without a test split there are no test accuracies to pool.
-    tested = [found for found in results.values() if any(result.test is not None for result in found)]
+    tested = list(filter(has_test, results.values()))
     if len(tested) < 2:
         return {}
     by_task = [{result.name: result for result in found} for found in tested]

@@ -62,9 +62,10 @@ def _headline(study: Study, task: str, mine: Sequence[Comparison]) -> str:
         return f"No answer: {mine[0].withheld}."
     asked = [c for c in mine if c.to == baseline and c.question.measure == "accuracy"]
     better = sorted((c for c in asked if c.verdict == "better"), key=lambda c: -c.difference.value)
-    at_best = [c.name for c in better if c.question.at == "best" and c.name in results]
+    # The setting is that of the comparison, which may have fewer seeds than the method.
+    at_best = [c for c in better if c.question.at == "best" and c.settings]
     if at_best:
-        return f"Use {at_best[0]} ({results[at_best[0]].setting}): it is better than {baseline}."
+        return f"Use {at_best[0].name} ({at_best[0].settings[0]}): it is better than {baseline}."
     over_all = f"{better[0].name} is better than {baseline} over all equal settings" if better else ""
     if over_all and not any(c.question.at == "best" for c in asked):
         return f"{over_all}; no question compares each at its best setting."

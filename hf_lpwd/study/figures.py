@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hf_lpwd.messages import value_range
 from hf_lpwd.study.comparison import Comparison
 from hf_lpwd.study.plotting import INK, Figure, new_canvas, percent, saved, style
 from hf_lpwd.study.record import test_score
-from hf_lpwd.study.results import MethodResult, decay_curve
+from hf_lpwd.study.results import MethodResult, decay_curve, has_test
 from hf_lpwd.study.stats import Array, mean_interval, performance_profile
 
 
@@ -43,9 +44,13 @@ def draw_forest(comparisons: Sequence[Comparison], name: str, title: str, with_t
     with new_canvas(5.2, 1.0 + height * len(shown)) as canvas:
         axes = canvas.subplots()
         texts: list[str] = []
-        margin = 100.0 * max(c.margin for c in shown)
-        axes.axvspan(-margin, margin, color="C0", alpha=0.12, linewidth=0)
+        margins = {c.question.margin for c in shown}
+        band: dict[str, Any] = {"color": "C0", "alpha": 0.12, "linewidth": 0}
+        if len(margins) == 1:
+            axes.axvspan(-max(margins), max(margins), **band)
         for row, c in enumerate(reversed(shown)):
+            if len(margins) > 1:
+                axes.barh(row, 2.0 * c.question.margin, height=1.0, left=-c.question.margin, **band)
             value, low, high = percent(c.difference)
             wide = c.over_images
             if wide is not None and not math.isnan(wide.low):
@@ -57,7 +62,8 @@ def draw_forest(comparisons: Sequence[Comparison], name: str, title: str, with_t
         axes.axvline(0.0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(shown)), labels[::-1], fontsize=8)
         to = f" to {next(iter(others))}" if len(others) == 1 else ""
-        canvas.supxlabel(f"difference{to}, points of test accuracy\n(band: margin of {margin:g})", fontsize=9)
+        margin = value_range(margins)
+        canvas.supxlabel(f"difference{to}, points of test accuracy\n(band: margin of {margin})", fontsize=9)
         axes.spines[["top", "right", "left"]].set_visible(False)
         return saved(canvas, name, title, f"Forest plot, points of test accuracy. {'; '.join(texts)}.")
 
@@ -111,7 +117,7 @@ def _decay_curves(results: Sequence[MethodResult], baseline: str) -> Figure | No
             panel.grid(alpha=0.3)
             texts.append(f"{name}: " + ", ".join(f"{v:.1f} at {r:g}" for r, v in curve["value"].items()))
         canvas.supxlabel(f"decay rate (dotted: {baseline})", fontsize=9)
-        split = "test" if any(result.test is not None for result in results) else "validation"
+        split = "test" if has_test(results) else "validation"
         canvas.supylabel(f"{split} accuracy, %", fontsize=9)
         alt = f"{split.capitalize()} accuracy in percent against the decay rate. {'; '.join(texts)}."
         return saved(canvas, "decay", "Accuracy against the decay rate, with 95% bands over seeds", alt)

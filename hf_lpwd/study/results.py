@@ -65,6 +65,11 @@ def results_of(task: Task, baseline: str) -> list[MethodResult]:
     return sorted(made, key=lambda r: (r.name != baseline, -(r.test or r.validation).value, r.name))
 
 
+def has_test(results: Sequence[MethodResult]) -> bool:
+    """Whether accuracies of a task are those on test; without a test split they are those on validation."""
+    return any(result.test is not None for result in results)
+
+
 def _result(task: Task, method: Method) -> MethodResult | None:
     usable = method.usable
     if not usable:

@@ -13,6 +13,7 @@ from hf_lpwd.messages import counted
 from hf_lpwd.study.analysis import Study
 from hf_lpwd.study.comparison import Comparison
 from hf_lpwd.study.record import Record
+from hf_lpwd.study.results import has_test
 from hf_lpwd.study.stats import Estimate
 from hf_lpwd.study.tasks import setting_of
 
@@ -173,7 +174,7 @@ def robustness_table(study: Study, task: str) -> Table:
         ("area over log rate, %", "percent"): lambda r: r.robustness.area.clipped(),
     }
     results = [result for result in study.results[task] if result.robustness is not None]
-    split = "Test" if any(result.test is not None for result in results) else "Validation"
+    split = "Test" if has_test(results) else "Validation"
     return _table("robustness", f"{split} accuracy over all decay rates above 0", results, columns)
 
 

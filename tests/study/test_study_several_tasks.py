@@ -5,6 +5,7 @@ import pytest
 from study_records import run_of
 
 from hf_lpwd.messages import BadInputError
+from hf_lpwd.study import figures
 from hf_lpwd.study.analysis import analyse
 from hf_lpwd.study.answer import answers, sentence
 from hf_lpwd.study.plan import Question
@@ -157,3 +158,34 @@ def test_tables_of_questions_without_names_are_numbered_as_the_questions_are(tmp
     text = (tmp_path / "out" / "report.md").read_text()
     assert "- Question 1: Is each method" in text
     assert "**Primary comparisons on test: Question 2**" in text
+
+
+def test_the_advice_is_the_setting_that_was_compared():
+    """Over its ten seeds pwd's best setting is rate 1; over the five that both have it is rate 0.1."""
+    records = runs("a", methods=("wd uniform",))
+    for seed in range(10):
+        records.append(run_of("pwd linear", seed, 0.75 + noise(seed), dataset_name="a", weight_decay=0.1))
+        high = 0.72 if seed < 5 else 0.80
+        records.append(run_of("pwd linear", seed, high + noise(seed), dataset_name="a", weight_decay=1.0))
+    study = analyse(records)
+    assert [result.setting.decay for result in study.results["a, default model"]] == [0.1, 1.0]
+    assert study.primary_comparisons[0].verdict == "better"
+    assert answers(study)[0].headline == (
+        "Use pwd linear (decay 0.1, learning rate 0.001): it is better than wd uniform."
+    )
+
+
+def test_the_forest_plot_shows_the_margin_of_each_question(monkeypatch):
+    """One of 0.5 points would make a difference look smaller than a margin of 0.1 points."""
+    canvases = []
+    monkeypatch.setattr(figures, "saved", lambda canvas, *texts: canvases.append(canvas))
+    questions = [Question(margin=0.1), Question(compare=["pwd linear"], at="equal", margin=0.5)]
+    study = analyse(runs("a"), questions=questions)
+    figures.draw_forest(study.primary_comparisons, "differences", "Primary questions", False)
+    (axes,) = canvases[0].axes
+    bands = sorted((bar.get_y() + bar.get_height() / 2, bar.get_x(), bar.get_width()) for bar in axes.patches)
+    assert bands == [
+        (0.0, pytest.approx(-0.5), pytest.approx(1.0)),
+        (1.0, pytest.approx(-0.1), pytest.approx(0.2)),
+    ]
+    assert canvases[0].get_supxlabel().endswith("(band: margin of 0.1 to 0.5)")
