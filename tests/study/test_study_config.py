@@ -11,6 +11,7 @@ from hf_lpwd.messages import BadInputError
 from hf_lpwd.study import config
 from hf_lpwd.study.config import read_study
 from hf_lpwd.study.methods import method_name
+from hf_lpwd.study.planning import write_study
 from hf_lpwd.vision import arguments
 
 STUDY = """
@@ -124,6 +125,17 @@ def test_a_method_can_have_a_name_which_is_no_setting(tmp_path, read):
     study = read_study(str(path))
     assert study.questions[0].compare == ["shuffled"]
     assert [run.method for run in study.planned()] == [spec.method for spec in specs]
+
+
+def test_the_named_methods_of_the_example(tmp_path, read):
+    """The lines about them, uncommented in place of the flags that they stand for."""
+    write_study(str(tmp_path / "init.yaml"), {})
+    lines = (tmp_path / "init.yaml").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("  # method:"))
+    lines[start : start + 3] = [line.replace("  # ", "  ", 1) for line in lines[start : start + 3]]
+    rest = ("  decay_timing", "  layer_schedule", "  match_decay_budget")
+    specs = read("\n".join(line for line in lines if not line.startswith(rest)))
+    assert {spec.method for spec in specs} == {"wd uniform", "wd shuffled", "no decay", "noise floor"}
 
 
 def test_a_baseline_that_is_a_method_of_the_grid_has_the_name_of_the_grid(read):
