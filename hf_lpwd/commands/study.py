@@ -119,9 +119,12 @@ def _plan(args: Namespace) -> int:
         raise BadInputError("out is the study that a budget buys: add --budget")
     budget = None if args.budget is None else planning.parse_duration(args.budget)
     study = read_study(args.file)
-    if not args.out:
-        for line in differences(runs_folder(args), study.questions, study.planned()):
-            print(line)
+    # The study that is run next: this one, or that of the budget, which has other runs but these questions.
+    following = Namespace(file=args.out or args.file, runs=args.runs)
+    folder = runs_folder(following)
+    deviations = differences(folder, study.questions, study.planned())
+    for line in deviations if not args.out else ():
+        print(line)
     jobs = side_by_side(args.n_jobs)
     trials = [planning.timed_trial(run) for run in planning.one_run_a_task(study.runs)]
     # The highest rate of each method is the one that may take a whole weight away in a step.
@@ -145,9 +148,10 @@ def _plan(args: Namespace) -> int:
             content |= {"train": train, "grid": grid | chosen}
             write_bytes(args.out, yaml.safe_dump(content, sort_keys=False).encode())
             print(f"written: {args.out}")
-    following = Namespace(file=args.out or args.file, runs=args.runs)
-    planned = read_study(following.file).planned()
-    action = "register" if can_register(runs_folder(following), planned) else "run"
+            study = read_study(args.out)
+            for line in differences(folder, study.questions, study.planned()):
+                print(line)
+    action = "register" if can_register(folder, study.planned()) else "run"
     print(_next(action, following.file, following.runs))
     return 0
 

@@ -35,7 +35,7 @@ class Study:
         contrasts: Factors, each over all pairs of runs that differ in nothing else; secondary.
         baselines: Baselines from elsewhere against the baseline; secondary.
         controls: By task the positive control and the noise floor.
-        scores: Method -> for each task the test accuracies of its runs; empty for one task.
+        scores: Method -> for each task with a test split the test accuracies of its runs; empty for one.
         counts: ``"planned"``, ``"completed"``, ``"diverged"``, ``"failed"``, ``"missing"``, ``"added"``.
         notes: What a reader has to know, as sentences.
         deviations: From the plan, as sentences.
@@ -100,7 +100,9 @@ def analyse(
     counts = _count(tasks, records, plan)
     said: list[str] = []
     if complete_seeds:
-        tasks = [_complete(task, said) for task in tasks]
+        tasks = [complete for task in tasks if (complete := _complete(task, said)) is not None]
+        if not tasks:
+            raise BadInputError("no task has a seed that all its methods have: leave out complete_seeds")
     made = _answered(asked, tasks)
     primary = [(question, found) for question, found in made if question.verdict]
     said += _not_asked(asked, tasks)
@@ -138,10 +140,13 @@ def _questions(
     return made
 
 
-def _complete(task: Task, said: list[str]) -> Task:
-    """The task with the seeds that all its methods have."""
+def _complete(task: Task, said: list[str]) -> Task | None:
+    """The task with the seeds that all its methods have; None if there is none."""
     found = [set(method.common_seeds()) for method in task.methods.values() if method.usable]
     seeds = set.intersection(*found) if found else set()
+    if not seeds:
+        said.append(f"{task.name} is left out: its methods have no seed in common.")
+        return None
     alone = sorted({record.seed for record in task.records} - seeds)
     if alone:
         said.append(
@@ -244,9 +249,11 @@ def _controls(task: Task, baseline: str, margin: float) -> tuple[Comparison, Com
 
 
 def _scores(results: Mapping[str, Sequence[MethodResult]]) -> dict[str, list[Array]]:
-    if len(results) < 2:
+    # Without a test split there are no test accuracies to pool.
+    tested = [found for found in results.values() if any(result.test is not None for result in found)]
+    if len(tested) < 2:
         return {}
-    by_task = [{result.name: result for result in found} for found in results.values()]
+    by_task = [{result.name: result for result in found} for found in tested]
     shared = [name for name in by_task[0] if all(name in found for found in by_task)]
     return {
         name: [np.array([test_score(run) for run in found[name].runs.values()]) for found in by_task]

@@ -8,7 +8,7 @@ from typing import get_args
 
 from hf_lpwd.messages import counted
 from hf_lpwd.study.analysis import Study
-from hf_lpwd.study.comparison import Comparison, side_name
+from hf_lpwd.study.comparison import OVER_TASKS, Comparison, side_name
 from hf_lpwd.study.plan import Question
 from hf_lpwd.study.stats import CONFIDENCE, Estimate, Verdict
 from hf_lpwd.study.tasks import Task
@@ -60,19 +60,19 @@ def _headline(study: Study, task: str, mine: Sequence[Comparison]) -> str:
         return f"No answer yet: {done} of {counts['planned']} planned runs are done."
     if all(c.withheld for c in mine):
         return f"No answer: {mine[0].withheld}."
-    better = [
-        c
-        for c in mine
-        if c.verdict == "better" and c.to == baseline and c.name in results
-        if c.question.measure == "accuracy"
-    ]
-    if better:
-        best = max(better, key=lambda c: c.difference.value)
-        return f"Use {best.name} ({results[best.name].setting}): it is better than {baseline}."
+    asked = [c for c in mine if c.to == baseline and c.question.measure == "accuracy"]
+    better = sorted((c for c in asked if c.verdict == "better"), key=lambda c: -c.difference.value)
+    at_best = [c.name for c in better if c.question.at == "best" and c.name in results]
+    if at_best:
+        return f"Use {at_best[0]} ({results[at_best[0]].setting}): it is better than {baseline}."
+    over_all = f"{better[0].name} is better than {baseline} over all equal settings" if better else ""
+    if over_all and not any(c.question.at == "best" for c in asked):
+        return f"{over_all}; no question compares each at its best setting."
     chosen = f" ({results[baseline].setting})" if baseline in results else ""
     undecided = sum(c.verdict == "undecided" for c in mine)
     rest = f"; {undecided} of {counted(len(mine), 'comparison')} could not be decided" if undecided else ""
-    return f"Use {baseline}{chosen}: nothing was shown to be better{rest}."
+    also = f" But {over_all}." if over_all else ""
+    return f"Use {baseline}{chosen}: nothing was shown to be better{rest}.{also}"
 
 
 def compared(task: Task) -> str:
@@ -103,31 +103,40 @@ def sentence(c: Comparison) -> str:
     what = "" if c.question.measure == "accuracy" else " in the range over the decay rates"
     if c.paired is None:
         return f"{c.name} against {c.to}: no verdict, {c.withheld}."
-    numbers = f"{points(c.difference)} points, {counted(c.paired.num_seeds, 'seed')}"
+    equal = " over all equal settings" if c.question.at == "equal" else ""
+    on = "" if c.split == "test" else f" of {c.split} accuracy"
+    numbers = f"{points(c.difference)} points{on}, {counted(c.paired.num_seeds, 'seed')}{equal}"
     if c.withheld:
         return f"{c.name} against {c.to}: no verdict, {c.withheld} ({numbers})."
+    # The mean over tasks says so where a task or a seed does not count.
+    end = f" This is the {'; '.join(c.left_out)}." if c.task == OVER_TASKS and len(c.left_out) > 1 else ""
     if c.verdict == "equivalent":
         text = (
             f"{c.name} is equivalent to {c.to}{what} within {margin}: {numbers}, {p_value(c.p_equivalence)}."
         )
         if c.p_difference <= 1.0 - CONFIDENCE:
             text += f" There is a difference, {p_value(c.p_difference)}, but one smaller than the margin."
-        return text
+        return text + end
     if c.verdict == "undecided":
         return (
             f"{c.name} against {c.to}{what}: undecided, {numbers}. These runs could have shown a difference "
-            f"of {100.0 * c.detectable:.2g} points (at 80% power)."
+            f"of {100.0 * c.detectable:.2g} points (at 80% power).{end}"
         )
     text = f"{c.name} is {c.verdict} than {c.to}{what}: {numbers}, {p_value(c.p_difference)}."
     images = c.over_images
     if images is not None and images.low <= 0.0 <= images.high:
         text += f" Over other test images of this kind it may be none: {points(images)}."
-    return text
+    return text + end
 
 
-def question_text(question: Question) -> str:
+def question_names(questions: Sequence[Question]) -> list[str]:
+    """What questions are called; those of one name are one family."""
+    several = len(questions) > 1
+    return [one.name or (f"Question {i}" if several else "Question") for i, one in enumerate(questions, 1)]
+
+
+def question_text(name: str, question: Question) -> str:
     """A primary question as a sentence."""
-    name = f"{question.name}: " if question.name else "Question: "
     sides = ", ".join(map(side_name, question.compare)) or "each method of the grid"
     how = "each at its best setting on validation" if question.at == "best" else "over all equal settings"
     what = (
@@ -135,7 +144,7 @@ def question_text(question: Question) -> str:
     )
     to = side_name(question.to)
     mean = " Also by the mean over the tasks." if question.over_tasks else ""
-    return f"{name}Is {sides} better than {to} in {what}, {how}?{mean} Margin: {question.margin:g} points."
+    return f"{name}: Is {sides} better than {to} in {what}, {how}?{mean} Margin: {question.margin:g} points."
 
 
 def points(estimate: Estimate) -> str:

@@ -11,7 +11,7 @@ from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.vision.arguments import make_parser
 
 #: Axes whose values are mappings of several flags, which change together; `name` names them in the report.
-GROUP_AXES = ("model", "data")
+GROUP_AXES = ("model", "data", "method")
 #: Instead of weight_decay: the sum of learning rate times weight decay over a run.
 TOTAL_DECAY = "total_decay"
 

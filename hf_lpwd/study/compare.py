@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hf_lpwd.messages import BadInputError, counted
-from hf_lpwd.study.comparison import Comparison, corrected, image_variance, num_images, side_name
+from hf_lpwd.study.comparison import (
+    NO_TEST,
+    OVER_TASKS,
+    Comparison,
+    corrected,
+    differing_data,
+    image_variance,
+    num_images,
+    side_name,
+    too_few,
+    untested,
+)
 from hf_lpwd.study.methods import METHOD_FLAGS
 from hf_lpwd.study.plan import Question, Side
 from hf_lpwd.study.record import Record, test_score
-from hf_lpwd.study.stats import MIN_SEEDS, granularity_floor, paired
+from hf_lpwd.study.stats import granularity_floor, paired
 from hf_lpwd.study.tasks import NOT_THE_TASK, Method, Setting, Task, measured, setting_of, task_key
 
 Runs = Mapping[int, Record]
 #: What pairs of runs share: all settings of the method that the sides do not name, and the decay rate.
 Cell = tuple[str, float | None]
-#: What the mean over tasks is called where a task stands.
-OVER_TASKS = "mean over tasks"
 
 
 def family(
@@ -44,7 +53,7 @@ def family(
     ]
     if question.over_tasks:
         made += [
-            _over_tasks([c for c in made if c.name == name])
+            _over_tasks([c for c in made if c.name == name], [task.name for task in tasks])
             for name in dict.fromkeys(c.name for c in made)
             if sum(c.name == name for c in made) > 1
         ]
@@ -73,11 +82,13 @@ def _of_the_task(question: Question) -> set[str]:
     return named - NOT_THE_TASK
 
 
-def _over_tasks(made: Sequence[Comparison]) -> Comparison:
+def _over_tasks(made: Sequence[Comparison], tasks: Sequence[str]) -> Comparison:
     """The mean over the tasks that have a verdict, by each seed that all of them have."""
     used = [c for c in made if c.withheld is None and c.paired is not None]
     base = Comparison(OVER_TASKS, made[0].name, made[0].to, made[0].question)
     left_out = [f"{c.task} is left out: {c.withheld}" for c in made if c not in used]
+    lacking = [task for task in tasks if task not in {c.task for c in made}]
+    left_out += [f"{task} is left out: there is no run of {base.name}" for task in lacking]
     if len(used) < 2:
         return replace(base, withheld="fewer than two tasks have a verdict", left_out=left_out)
     seeds = sorted(set.intersection(*(set(c.by_seed) for c in used)))
@@ -87,15 +98,14 @@ def _over_tasks(made: Sequence[Comparison]) -> Comparison:
     parts = [c.paired for c in used if c.paired is not None]
     by_seed = {seed: float(np.mean([c.by_seed[seed] for c in used])) for seed in seeds}
     floor = math.sqrt(sum(part.floor**2 for part in parts)) / len(parts)
-    too_few = f"{counted(len(seeds), 'seed')}, fewer than {MIN_SEEDS}" if len(seeds) < MIN_SEEDS else None
     return replace(
         base,
         paired=paired(list(by_seed.values()), floor, max(part.chances for part in parts)) if seeds else None,
         by_seed=by_seed,
         tried=(sum(c.tried[0] for c in used), sum(c.tried[1] for c in used)),
         diverged=(sum(c.diverged[0] for c in used), sum(c.diverged[1] for c in used)),
-        left_out=[f"mean over {len(used)} of {len(made)} tasks", *left_out],
-        withheld=too_few,
+        left_out=[f"mean over {len(used)} of {len(tasks)} tasks", *left_out],
+        withheld=too_few(len(seeds)),
     )
 
 
@@ -117,12 +127,10 @@ def _withheld(task: Task, made: Comparison) -> str | None:
     if made.withheld:
         return made.withheld
     if not task.has_test:
-        return "no test split was read"
+        return NO_TEST
     if made.paired is None:
         return "no seed has all runs of both sides"
-    if made.paired.num_seeds < MIN_SEEDS:
-        return f"{counted(made.paired.num_seeds, 'seed')}, fewer than {MIN_SEEDS}"
-    return None
+    return too_few(made.paired.num_seeds)
 
 
 def _best_against_best(task: Task, base: Comparison, side: Side, to: Side) -> Comparison:
@@ -185,6 +193,12 @@ def _matched(task: Task, base: Comparison, side: Side, question: Question) -> Co
     seeds = sorted(set.intersection(*(seeds_of[cell] for cell in usable)))
     everyone = set().union(*seeds_of.values())
     left_out = [f"seed {seed} is left out: not all pairs have it" for seed in sorted(everyone - set(seeds))]
+    if isinstance(side, str) and isinstance(question.to, str):
+        for name, other, own in ((side, question.to, cells[0]), (question.to, side, cells[1])):
+            if alone := len(own) - len(shared):
+                left_out.append(
+                    f"{alone} of {counted(len(own), 'setting')} of {name} left out: {other} lacks them"
+                )
     if len(usable) < len(shared):
         left_out.append(f"{len(shared) - len(usable)} of {len(shared)} pairs of settings lack most seeds")
     if not seeds:
@@ -238,22 +252,9 @@ def _of_differences(
         by_seed=dict(zip(seeds, differences.tolist(), strict=True)),
         diverged=(diverged[0], diverged[1]),
         image_variance=image_variance(*sides) if base.question.measure == "accuracy" else None,
-        withheld=_differing_data(everyone, {"train"} if _of_the_task(base.question) else set()),
+        withheld=untested(everyone)
+        or differing_data(everyone, {"train"} if _of_the_task(base.question) else set()),
     )
-
-
-def _differing_data(runs: Iterable[Record], may_differ: Container[str]) -> str | None:
-    """Says if runs of one seed were not made and measured on the same images; seeds may draw their own."""
-    found: dict[tuple[int, str], set[str]] = {}
-    for run in runs:
-        rows = run.pairing.get("validation_rows")
-        prints = {"validation": rows} if rows else {}
-        for split, value in (run.data.fingerprints if run.data else prints).items():
-            found.setdefault((run.seed, split), set()).add(value)
-    for (seed, split), values in found.items():
-        if len(values) > 1 and split not in may_differ:
-            return f"the {split} images or labels of seed {seed} differ between the runs"
-    return None
 
 
 def _as_method(task: Task, side: Side) -> Method:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
 
+from hf_lpwd.messages import counted
 from hf_lpwd.study.plan import Question, Side
 from hf_lpwd.study.record import Record, test_score
-from hf_lpwd.study.stats import Estimate, Paired, Verdict, holm, verdict
+from hf_lpwd.study.stats import MIN_SEEDS, Estimate, Paired, Verdict, holm, verdict
 from hf_lpwd.study.tasks import Setting
 
+#: What the mean over tasks is called where a task stands.
+OVER_TASKS = "mean over tasks"
+#: Why there is no verdict where the accuracies are those on validation.
+NO_TEST = "no test split was read"
 _MANY_IMAGES = 100_000
 
 
@@ -69,6 +74,11 @@ class Comparison:
         return verdict(self.paired.mean, self.p_difference, self.p_equivalence)
 
     @property
+    def split(self) -> str:
+        """Of the accuracies: validation if no test split was read."""
+        return "validation" if self.withheld == NO_TEST else "test"
+
+    @property
     def difference(self) -> Estimate:
         """The mean difference with its 95% interval over seeds, on these test images."""
         return Estimate(math.nan, math.nan, math.nan) if self.paired is None else self.paired.interval()
@@ -102,6 +112,33 @@ def side_name(side: Side) -> str:
     if isinstance(side, str):
         return side
     return ", ".join(f"{key}={value}" for key, value in side.items())
+
+
+def too_few(seeds: int) -> str | None:
+    """Says if there are too few seeds for a verdict."""
+    return f"{counted(seeds, 'seed')}, fewer than {MIN_SEEDS}" if seeds < MIN_SEEDS else None
+
+
+def untested(runs: Sequence[Record]) -> str | None:
+    """Says if some runs have accuracies on test, and others on validation alone."""
+    number = sum(run.score("test") is None for run in runs)
+    if number == len(runs):
+        return NO_TEST
+    return f"{number} of {counted(len(runs), 'run')} have no test accuracy" if number else None
+
+
+def differing_data(runs: Iterable[Record], may_differ: Container[str]) -> str | None:
+    """Says if runs of one seed were not made and measured on the same images; seeds may draw their own."""
+    found: dict[tuple[int, str], set[str]] = {}
+    for run in runs:
+        rows = run.pairing.get("validation_rows")
+        prints = {"validation": rows} if rows else {}
+        for split, value in (run.data.fingerprints if run.data else prints).items():
+            found.setdefault((run.seed, split), set()).add(value)
+    for (seed, split), values in found.items():
+        if len(values) > 1 and split not in may_differ:
+            return f"the {split} images or labels of seed {seed} differ between the runs"
+    return None
 
 
 def image_variance(a: Sequence[Record], b: Sequence[Record]) -> float | None:

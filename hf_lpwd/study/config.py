@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -54,11 +54,13 @@ class RunSpec:
             `peer`, `paper_metric` and `total_decay`, where they apply.
         flags: Those of them that the study sets, flags of `hf-lpwd train`.
         task: Names of data and model for the report, where the study gives them.
+        name: Of its method for the report, where the study gives one.
     """
 
     settings: dict[str, Any]
     flags: dict[str, Any]
     task: dict[str, str] = field(default_factory=dict)
+    name: str | None = None
 
     @cached_property
     def id(self) -> str:
@@ -68,7 +70,7 @@ class RunSpec:
     @property
     def method(self) -> str:
         """Name of its method."""
-        return method_name(self.settings)
+        return self.name or method_name(self.settings)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def read_study(path: str) -> StudyFile:
     | key | meaning |
     |---|---|
     | `train` | flags of `hf-lpwd train` that all runs share |
-    | `grid` | flag -> list of values; every combination is run; `model` and `data` list mappings of flags |
+    | `grid` | flag -> list of values; every combination is run; `model`, `data` and `method` list mappings of
+        flags, with a `name` for the report: `{name: shuffled, layer_schedule: "2,0,1"}` |
     | `baselines` | names of `hf_lpwd.study.methods.BASELINES`, to run beside the grid's methods |
     | `questions` | the primary questions, see `hf_lpwd.study.plan.Question` |
     | `paper_metric` | true: also read the test split after every epoch, for the paper's metric only |
@@ -137,19 +140,45 @@ def _runs(study: dict[str, Any]) -> list[RunSpec]:
     if not isinstance(paper_metric, bool):
         raise BadInputError(f"paper_metric is {kind(paper_metric)}, but must be true or false")
 
-    flags: list[tuple[str | None, dict[str, Any]]] = [(None, train | one) for one in _combinations(axes)]
-    for _, given in flags:
+    flags = [train | one for one in _combinations(axes)]
+    for given in flags:
         check_one_rate(given, "train and grid")
-    flags += [(baseline, one) for baseline in baselines for one in _of_baseline(baseline, train, axes)]
+    of_grid = [_run_spec(given, None, paper_metric) for given in flags]
+    of_baselines = [
+        _run_spec(given, baseline, paper_metric)
+        for baseline in baselines
+        for given in _of_baseline(baseline, train, axes)
+    ]
+    _check_method_names(of_grid, of_baselines)
     # A seed changes no other setting: the others are resolved once for all seeds.
     read_seeds = [(seed, {"seed": _run_spec(seed, None, False).settings["seed"]}) for seed in seeds]
     specs: dict[str, RunSpec] = {}
-    for baseline, given in flags:
-        spec = _run_spec(given, baseline, paper_metric)
+    for spec in (*of_grid, *of_baselines):
         for seed, read in read_seeds or [({}, {})]:
-            seeded = RunSpec(spec.settings | read, spec.flags | seed, spec.task)
+            seeded = replace(spec, settings=spec.settings | read, flags=spec.flags | seed)
             specs.setdefault(seeded.id, seeded)
     return sorted(specs.values(), key=lambda spec: spec.settings["seed"])
+
+
+def _check_method_names(grid: Sequence[RunSpec], baselines: Sequence[RunSpec]) -> None:
+    """Refuses a name of several methods, whose runs the report would mix, and several names of a method."""
+    methods: dict[str, set[str]] = {}
+    names: dict[str, set[str]] = {}
+    for spec in (*grid, *baselines):
+        methods.setdefault(spec.method, set()).add(method_name(spec.settings))
+    # A baseline that is also a method of the grid is the same runs, and has the name that the grid gives.
+    for spec in grid:
+        names.setdefault(method_name(spec.settings), set()).add(spec.method)
+        if spec.name in {baseline.replace("_", " ") for baseline in BASELINES}:
+            raise BadInputError(f"grid: method: the name {spec.name!r} is that of a baseline")
+    for name, found in methods.items():
+        if len(found) > 1:
+            several = ", ".join(sorted(found))
+            raise BadInputError(f"grid: method: the name {name!r} stands for several methods: {several}")
+    for method, found in names.items():
+        if len(found) > 1:
+            several = ", ".join(sorted(found))
+            raise BadInputError(f"grid: method: the method {method} has several names: {several}")
 
 
 def _questions(given: Any, runs: Iterable[RunSpec], path: str) -> list[Question]:
@@ -171,7 +200,7 @@ def _of_baseline(
 ) -> list[dict[str, Any]]:
     """The runs of a baseline: its own flags, over the axes that do not make up a method."""
     own = dict(BASELINES[baseline])
-    shared = [axis for axis in axes if not axis[0].keys() & METHOD_FLAGS]
+    shared = [axis for axis in axes if not axis[0].keys() & {*METHOD_FLAGS, "method name"}]
     if baseline in ONE_SETTING:
         shared = [[axis[len(axis) // 2]] if axis[0].keys() & set(_RATES) else axis for axis in shared]
     found = []
@@ -186,6 +215,7 @@ def _of_baseline(
 def _run_spec(flags: dict[str, Any], baseline: str | None, paper_metric: bool) -> RunSpec:
     flags = dict(flags)
     task = {group: flags.pop(f"{group} name") for group in GROUP_AXES if f"{group} name" in flags}
+    named = task.pop("method", None)
     total = flags.pop(TOTAL_DECAY, None)
     if flags.get("layer_schedule") == "uniform":
         # It is at its budget as it is.
@@ -212,7 +242,7 @@ def _run_spec(flags: dict[str, Any], baseline: str | None, paper_metric: bool) -
         settings["peer"] = baseline
     if paper_metric:
         settings["paper_metric"] = True
-    return RunSpec(dict(sorted(settings.items())), flags, task)
+    return RunSpec(dict(sorted(settings.items())), flags, task, named)
 
 
 def _axis(name: str, values: Any) -> list[dict[str, Any]]:
@@ -231,6 +261,10 @@ def _axis(name: str, values: Any) -> list[dict[str, Any]]:
     for value in values:
         flags = {key: one for key, one in value.items() if key != "name"}
         check_flags(flags, f"grid: {name}")
+        for flag in flags.keys() - METHOD_FLAGS if name == "method" else ():
+            raise BadInputError(
+                f"grid: method: {flag} is no flag of a method, which are {', '.join(sorted(METHOD_FLAGS))}"
+            )
         found.append(flags | ({f"{name} name": str(value["name"])} if "name" in value else {}))
     without_names = [{key: read_as(one) for key, one in v.items() if key != "name"} for v in values]
     check_once(values, without_names, f"grid: {name}")

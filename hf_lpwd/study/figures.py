@@ -29,7 +29,7 @@ def draw_figures(results: Sequence[MethodResult], baseline: str) -> list[Figure 
 
 def draw_forest(comparisons: Sequence[Comparison], name: str, title: str, with_task: bool) -> Figure | None:
     """Draws differences with their intervals over seeds, thin over test images too, and the margin's band."""
-    shown = [c for c in comparisons if c.paired is not None]
+    shown = [c for c in comparisons if c.paired is not None and c.split == "test"]
     if not shown:
         return None
     others = {c.to for c in shown}
@@ -111,8 +111,9 @@ def _decay_curves(results: Sequence[MethodResult], baseline: str) -> Figure | No
             panel.grid(alpha=0.3)
             texts.append(f"{name}: " + ", ".join(f"{v:.1f} at {r:g}" for r, v in curve["value"].items()))
         canvas.supxlabel(f"decay rate (dotted: {baseline})", fontsize=9)
-        canvas.supylabel("test accuracy, %", fontsize=9)
-        alt = f"Test accuracy in percent against the decay rate. {'; '.join(texts)}."
+        split = "test" if any(result.test is not None for result in results) else "validation"
+        canvas.supylabel(f"{split} accuracy, %", fontsize=9)
+        alt = f"{split.capitalize()} accuracy in percent against the decay rate. {'; '.join(texts)}."
         return saved(canvas, "decay", "Accuracy against the decay rate, with 95% bands over seeds", alt)
 
 
@@ -135,15 +136,14 @@ def _test_by_decay(result: MethodResult) -> pd.DataFrame:
 
 
 def _heat_maps(results: Sequence[MethodResult]) -> Figure | None:
-    settings = [setting for result in results for setting in result.method.usable]
-    rates = sorted({s.learning_rate for s in settings if s.learning_rate is not None})
-    decays = sorted({s.decay for s in settings if s.decay is not None})
+    cells = [setting for result in results for setting in result.method.usable if None not in setting]
+    rates = sorted({cell.learning_rate for cell in cells if cell.learning_rate is not None})
+    decays = sorted({cell.decay for cell in cells if cell.decay is not None})
     if len(rates) < 2 or len(decays) < 2:
         return None
     maps = {result.name: _map(result, rates, decays) for result in results}
-    low, high = (
-        f([f(m[~np.isnan(m)]) for m in maps.values() if not np.isnan(m).all()]) for f in (np.min, np.max)
-    )
+    known = np.concatenate([values[~np.isnan(values)] for values in maps.values()])
+    low, high = known.min(), known.max()
     with new_canvas(5.2, 0.9 + (0.7 + 0.45 * len(rates)) * math.ceil(len(maps) / 2)) as canvas:
         texts = []
         for panel, (name, values) in zip(_panels(canvas, maps), maps.items(), strict=True):
@@ -155,7 +155,10 @@ def _heat_maps(results: Sequence[MethodResult]) -> Figure | None:
                 value = values[row, column]
                 color = INK if value > (low + high) / 2 else "white"
                 panel.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=color)
-            texts.append(f"{name}: highest {np.nanmax(values):.1f}, lowest {np.nanmin(values):.1f}")
+            if np.isnan(values).all():
+                texts.append(f"{name}: no value at these rates")
+            else:
+                texts.append(f"{name}: highest {np.nanmax(values):.1f}, lowest {np.nanmin(values):.1f}")
         canvas.supxlabel("decay rate", fontsize=9)
         canvas.supylabel("learning rate", fontsize=9)
         alt = f"Validation accuracy in percent at each learning rate and decay rate. {'; '.join(texts)}."

@@ -25,6 +25,8 @@ def notes(tasks: Sequence[Task], results: Mapping[str, Sequence[MethodResult]]) 
                 f"The dataset has no test split{where}: {number} of its training images were held out as one "
                 "before anything was chosen."
             )
+        if without := [name for name, method in task.methods.items() if not method.usable]:
+            yield f"No result{where}: {', '.join(without)}. No setting has half of the seeds."
         grid = [method for method in task.methods.values() if not method.is_control]
         if len({len(method.grid) for method in grid}) > 1:
             tried = ", ".join(f"{method.name} {len(method.grid)}" for method in grid)

@@ -152,8 +152,8 @@ def store_plan(
         register: Freeze the plan: its hash stands in it, and the report says each deviation.
 
     Raises:
-        BadInputError: There is a plan with other questions, or, to register, with other runs; or records
-            without a plan are to be registered.
+        BadInputError: There is a plan with other questions or names of methods, or, to register, with other
+            runs; or records without a plan are to be registered.
     """
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def store_plan(
         else:
             known = {run.id for run in there.runs}
             new = [run.model_copy(update={"added": True}) for run in runs if run.id not in known]
-            _check_questions(folder, there, questions)
+            _check_same_study(folder, there, questions, runs)
             if refused:
                 raise BadInputError(f"{folder} holds a plan already, from {there.created}")
             plan = there.model_copy(update={"runs": [*there.runs, *new]})
@@ -197,12 +197,12 @@ def differences(folder: str, questions: Sequence[Question], runs: Sequence[Plann
         runs: All runs of the study.
 
     Raises:
-        BadInputError: The plan has other questions.
+        BadInputError: The plan has other questions, or other names of the methods.
     """
     plan = read_plan(folder)
     if plan is None:
         return []
-    _check_questions(folder, plan, questions)
+    _check_same_study(folder, plan, questions, runs)
     kind = "registered" if plan.registered else "planned"
     first, asked = {run.id for run in plan.runs if not run.added}, {run.id for run in runs}
     found = []
@@ -217,9 +217,19 @@ def differences(folder: str, questions: Sequence[Question], runs: Sequence[Plann
     return found
 
 
-def _check_questions(folder: str, plan: Plan, questions: Sequence[Question]) -> None:
+def _check_same_study(
+    folder: str, plan: Plan, questions: Sequence[Question], runs: Sequence[PlannedRun]
+) -> None:
     if list(questions) != plan.questions:
         raise BadInputError(
             f"{folder} holds the plan of other questions: put the study's questions back, or name another "
             "folder"
         )
+    names = {run.id: run.method for run in plan.runs}
+    for run in runs:
+        # The records of one method would have two names, and count as two methods.
+        if run.method != (name := names.get(run.id, run.method)):
+            raise BadInputError(
+                f"the plan in {folder} calls {name!r} what the study calls {run.method!r}: put the name "
+                "back, or name another folder"
+            )

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hf_lpwd.config import TIMINGS
 from hf_lpwd.files import write_bytes
 from hf_lpwd.messages import BadInputError, counted
 from hf_lpwd.study.config import RunSpec, StudyFile
@@ -169,7 +168,8 @@ def describe(
     for method, number in methods.items():
         settings = number // len(seeds) // len(tasks)
         yield f"  {method}: {counted(number, 'run')}, {counted(settings, 'setting')} to choose from"
-    tried = {number for method, number in methods.items() if method.split()[0] in TIMINGS}
+    grid = {run.method for run in study.runs if "peer" not in run.settings}
+    tried = {number for method, number in methods.items() if method in grid}
     if len(tried) > 1:
         yield "  the methods do not choose from equally many settings: the report counts p-values k times"
     total = 0.0
@@ -185,7 +185,7 @@ def describe(
         yield f"{counted(len(seeds), 'seed')}: with fewer than {MIN_SEEDS} there is no verdict"
         return
     for number, question in enumerate(study.questions, 1):
-        sides = len(question.compare) or sum(m.split()[0] in TIMINGS and m != question.to for m in methods)
+        sides = len(question.compare) or sum(method != question.to for method in grid)
         tests = max(1, sides * len(tasks))
         images = min(trial.test_images for trial in trials)
         spread = 100.0 * math.sqrt(DISAGREEMENT / images) if std is None else std

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hf_lpwd.files import write_bytes
 from hf_lpwd.messages import counted
 from hf_lpwd.study.analysis import Study, analyse
-from hf_lpwd.study.answer import answers, question_text, sentence
+from hf_lpwd.study.answer import answers, question_names, question_text, sentence
 from hf_lpwd.study.comparison import Comparison
 from hf_lpwd.study.figures import draw_figures, draw_forest, draw_profile
 from hf_lpwd.study.plan import Question, read_plan
@@ -77,6 +77,8 @@ def write_report(
     files: dict[str, bytes] = {}
     several = len(study.tasks) > 1
     primary = study.primary_comparisons
+    asked = [question for question, _ in study.primary]
+    names = question_names(asked)
     forest = _drawn(files, [draw_forest(primary, "differences", "Primary questions", several)])
     sections = []
     for number, task in enumerate(study.tasks, 1):
@@ -99,9 +101,9 @@ def write_report(
         "study": study,
         "answers": answers(study),
         "headings": HEADINGS,
-        "questions": [question_text(question) for question, _ in study.primary],
+        "questions": list(map(question_text, names, asked)),
         "forest": forest,
-        "primary": _written(files, _primary(study, several)),
+        "primary": _written(files, _primary(study, names, several)),
         "secondary": _written(files, _secondary(study, several)),
         "contrasts": _drawn(files, [contrasts]),
         "profile": _drawn(files, [draw_profile(study.scores)]),
@@ -129,11 +131,11 @@ def write_report(
     return str(root / "index.html")
 
 
-def _primary(study: Study, several: bool) -> list[Table]:
+def _primary(study: Study, names: Sequence[str], several: bool) -> list[Table]:
     """One table for each family of primary questions."""
     families: dict[str, list[Comparison]] = {}
-    for number, (question, comparisons) in enumerate(study.primary):
-        families.setdefault(question.name or str(number), []).extend(comparisons)
+    for name, (_, comparisons) in zip(names, study.primary, strict=True):
+        families.setdefault(name, []).extend(comparisons)
     if len(families) == 1:
         (found,) = families.values()
         return [comparison_table("differences", "Primary comparisons on test", found, several)]

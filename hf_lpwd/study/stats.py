@@ -19,6 +19,8 @@ CONFIDENCE = 0.95
 POWER = 0.8
 #: With fewer seeds there is no verdict.
 MIN_SEEDS = 5
+# Runs of a task are repeated to no more than this.
+_MANY_RUNS = 1000
 
 Array: TypeAlias = NDArray[np.float64]
 Verdict: TypeAlias = Literal["better", "worse", "equivalent", "undecided"]
@@ -170,14 +172,20 @@ def t_power(num_seeds: int, shift: float, num_tests: int = 1) -> float:
 def interquartile_mean(scores: list[Array]) -> Estimate:
     """Interquartile mean over all runs of several tasks, with a bootstrap interval stratified by task.
 
+    Each task weighs the same: where one has fewer runs, these are repeated.
+
     Args:
         scores: For each task the scores of its seeds [n].
 
     Source: Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice* (2021).
     """
+    sizes = [len(sample) for sample in scores]
+    common = min(math.lcm(*sizes), _MANY_RUNS)
+    times = [max(1, round(common / size)) for size in sizes]
 
     def statistic(*samples: Array, axis: int = -1) -> Array:
-        return np.asarray(stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis))
+        weighed = [np.repeat(one, number, axis=axis) for one, number in zip(samples, times, strict=True)]
+        return np.asarray(stats.trim_mean(np.concatenate(weighed, axis=axis), 0.25, axis=axis))
 
     return Estimate(*map(float, _bootstrapped(scores, statistic)))
 

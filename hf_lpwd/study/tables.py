@@ -144,7 +144,7 @@ def comparison_table(name: str, title: str, comparisons: Sequence[Comparison], w
         ("p of equivalence", "p"): lambda c: c.p_equivalence,
         ("seeds", "number"): lambda c: c.paired.num_seeds if c.paired else 0,
         ("could have shown, points", "percent"): lambda c: c.detectable,
-        ("settings tried", "text"): lambda c: f"{c.tried[0]} : {c.tried[1]}",
+        ("settings tried", "text"): lambda c: f"{c.tried[0]} : {c.tried[1]}" if c.paired else None,
         ("remarks", "text"): lambda c: "; ".join(remarks(c)) or "-",
     }
     left_out = set() if with_task else {"task"}
@@ -157,6 +157,8 @@ def comparison_table(name: str, title: str, comparisons: Sequence[Comparison], w
 def remarks(c: Comparison) -> list[str]:
     """What stands beside a comparison: why there is no verdict, what diverged, what is left out."""
     found = [f"no verdict: {c.withheld}"] if c.withheld else []
+    if c.split != "test" and c.paired is not None:
+        found.append(f"the difference is one of {c.split} accuracies")
     if any(c.diverged):
         found.append(f"diverged: {counted(c.diverged[0], 'run')} of {c.name}, {c.diverged[1]} of {c.to}")
     return [*found, *c.left_out]
@@ -171,7 +173,8 @@ def robustness_table(study: Study, task: str) -> Table:
         ("area over log rate, %", "percent"): lambda r: r.robustness.area.clipped(),
     }
     results = [result for result in study.results[task] if result.robustness is not None]
-    return _table("robustness", "Test accuracy over all decay rates above 0", results, columns)
+    split = "Test" if any(result.test is not None for result in results) else "Validation"
+    return _table("robustness", f"{split} accuracy over all decay rates above 0", results, columns)
 
 
 def pooled_table(study: Study) -> Table:

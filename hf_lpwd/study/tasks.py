@@ -64,7 +64,9 @@ class Method:
             setting: {seed: run for seed, run in runs.items() if run is not None and measured(run)}
             for setting, runs in self.grid.items()
         }
-        return {setting: runs for setting, runs in scored.items() if 2 * len(runs) >= len(self.seeds)}
+        return {
+            setting: runs for setting, runs in scored.items() if runs and 2 * len(runs) >= len(self.seeds)
+        }
 
     def of_seeds(self, seeds: Container[int]) -> Method:
         """The same with the runs of some seeds."""

@@ -103,6 +103,37 @@ def test_groups_change_several_flags_together_and_have_names(read):
     assert [spec.task for spec in specs] == [{"model": "ViT"}, {}]
 
 
+NAMED = """
+train: {match_decay_budget: true, decay_timing: wd}
+grid:
+  method: [{layer_schedule: uniform}, {name: shuffled, layer_schedule: "2,0,1"}]
+  seed: [0, 1]
+baselines: [no_decay]
+"""
+
+
+def test_a_method_can_have_a_name_which_is_no_setting(tmp_path, read):
+    specs = read(NAMED)
+    assert [spec.method for spec in specs] == ["wd uniform", "shuffled", "no decay"] * 2
+    unnamed = read(NAMED.replace("name: shuffled, ", ""))
+    assert [spec.method for spec in unnamed] == ["wd uniform", "wd 2,0,1 matched", "no decay"] * 2
+    assert [spec.id for spec in specs] == [spec.id for spec in unnamed]
+    assert [spec.task for spec in specs] == [{}] * 6
+    path = tmp_path / "asked.yaml"
+    path.write_text(f"{NAMED}questions: [{{compare: [shuffled]}}]")
+    study = read_study(str(path))
+    assert study.questions[0].compare == ["shuffled"]
+    assert [run.method for run in study.planned()] == [spec.method for spec in specs]
+
+
+def test_a_baseline_that_is_a_method_of_the_grid_has_the_name_of_the_grid(read):
+    specs = read(
+        "grid: {method: [{name: AdamW, decay_timing: wd, layer_schedule: uniform}, {name: own}]}\n"
+        "baselines: [adamw_uniform, head_only]"
+    )
+    assert [spec.method for spec in specs] == ["AdamW", "own", "head only"]
+
+
 def test_total_decay_takes_the_place_of_weight_decay(read):
     specs = read(
         "grid: {total_decay: [0.1, 1]}\nbaselines: [no_decay, noise_floor]\ntrain: {decay_timing: wd}"
@@ -226,6 +257,32 @@ def test_the_papers_metric_makes_other_runs(read):
             "questions: 1: compare holds 'no decay' twice",
         ),
         ("grid: [1]", "grid must hold lists of values by flag, not a list of 1"),
+        (
+            "grid: {method: [{name: a, decay_timing: wd, learning_rate: 1}]}",
+            "grid: method: learning_rate is no flag of a method, which are decay_coupling, decay_timing, "
+            "layer_lr_decay, layer_schedule, match_decay_budget",
+        ),
+        (
+            "grid: {method: [{name: a, layer_schedule: reverse}], decay_timing: [wd, pwd]}",
+            "the name 'a' stands for several methods: pwd reverse, wd reverse",
+        ),
+        (
+            "grid: {method: [{name: a, decay_timing: wd}, {name: a, decay_timing: pwd}]}",
+            "the name 'a' stands for several methods: pwd linear, wd linear",
+        ),
+        (
+            "grid: {method: [{name: a, layer_schedule: uniform}, "
+            "{name: b, layer_schedule: uniform, match_decay_budget: true}]}",
+            "the method pwd uniform has several names: a, b",
+        ),
+        (
+            "grid: {method: [{name: head only, layer_schedule: uniform}]}",
+            "the name 'head only' is that of a baseline",
+        ),
+        (
+            "grid: {method: [{name: wd linear, layer_schedule: '1,0'}, {decay_timing: wd}]}",
+            "the name 'wd linear' stands for several methods: pwd 1,0, wd linear",
+        ),
         ("baselines: [head]", "unknown baseline 'head': did you mean 'head_only'?"),
         ("baselines: [[head_only]]", "unknown baseline \"['head_only']\""),
         ("baselines: head_only", "baselines is 'head_only', but must be a list"),

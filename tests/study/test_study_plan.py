@@ -328,12 +328,45 @@ def test_a_study_that_differs_from_its_registered_plan_says_so_first(registered,
         assert said.out.splitlines()[-1] == f"next: hf-lpwd study {following} {registered} --runs {runs}"
 
 
-@pytest.mark.parametrize("action", ["plan", "run"])
+@pytest.mark.parametrize("action", [["plan"], ["run"], ["plan", "--budget", "10s", "--out", "chosen.yaml"]])
 def test_other_questions_than_the_registered_ones_are_refused_first(registered, action, capsys, monkeypatch):
+    monkeypatch.chdir(registered.parent)
     monkeypatch.setattr(planning, "check_run", pytest.fail)
     registered.write_text(registered.read_text() + "\nquestions: [{to: wd uniform, margin: 1}]\n")
-    assert main(["study", action, str(registered), "--runs", f"{registered.parent}/runs"]) == 2
+    assert main(["study", *action, str(registered), "--runs", "runs"]) == 2
     assert "runs holds the plan of other questions" in capsys.readouterr().err
+    assert not Path("chosen.yaml").exists()
+
+
+def test_runs_that_a_budget_chose_and_that_are_not_in_the_plan_of_the_folder_are_said(registered, capsys):
+    """The plan has seeds 0 and 1 at the default rate, and the budget buys five seeds at other rates."""
+    registered.write_text(
+        "grid: {decay_timing: [wd], layer_schedule: [uniform], weight_decay: [0.3], seed: [0, 1]}"
+    )
+    chosen, runs = registered.parent / "chosen.yaml", f"{registered.parent}/runs"
+    budget = ["--budget", "5s", "--out", str(chosen), "--runs", runs, "--n_jobs", "1"]
+    capsys.readouterr()
+    assert main(["study", "plan", str(registered), *budget]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-4:-1] == [
+        f"written: {chosen}",
+        f"5 runs are not in the plan registered on {read_plan(runs).created[:10]}, and will count as added "
+        "later, in no verdict",
+        "2 registered runs are no longer asked for",
+    ]
+    assert lines[-1] == f"next: hf-lpwd study run {chosen} --runs {runs}"
+
+
+def test_a_method_that_is_renamed_after_its_plan_was_stored_is_refused(tmp_path):
+    """Else the records of one method would have two names, and count as two methods."""
+    store_plan(str(tmp_path), [Question()], planned(RECORDS))
+    renamed = [
+        run.model_copy(update={"method": "shuffled"}) if run.method == "pwd linear" else run
+        for run in planned(RECORDS)
+    ]
+    for act in (store_plan, differences):
+        with pytest.raises(BadInputError, match="calls 'pwd linear' what the study calls 'shuffled'"):
+            act(str(tmp_path), [Question()], renamed)
 
 
 def test_runs_that_are_not_in_a_plan_that_was_not_registered(tmp_path):
