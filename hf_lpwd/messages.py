@@ -83,7 +83,8 @@ def escaped(text: object) -> str:
 
 def printable(text: object) -> str:
     """Returns text on one line, without tokens and without characters that command a terminal."""
-    return hide_tokens(escaped(" ".join(str(text).split())))
+    line = " ".join(str(text).split())
+    return hide_tokens("".join(character if character.isprintable() else "?" for character in line))
 
 
 def refuse(prog: str, message: object) -> int:
