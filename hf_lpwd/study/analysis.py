@@ -17,7 +17,7 @@ from hf_lpwd.study.plan import DEFAULT_BASELINE, Plan, Question, Side
 from hf_lpwd.study.record import Record, test_score
 from hf_lpwd.study.results import MethodResult, has_test, results_of
 from hf_lpwd.study.stats import Array, Estimate, interquartile_mean
-from hf_lpwd.study.tasks import Task, make_tasks
+from hf_lpwd.study.tasks import Task, make_tasks, shared_seeds
 
 NO_DECAY = "no decay"
 NOISE_FLOOR = "noise floor"
@@ -142,12 +142,11 @@ def _questions(
 
 def _complete(task: Task, said: list[str]) -> Task | None:
     """The task with the seeds that all its methods have; None if there is none."""
-    found = [set(method.common_seeds()) for method in task.methods.values() if method.usable]
-    seeds = set.intersection(*found) if found else set()
+    seeds = shared_seeds(method.common_seeds() for method in task.methods.values() if method.usable)
     if not seeds:
         said.append(f"{task.name} is left out: its methods have no seed in common.")
         return None
-    alone = sorted({record.seed for record in task.records} - seeds)
+    alone = sorted({record.seed for record in task.records}.difference(seeds))
     if alone:
         said.append(
             f"Seeds {', '.join(map(str, alone))} are left out on {task.name}: not all its methods have them."

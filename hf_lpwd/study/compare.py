@@ -13,12 +13,12 @@ import numpy as np
 from hf_lpwd.messages import BadInputError, counted
 from hf_lpwd.study.comparison import (
     NO_TEST,
-    OVER_TASKS,
     Comparison,
     corrected,
     differing_data,
     image_variance,
     num_images,
+    over_tasks,
     side_name,
     too_few,
     untested,
@@ -27,7 +27,16 @@ from hf_lpwd.study.methods import METHOD_FLAGS
 from hf_lpwd.study.plan import Question, Side
 from hf_lpwd.study.record import Record, test_score
 from hf_lpwd.study.stats import granularity_floor, paired
-from hf_lpwd.study.tasks import NOT_THE_TASK, Method, Setting, Task, measured, setting_of, task_key
+from hf_lpwd.study.tasks import (
+    NOT_THE_TASK,
+    Method,
+    Setting,
+    Task,
+    measured,
+    setting_of,
+    shared_seeds,
+    task_key,
+)
 
 Runs = Mapping[int, Record]
 #: What pairs of runs share: all settings of the method that the sides do not name, and the decay rate.
@@ -53,7 +62,7 @@ def family(
     ]
     if question.over_tasks:
         made += [
-            _over_tasks([c for c in made if c.name == name], [task.name for task in tasks])
+            over_tasks([c for c in made if c.name == name], [task.name for task in tasks])
             for name in dict.fromkeys(c.name for c in made)
             if sum(c.name == name for c in made) > 1
         ]
@@ -80,33 +89,6 @@ def _of_the_task(question: Question) -> set[str]:
     """The settings that the sides name and that else tell tasks apart."""
     named = {name for side in (*question.compare, question.to) if isinstance(side, dict) for name in side}
     return named - NOT_THE_TASK
-
-
-def _over_tasks(made: Sequence[Comparison], tasks: Sequence[str]) -> Comparison:
-    """The mean over the tasks that have a verdict, by each seed that all of them have."""
-    used = [c for c in made if c.withheld is None and c.paired is not None]
-    base = Comparison(OVER_TASKS, made[0].name, made[0].to, made[0].question)
-    left_out = [f"{c.task} is left out: {c.withheld}" for c in made if c not in used]
-    lacking = [task for task in tasks if task not in {c.task for c in made}]
-    left_out += [f"{task} is left out: there is no run of {base.name}" for task in lacking]
-    if len(used) < 2:
-        return replace(base, withheld="fewer than two tasks have a verdict", left_out=left_out)
-    seeds = sorted(set.intersection(*(set(c.by_seed) for c in used)))
-    alone = sorted(set().union(*(c.by_seed for c in used)) - set(seeds))
-    if alone:
-        left_out.append(f"seeds {', '.join(map(str, alone))} are left out: not all tasks have them")
-    parts = [c.paired for c in used if c.paired is not None]
-    by_seed = {seed: float(np.mean([c.by_seed[seed] for c in used])) for seed in seeds}
-    floor = math.sqrt(sum(part.floor**2 for part in parts)) / len(parts)
-    return replace(
-        base,
-        paired=paired(list(by_seed.values()), floor, max(part.chances for part in parts)) if seeds else None,
-        by_seed=by_seed,
-        tried=(sum(c.tried[0] for c in used), sum(c.tried[1] for c in used)),
-        diverged=(sum(c.diverged[0] for c in used), sum(c.diverged[1] for c in used)),
-        left_out=[f"mean over {len(used)} of {len(tasks)} tasks", *left_out],
-        withheld=too_few(len(seeds)),
-    )
 
 
 def compare(task: Task, side: Side, question: Question) -> Comparison:
@@ -142,7 +124,7 @@ def _best_against_best(task: Task, base: Comparison, side: Side, to: Side) -> Co
     of k groups that are as large as the other side's grid).
     """
     methods = _as_method(task, side), _as_method(task, to)
-    seeds = sorted(set(methods[0].common_seeds()) & set(methods[1].common_seeds()))
+    seeds = shared_seeds(method.common_seeds() for method in methods)
     left_out = [note for method in methods for note in _left_out(method, seeds)]
     for one, other in ((methods[0], methods[1]), (methods[1], methods[0])):
         alone = sorted(set(one.seeds) - set(other.seeds))
@@ -190,7 +172,7 @@ def _matched(task: Task, base: Comparison, side: Side, question: Question) -> Co
     usable = [cell for cell in shared if seeds_of[cell] and 2 * len(seeds_of[cell]) >= most]
     if not usable:
         return replace(base, withheld="no pair of runs differs in nothing but what is compared")
-    seeds = sorted(set.intersection(*(seeds_of[cell] for cell in usable)))
+    seeds = shared_seeds(seeds_of[cell] for cell in usable)
     everyone = set().union(*seeds_of.values())
     left_out = [f"seed {seed} is left out: not all pairs have it" for seed in sorted(everyone - set(seeds))]
     if isinstance(side, str) and isinstance(question.to, str):

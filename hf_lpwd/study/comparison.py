@@ -1,4 +1,4 @@
-"""A comparison of two sides on one task, and the correction over a family of them."""
+"""A comparison of two sides on one task, the mean of several, and the correction over a family of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from hf_lpwd.messages import counted
 from hf_lpwd.study.plan import Question, Side
 from hf_lpwd.study.record import Record, test_score
-from hf_lpwd.study.stats import MIN_SEEDS, Estimate, Paired, Verdict, holm, verdict
-from hf_lpwd.study.tasks import Setting
+from hf_lpwd.study.stats import MIN_SEEDS, Estimate, Paired, Verdict, holm, paired, verdict
+from hf_lpwd.study.tasks import Setting, shared_seeds
 
 #: What the mean over tasks is called where a task stands.
 OVER_TASKS = "mean over tasks"
@@ -105,6 +105,33 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
         replace(c, p_difference=float(d), p_equivalence=float(e), num_tests=len(raw))
         for c, d, e in zip(comparisons, differences, equivalences, strict=True)
     ]
+
+
+def over_tasks(made: Sequence[Comparison], tasks: Sequence[str]) -> Comparison:
+    """The mean over the tasks that have a verdict, by each seed that all of them have."""
+    used = [c for c in made if c.withheld is None and c.paired is not None]
+    base = Comparison(OVER_TASKS, made[0].name, made[0].to, made[0].question)
+    left_out = [f"{c.task} is left out: {c.withheld}" for c in made if c not in used]
+    lacking = [task for task in tasks if task not in {c.task for c in made}]
+    left_out += [f"{task} is left out: there is no run of {base.name}" for task in lacking]
+    if len(used) < 2:
+        return replace(base, withheld="fewer than two tasks have a verdict", left_out=left_out)
+    seeds = shared_seeds(c.by_seed for c in used)
+    alone = sorted(set().union(*(c.by_seed for c in used)) - set(seeds))
+    if alone:
+        left_out.append(f"seeds {', '.join(map(str, alone))} are left out: not all tasks have them")
+    parts = [c.paired for c in used if c.paired is not None]
+    by_seed = {seed: float(np.mean([c.by_seed[seed] for c in used])) for seed in seeds}
+    floor = math.sqrt(sum(part.floor**2 for part in parts)) / len(parts)
+    return replace(
+        base,
+        paired=paired(list(by_seed.values()), floor, max(part.chances for part in parts)) if seeds else None,
+        by_seed=by_seed,
+        tried=(sum(c.tried[0] for c in used), sum(c.tried[1] for c in used)),
+        diverged=(sum(c.diverged[0] for c in used), sum(c.diverged[1] for c in used)),
+        left_out=[f"mean over {len(used)} of {len(tasks)} tasks", *left_out],
+        withheld=too_few(len(seeds)),
+    )
 
 
 def side_name(side: Side) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from hf_lpwd.messages import counted
 from hf_lpwd.study.record import Record, test_score
 from hf_lpwd.study.stats import Estimate, mean_interval
-from hf_lpwd.study.tasks import Method, Setting, Task
+from hf_lpwd.study.tasks import Method, Setting, Task, shared_seeds
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def decay_curve(method: Method, learning_rate: float | None) -> dict[float, dict
 
 def _robustness(method: Method, setting: Setting) -> Robustness | None:
     curve = decay_curve(method, setting.learning_rate)
-    seeds = sorted(set.intersection(*(set(runs) for runs in curve.values()))) if curve else []
+    seeds = shared_seeds(curve.values())
     if len(curve) < 2 or not seeds:
         return None
     scores = [[test_score(runs[seed]) for runs in curve.values()] for seed in seeds]

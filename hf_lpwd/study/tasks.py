@@ -75,8 +75,7 @@ class Method:
 
     def common_seeds(self) -> list[int]:
         """The seeds that all usable settings have."""
-        sets = [set(runs) for runs in self.usable.values()]
-        return sorted(set.intersection(*sets)) if sets else []
+        return shared_seeds(self.usable.values())
 
     def best(self, seeds: Sequence[int]) -> Setting:
         """The usable setting with the highest mean validation accuracy over seeds; the first of several."""
@@ -114,6 +113,12 @@ class Task:
     def has_test(self) -> bool:
         """Whether the test split was read."""
         return any("test" in record.metrics for record in self.records)
+
+
+def shared_seeds(several: Iterable[Iterable[int]]) -> list[int]:
+    """The seeds that stand in each of several collections."""
+    sets = [set(seeds) for seeds in several]
+    return sorted(set.intersection(*sets)) if sets else []
 
 
 def measured(run: Record) -> bool:
