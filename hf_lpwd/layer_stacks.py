@@ -1,4 +1,7 @@
-"""Blocks -> stacks: towers, a backbone and what stands on it, an encoder and its decoder count apart."""
+"""Blocks -> stacks: two towers, a backbone and what is built on it, an encoder and its decoder are stacks.
+
+Each stack counts its own layers. A model with none of these, such as the example of `hf_lpwd.layers`, is one.
+"""
 
 from __future__ import annotations
 
@@ -55,13 +58,17 @@ def find_stacks(model: nn.Module, order: Order) -> list[Stack]:
     blocks = find_blocks(model)
     stacks = _split(model, "", blocks) if blocks else {}
     return [
-        Stack(unwrap_name(path) if len(stacks) > 1 else "", path, _without_lists_in_turn(model, inner, order))
+        Stack(
+            unwrap_name(path) if len(stacks) > 1 else "",
+            path,
+            _first_of_alternating(model, inner, order),
+        )
         for path, inner in stacks.items()
     ]
 
 
 def _split(module: nn.Module, path: str, blocks: list[str]) -> dict[str, list[str]]:
-    """Separates backbone, towers, encoder and decoder, by path: sibling models that each count from 0."""
+    """Path -> blocks of each stack inside of a module; siblings are stacks if each counts its own layers."""
     children = _with_blocks(module, path, blocks)
     stacks = {
         name: _split(child, join(path, name), inner)
@@ -69,7 +76,7 @@ def _split(module: nn.Module, path: str, blocks: list[str]) -> dict[str, list[st
         if inner != [join(path, name)]
     }
     models = [name for name, (child, inner) in children.items() if _is_model(child, join(path, name), inner)]
-    # A tower embeds its own input; the stages of a list do not, or do it each.
+    # A tower embeds its own input. The stages of a list do not, or each of them does.
     lists = (
         [dict(module.named_children())]
         if isinstance(module, CONTAINERS)
@@ -119,10 +126,10 @@ def _embeds(module: nn.Module) -> bool:
     )
 
 
-def _without_lists_in_turn(model: nn.Module, blocks: list[str], order: Order) -> list[str]:
-    """Of lists whose elements run in turn (XLM: attentions, feed-forward layers) the first has the blocks.
+def _first_of_alternating(model: nn.Module, blocks: list[str], order: Order) -> list[str]:
+    """Of lists whose elements alternate (XLM: attentions, feed-forward layers) the first has the blocks.
 
-    They stand side by side, are of one length, and hold different classes.
+    Such lists are siblings of the same length that hold different classes.
     """
     lists: dict[str, list[str]] = {}
     for block in blocks:

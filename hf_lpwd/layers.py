@@ -26,12 +26,12 @@ on one device: ViT lists its embeddings, Swin its stages, PVT nothing.
 ...     head=nn.Linear(16, 3),
 ... ))
 
-1. `layer_blocks`: the innermost units that repeat.
+1. `layer_blocks`: the blocks, the innermost modules that repeat in a list such as a `Sequential`.
 
 >>> find_blocks(network)
 ['stage1.0', 'stage2.0', 'stage2.1']
 
-2. `layer_stacks`: blocks of one tower, encoder or decoder; here there is one.
+2. `layer_stacks`: the blocks that count together, those of a tower, an encoder or a decoder; here all.
 
 >>> find_stacks(network, Order(network))
 [Stack(name='', path='', blocks=['stage1.0', 'stage2.0', 'stage2.1'])]
@@ -39,7 +39,7 @@ on one device: ViT lists its embeddings, Swin its stages, PVT nothing.
 3. `layer_walk`: the modules in the order of registration, which is nearly always the order in which they
    run. Names, classes and widths tell where it is not. Where they tell nothing, `layer_order` asks a forward
    pass on the meta device. If the model's inputs are not known, the order of registration holds; where that
-   may be wrong, a warning names the parameter. At the end, what stands outside of all stacks.
+   may be wrong, a warning names the parameter. At the end, `place_outside`: what is in no stack.
 
 >>> for name, place in layer_index_map(network).places.items():
 ...     if name in ("embed.weight", "downsample.weight", "norm.weight", "head.weight") or "norm2.w" in name:
