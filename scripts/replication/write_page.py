@@ -1,6 +1,6 @@
 """Fills the tables and figures of model_cards/REPLICATION.md from the committed records.
 
-    python scripts/replication/write_page.py            # after `hf-lpwd study pack runs/C1 .../C1.jsonl.gz`
+    python scripts/replication/write_page.py            # after `pack.py`
 
 A table of the page stands between ``<!-- NAME -->`` and ``<!-- end -->`` and is replaced; the text around
 them is written by hand. NAME is ``verdicts/QUESTION``; ``by_amount/METHOD``; ``rates/CONTEXT``; ``chosen``;
@@ -68,7 +68,7 @@ def verdicts(tables: Path, question: int) -> pd.DataFrame:
         columns["seeds"][task] = row["seeds"]
         interval = f"({row[f'{points} low']:+.2f} to {row[f'{points} high']:+.2f})"
         cell = f"**{row['verdict']}** {row[points]:+.2f} {interval}"
-        columns.setdefault(f"{plain(row['compared'])} - {plain(row['with'])}", {})[task] = cell
+        columns.setdefault(f"{row['compared']} - {row['with']}", {})[task] = cell
         seen = max(float(columns["visible"].get(task, 0.0)), row["could have shown, points"])
         columns["visible"][task] = f"{seen:.2f}"
     order = ["context", *[name for name in columns if " - " in name], "seeds", "visible"]
@@ -93,20 +93,15 @@ def chosen(tables: Path, contexts: list[Path]) -> pd.DataFrame:
             f"{amounts[min(amounts, key=lambda rate: abs(rate - row['decay']))]}"
             for _, row in table.iterrows()
         ]
-        columns[path.name.partition(".")[0]] = dict(zip(table["method"].map(plain), cells, strict=True))
+        columns[path.name.partition(".")[0]] = dict(zip(table["method"], cells, strict=True))
     return pd.DataFrame(columns).fillna("-").rename_axis("method").reset_index()
-
-
-def plain(method: str) -> str:
-    """The name of a method as the protocol has it."""
-    return re.sub(r"\d+(,\d+)+", "shuffled", method)
 
 
 def accuracies(path: Path) -> pd.DataFrame:
     """Test accuracy in percent by method, rate and seed, of the seeds whose runs are complete."""
     frame = pd.DataFrame(
         {
-            "method": plain(record.method),
+            "method": record.method,
             "rate": record.settings.weight_decay,
             "seed": record.settings.seed,
             "accuracy": 100.0 * record.metrics["test"].accuracy,
@@ -118,9 +113,14 @@ def accuracies(path: Path) -> pd.DataFrame:
     return frame[frame["seed"].isin(counts.index[counts == planned])]
 
 
+def mean_accuracies(path: Path) -> pd.Series:
+    """Their means over the seeds, by method and rate; rounded, as sums depend on the order of records."""
+    return accuracies(path).groupby(["method", "rate"])["accuracy"].mean().round(6)
+
+
 def rates(records: Path) -> pd.DataFrame:
     """Test accuracy in percent of each method at each total decay: mean over the complete seeds."""
-    means = accuracies(records).groupby(["method", "rate"])["accuracy"].mean().unstack()
+    means = mean_accuracies(records).unstack()
     # Without decay there is one run a seed, at the rate 0.
     means.columns = pd.Index(["none", *TOTAL_DECAY] if 0.0 in means.columns else TOTAL_DECAY)
     return means.map("{:.2f}".format).replace("nan", "-").rename_axis("method").reset_index()
@@ -149,7 +149,7 @@ def prediction(contexts: list[Path]) -> pd.DataFrame:
     """
     rows = []
     for path in contexts:
-        table = accuracies(path).groupby(["method", "rate"])["accuracy"].mean()
+        table = mean_accuracies(path)
         seen = pd.DataFrame(
             {"rate": record.settings.weight_decay, "all": 100.0 * mean(record.opposing_penalty.rates["all"])}
             for record in load_records(str(path))
@@ -157,7 +157,8 @@ def prediction(contexts: list[Path]) -> pd.DataFrame:
         )
         for (rate, r_op), total in zip(seen.groupby("rate")["all"].mean().items(), TOTAL_DECAY, strict=True):
             gains = [
-                table[f"{timing} uniform", rate] - table["wd uniform", rate] for timing in ("rwd", "pwd")
+                round(table[f"{timing} uniform", rate] - table["wd uniform", rate], 6)
+                for timing in ("rwd", "pwd")
             ]
             rows.append((path.name.partition(".")[0], total, r_op, *gains))
     columns = ["context", "total decay", "R_op, %", "rwd - wd, points", "pwd - wd, points"]
