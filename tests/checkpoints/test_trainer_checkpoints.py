@@ -299,6 +299,15 @@ def test_stopped_by_a_signal_it_resumes_exactly(tmp_path, step, strategy):
     assert losses[0] == losses[1]
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in the foreground; what a shell starts in the background ignores it."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not(tmp_path):
     stop = StopOnSignal()
     callbacks = [Signal(4, signal.SIGTERM), Signal(4, signal.SIGTERM), Signal(4, signal.SIGINT), stop]
