@@ -126,6 +126,11 @@ def rates(records: Path) -> pd.DataFrame:
     return means.map("{:.2f}".format).replace("nan", "-").rename_axis("method").reset_index()
 
 
+def points(difference: float) -> str:
+    """A difference with its sign and two digits, where zero is +0.00."""
+    return f"{round(difference, 2) + 0.0:+.2f}"
+
+
 def by_amount(contexts: list[Path], method: str) -> pd.DataFrame:
     """Points of test accuracy of a method above `wd uniform` at each total decay, paired by seed."""
     columns: dict[str, list[str]] = {"total decay": list(TOTAL_DECAY)}
@@ -137,7 +142,7 @@ def by_amount(contexts: list[Path], method: str) -> pd.DataFrame:
             mean_interval(differences) for differences in (table[method] - table["wd uniform"]).to_numpy().T
         ]
         columns[path.name.partition(".")[0]] = [
-            f"{e.value:+.2f} ({e.low:+.2f} to {e.high:+.2f})" for e in found
+            f"{points(e.value)} ({points(e.low)} to {points(e.high)})" for e in found
         ]
     return pd.DataFrame(columns)
 
@@ -167,7 +172,7 @@ def prediction(contexts: list[Path]) -> pd.DataFrame:
     rho = [f"{spearmanr(r_op, gain).statistic:+.2f}" for gain in gains]
     texts = numbers.assign(
         **{columns[2]: r_op.map("{:.3f}".format)},
-        **{gain.name: gain.map("{:+.2f}".format) for gain in gains},
+        **{gain.name: gain.map(points) for gain in gains},
     )
     return pd.concat([texts, pd.DataFrame([("all", "all", "correlation", *rho)], columns=columns)])
 
@@ -195,7 +200,7 @@ def opposing_penalty(folder: Path) -> pd.DataFrame:
         half = len(table) // 2
         parts = [100.0 * table["all"][:half].mean(), 100.0 * table["all"][half:].mean()]
         rows.append((total, *(f"{value:.3f}" for value in (*values, *parts))))
-    columns = ["all layers", "layer 0", "layer 7", "first half of training", "second half"]
+    columns = ["all, %", "layer 0, the stem", "layer 7, the head", "first half of training", "second half"]
     return pd.DataFrame(rows, columns=["total decay", *columns])
 
 
@@ -208,10 +213,17 @@ def equivalence(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["total decay", "rwd", "pwd", "AdamW, other batches"])
 
 
+def trained(run: str) -> str:
+    """The method and total decay of a model of diagnostics.sh: `wd-18.52` is `wd 3.5`."""
+    name, _, rate = run.partition("-")
+    name = {"none": "no decay", "linear": "pwd linear matched"}.get(name, name)
+    return f"{name} {dict(zip(RATES, TOTAL_DECAY, strict=True)).get(rate, '')}".strip()
+
+
 def feature_norms(folder: Path) -> pd.DataFrame:
-    """Ratio of the norm of a block's output to that of its input, by block."""
+    """Ratio of the norm of a block's output to that of its input, by block, method and total decay."""
     table = pd.read_csv(folder / "diagnostics/feature_norms.csv")
-    table["run"] = table["run"].map(lambda run: Path(run).name)
+    table["run"] = table["run"].map(lambda run: trained(Path(run).name))
     ratios = table.pivot(index="layer", columns="run", values="ratio")[list(dict.fromkeys(table["run"]))]
     return ratios.map("{:.3f}".format).reset_index()
 
@@ -222,7 +234,7 @@ def shrink(folder: Path) -> pd.DataFrame:
     for path in sorted(folder.glob("diagnostics/shrink-*.csv")):
         table = pd.read_csv(path)
         columns["weights multiplied by"] = table.iloc[:, 0].map("{:g}".format)
-        columns[path.stem.removeprefix("shrink-")] = table["all"].map(lambda value: f"{100.0 * value:.2f}")
+        columns[trained(path.stem.removeprefix("shrink-"))] = (100.0 * table["all"]).map("{:.2f}".format)
     return pd.DataFrame(columns)
 
 
