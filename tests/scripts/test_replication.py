@@ -1,5 +1,7 @@
 """The files of the replication: its study at full size parses, plans and starts; records make its page."""
 
+import gzip
+import json
 from pathlib import Path
 
 import matplotlib
@@ -87,3 +89,23 @@ def test_the_records_make_every_table_and_figure_of_the_page(monkeypatch, tmp_pa
     edited = text.replace("CIFAR-10 | 330 |", "CIFAR-10 | 331 |")
     assert edited != text
     assert write_page.fill(edited, records, tmp_path / "figures") == text
+
+
+def test_packed_records_name_the_shuffled_schedules_and_change_nothing_else(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(REPLICATION)
+    import pack
+
+    (tmp_path / "C8").mkdir()
+    first = load_records(str(pack.RECORDS / "C1.jsonl.gz"))[:3]
+    before = {}
+    for record, method in zip(first, ("wd 2,0,1 matched", "wd linear matched", "no decay"), strict=True):
+        written = json.loads(record.model_dump_json(exclude_unset=True)) | {"method": method}
+        before[record.id] = written
+        (tmp_path / "C8" / f"{record.id}.json").write_text(json.dumps(written))
+    monkeypatch.setattr("sys.argv", ["pack.py", str(tmp_path / "C8"), "--out", str(tmp_path)])
+    pack.main()
+    lines = gzip.decompress((tmp_path / "C8.jsonl.gz").read_bytes()).decode().splitlines()
+    after = {record["id"]: record for record in map(json.loads, lines)}
+    assert after[first[0].id].pop("method") == "wd shuffled matched"
+    assert before[first[0].id].pop("method") == "wd 2,0,1 matched"
+    assert after == before

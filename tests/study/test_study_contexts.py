@@ -28,7 +28,7 @@ METHODS = (
     "pwd linear matched",
     "pwd linear",
     "wd reverse matched",
-    "wd 6,0,5,3,7,1,2,4 matched",
+    "wd shuffled matched",
 )
 RATES = (0.5291, 3.175, 18.52, 105.8)
 #: File -> what its runs share, and its number of seeds.
