@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from statistics import mean
 
@@ -60,14 +61,13 @@ def report(records: list[Path], questions: str, out: Path) -> None:
 def verdicts(tables: Path, question: int) -> pd.DataFrame:
     """The comparisons of a question: verdict and points in each context, and the mean over them."""
     table = pd.read_csv(tables / f"differences-{question}.csv")
-    points = "difference over seeds, points"
+    value = "difference over seeds, points"
     columns: dict[str, dict[str, str]] = {"context": {}, "seeds": {}, "visible": {}}
     for _, row in table.iterrows():
         task = row["task"]
         columns["context"][task] = named(task)
         columns["seeds"][task] = row["seeds"]
-        interval = f"({row[f'{points} low']:+.2f} to {row[f'{points} high']:+.2f})"
-        cell = f"**{row['verdict']}** {row[points]:+.2f} {interval}"
+        cell = f"**{row['verdict']}** {with_interval(row[value], row[f'{value} low'], row[f'{value} high'])}"
         columns.setdefault(f"{row['compared']} - {row['with']}", {})[task] = cell
         seen = max(float(columns["visible"].get(task, 0.0)), row["could have shown, points"])
         columns["visible"][task] = f"{seen:.2f}"
@@ -97,6 +97,7 @@ def chosen(tables: Path, contexts: list[Path]) -> pd.DataFrame:
     return pd.DataFrame(columns).fillna("-").rename_axis("method").reset_index()
 
 
+@cache
 def accuracies(path: Path) -> pd.DataFrame:
     """Test accuracy in percent by method, rate and seed, of the seeds whose runs are complete."""
     frame = pd.DataFrame(
@@ -131,6 +132,11 @@ def points(difference: float) -> str:
     return f"{round(difference, 2) + 0.0:+.2f}"
 
 
+def with_interval(value: float, low: float, high: float) -> str:
+    """A difference and its interval."""
+    return f"{points(value)} ({points(low)} to {points(high)})"
+
+
 def by_amount(contexts: list[Path], method: str) -> pd.DataFrame:
     """Points of test accuracy of a method above `wd uniform` at each total decay, paired by seed."""
     columns: dict[str, list[str]] = {"total decay": list(TOTAL_DECAY)}
@@ -141,9 +147,7 @@ def by_amount(contexts: list[Path], method: str) -> pd.DataFrame:
         found = [
             mean_interval(differences) for differences in (table[method] - table["wd uniform"]).to_numpy().T
         ]
-        columns[path.name.partition(".")[0]] = [
-            f"{points(e.value)} ({points(e.low)} to {points(e.high)})" for e in found
-        ]
+        columns[path.name.partition(".")[0]] = [with_interval(e.value, e.low, e.high) for e in found]
     return pd.DataFrame(columns)
 
 
