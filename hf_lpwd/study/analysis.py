@@ -93,9 +93,9 @@ def analyse(
     tasks = make_tasks(records, plan)
     if all(record.outcome == "failed" for task in tasks for record in task.records):
         raise BadInputError(f"none of the {len(records)} runs has completed")
-    explicit = baseline is not None or plan is not None or questions is not None
     asked = _questions(questions or (plan.questions if plan else [Question()]), questions, baseline, margin)
-    _check_sides(tasks, asked, explicit)
+    if baseline is not None or plan is not None or questions is not None:
+        _check_sides(tasks, asked, baseline)
     chosen = baseline or next((q.to for q in asked if isinstance(q.to, str)), DEFAULT_BASELINE)
     counts = _count(tasks, records, plan)
     said: list[str] = []
@@ -179,17 +179,21 @@ def _answered(
     return made
 
 
-def _check_sides(tasks: Sequence[Task], questions: Sequence[Question], explicit: bool) -> None:
-    """Refuses a baseline that was asked for and that a task lacks."""
+def _check_sides(tasks: Sequence[Task], questions: Sequence[Question], baseline: str | None) -> None:
+    """Refuses a baseline that no task has, and the one given for all questions where a task lacks it."""
     for question in questions:
-        for task in tasks:
-            names = sorted(task.methods)
-            asked = any(has_runs(task, side) for side in question.compare or _grid_methods(task))
-            if explicit and asked and isinstance(question.to, str) and question.to not in names:
-                raise BadInputError(
-                    f"{unknown('baseline', question.to, names)} (the methods on {task.name} are "
-                    f"{', '.join(names)})"
-                )
+        asked = [
+            task
+            for task in tasks
+            if any(has_runs(task, side) for side in question.compare or _grid_methods(task))
+        ]
+        lacking = [task for task in asked if isinstance(question.to, str) and question.to not in task.methods]
+        if lacking and (len(lacking) == len(asked) or question.to == baseline):
+            names = sorted(lacking[0].methods)
+            raise BadInputError(
+                f"{unknown('baseline', question.to, names)} (the methods on {lacking[0].name} are "
+                f"{', '.join(names)})"
+            )
 
 
 def _grid_methods(task: Task) -> list[Side]:

@@ -251,6 +251,17 @@ class TestTheBaseline:
         ):
             analyse(self.records, baseline="wd uniform")
 
+    def test_of_one_question_may_be_missing_in_a_task(self):
+        """As `pwd linear matched` in a context without schedules; missing everywhere, it is a mistake."""
+        asked = Question(compare=["pwd linear"], to="l2 uniform")
+        study = analyse(self.records, baseline="pwd linear", questions=[asked])
+        missing, found = study.primary_comparisons
+        assert missing.withheld == "there is no run of l2 uniform on a, default model"
+        assert found.task == "b, default model"
+        assert found.paired is not None
+        with pytest.raises(BadInputError, match="unknown baseline 'l2 unifrom': did you mean 'l2 uniform'"):
+            analyse(self.records[len(self.records) // 2 :], questions=[Question(to="l2 unifrom")])
+
     def test_is_never_replaced(self):
         ((_, comparisons),) = analyse(self.records).primary
         missing = [c for c in comparisons if c.task.startswith("b")]
