@@ -55,22 +55,29 @@ def with_interval(estimate: Estimate) -> str:
 # -- from the tables of a report
 
 
-def verdicts(tables: Path, question: int) -> pd.DataFrame:
-    """The comparisons of a question: verdict and points in each context, and the mean over them."""
-    table = pd.read_csv(tables / f"differences-{question}.csv")
-    value = "difference over seeds, points"
-    columns: dict[str, dict[str, str]] = {"context": {}, "seeds": {}, "visible": {}}
-    for _, row in table.iterrows():
+def differences(table: Path) -> pd.DataFrame:
+    """The comparisons of a question in each context: verdict, if the question asks for one, and points.
+
+    Args:
+        table: ``differences-1.csv`` of a report, or ``secondary.csv``.
+    """
+    comparisons = pd.read_csv(table)
+    value, visible = "difference over seeds, points", "could have shown, points"
+    columns: dict[str, dict[str, str]] = {"context": {}, "seeds": {}}
+    for _, row in comparisons.dropna(subset=[value]).iterrows():
         task = row["task"]
         columns["context"][task] = named(task)
         columns["seeds"][task] = row["seeds"]
         difference = Estimate(row[value], row[f"{value} low"], row[f"{value} high"])
-        cell = f"**{row['verdict']}** {with_interval(difference)}"
+        verdict = f"**{row['verdict']}** " if "verdict" in row else ""
+        cell = verdict + with_interval(difference)
         columns.setdefault(f"{row['compared']} - {row['with']}", {})[task] = cell
-        seen = max(float(columns["visible"].get(task, 0.0)), row["could have shown, points"])
-        columns["visible"][task] = f"{seen:.2f}"
+    if visible in comparisons:
+        # Of several comparisons the largest.
+        largest = comparisons.groupby("task")[visible].max()
+        columns["visible"] = largest.map("{:.2f}".format).to_dict()
     order = ["context", *[name for name in columns if " - " in name], "seeds", "visible"]
-    return pd.DataFrame(columns)[order].fillna("-")
+    return pd.DataFrame(columns).fillna("-")[[name for name in order if name in columns]]
 
 
 def named(task: str) -> str:

@@ -3,10 +3,10 @@
     python scripts/replication/write_page.py            # after `pack.py`
 
 A table of the page stands between ``<!-- NAME -->`` and ``<!-- end -->`` and is replaced; the text around
-them is written by hand. NAME is ``verdicts/QUESTION``; ``by_amount/METHOD``; ``rates/CONTEXT``;
-``controls/TABLE``, a table of `hf-lpwd report` over C1 and its controls; or another function of
-`page_tables`, of a context if one follows the slash. A context counts from five complete seeds on. The same
-records give the same bytes.
+them is written by hand. NAME is ``verdicts/QUESTION``; ``secondary``; ``by_amount/METHOD``;
+``rates/CONTEXT``; ``controls/TABLE``, a table of `hf-lpwd report` over C1 and its controls; or another
+function of `page_tables`, of a context if one follows the slash. A context counts from five complete seeds
+on. The same records give the same bytes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def fill(page: str, folder: Path, figures: Path) -> str:
             if kind == "controls":
                 return match[1] + (of_controls / f"{which}.md").read_text().strip() + "\n"
             if kind == "verdicts":
-                made = page_tables.verdicts(answers, int(which.removeprefix("Q")))
+                made = page_tables.differences(answers / f"differences-{which.removeprefix('Q')}.csv")
+            elif kind == "secondary":
+                made = page_tables.differences(answers / "secondary.csv")
             elif kind == "by_amount":
                 made = page_tables.by_amount(contexts, which.replace("_", " "))
             elif kind == "prediction":
