@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hf_lpwd.messages import value_range
-from hf_lpwd.study.comparison import Comparison
-from hf_lpwd.study.plotting import INK, Figure, new_canvas, percent, saved, style
+from hf_lpwd.study.plotting import INK, Figure, new_canvas, panels, percent, saved, style
 from hf_lpwd.study.record import test_score
 from hf_lpwd.study.results import MethodResult, decay_curve, has_test
 from hf_lpwd.study.stats import Array, mean_interval, performance_profile
@@ -26,46 +24,6 @@ def draw_figures(results: Sequence[MethodResult], baseline: str) -> list[Figure 
         _opposing(results),
         _training(results),
     ]
-
-
-def draw_forest(comparisons: Sequence[Comparison], name: str, title: str, with_task: bool) -> Figure | None:
-    """Draws differences with their intervals over seeds, thin over test images too, and the margin's band."""
-    shown = [c for c in comparisons if c.paired is not None and c.split == "test"]
-    if not shown:
-        return None
-    others = {c.to for c in shown}
-    labels = [
-        "\n".join(
-            [c.name, *([f"against {c.to}"] if len(others) > 1 else []), *([c.task] if with_task else [])]
-        )
-        for c in shown
-    ]
-    height = 0.16 + 0.17 * max(label.count("\n") + 1 for label in labels)
-    with new_canvas(5.2, 1.0 + height * len(shown)) as canvas:
-        axes = canvas.subplots()
-        texts: list[str] = []
-        margins = {c.question.margin for c in shown}
-        band: dict[str, Any] = {"color": "C0", "alpha": 0.12, "linewidth": 0}
-        if len(margins) == 1:
-            axes.axvspan(-max(margins), max(margins), **band)
-        for row, c in enumerate(reversed(shown)):
-            if len(margins) > 1:
-                axes.barh(row, 2.0 * c.question.margin, height=1.0, left=-c.question.margin, **band)
-            value, low, high = percent(c.difference)
-            wide = c.over_images
-            if wide is not None and not math.isnan(wide.low):
-                axes.plot(percent(wide)[1:], [row, row], color="black", linewidth=0.8)
-            if not math.isnan(low):
-                axes.plot([low, high], [row, row], color="C0", linewidth=3.0)
-            axes.plot([value], [row], "o", color="black", markersize=5)
-            texts.insert(0, f"{c.name} against {c.to} {value:+.2f} ({c.verdict})")
-        axes.axvline(0.0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(shown)), labels[::-1], fontsize=8)
-        to = f" to {next(iter(others))}" if len(others) == 1 else ""
-        margin = value_range(margins)
-        canvas.supxlabel(f"difference{to}, points of test accuracy\n(band: margin of {margin})", fontsize=9)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        return saved(canvas, name, title, f"Forest plot, points of test accuracy. {'; '.join(texts)}.")
 
 
 def draw_profile(scores: Mapping[str, Sequence[Array]]) -> Figure | None:
@@ -102,9 +60,9 @@ def _decay_curves(results: Sequence[MethodResult], baseline: str) -> Figure | No
     if len(decays) < 2:
         return None
     with new_canvas(5.2, 0.6 + 1.9 * math.ceil(len(curves) / 2)) as canvas:
-        panels = _panels(canvas, curves, sharex=True, sharey=True)
+        parts = panels(canvas, curves, sharex=True, sharey=True)
         texts = []
-        for number, (panel, (name, curve)) in enumerate(zip(panels, curves.items(), strict=True)):
+        for number, (panel, (name, curve)) in enumerate(zip(parts, curves.items(), strict=True)):
             if baseline in curves:
                 panel.plot(curves[baseline]["value"], color="grey", linestyle=":")
             look = style(number)
@@ -121,15 +79,6 @@ def _decay_curves(results: Sequence[MethodResult], baseline: str) -> Figure | No
         canvas.supylabel(f"{split} accuracy, %", fontsize=9)
         alt = f"{split.capitalize()} accuracy in percent against the decay rate. {'; '.join(texts)}."
         return saved(canvas, "decay", "Accuracy against the decay rate, with 95% bands over seeds", alt)
-
-
-def _panels(canvas: Any, shown: Sized, **options: Any) -> list[Any]:
-    """A panel for each of what is shown, in up to two columns."""
-    columns = min(2, len(shown))
-    panels = canvas.subplots(-(-len(shown) // columns), columns, squeeze=False, **options).flat
-    for panel in panels[len(shown) :]:
-        panel.set_axis_off()
-    return list(panels[: len(shown)])
 
 
 def _test_by_decay(result: MethodResult) -> pd.DataFrame:
@@ -152,7 +101,7 @@ def _heat_maps(results: Sequence[MethodResult]) -> Figure | None:
     low, high = known.min(), known.max()
     with new_canvas(5.2, 0.9 + (0.7 + 0.45 * len(rates)) * math.ceil(len(maps) / 2)) as canvas:
         texts = []
-        for panel, (name, values) in zip(_panels(canvas, maps), maps.items(), strict=True):
+        for panel, (name, values) in zip(panels(canvas, maps), maps.items(), strict=True):
             panel.imshow(values, vmin=low, vmax=high, cmap="viridis", aspect="auto")
             panel.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
             panel.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
@@ -217,8 +166,8 @@ def _opposing(results: Sequence[MethodResult]) -> Figure | None:
         return None
     with new_canvas(5.2, 2.6 * len(measured)) as canvas:
         texts = []
-        panels = canvas.subplots(len(measured), 1, squeeze=False, sharex=True)
-        for panel, (name, series) in zip(panels.flat, measured.items(), strict=True):
+        rows = canvas.subplots(len(measured), 1, squeeze=False, sharex=True)
+        for panel, (name, series) in zip(rows.flat, measured.items(), strict=True):
             rates = _mean_by_index(pd.DataFrame(one.rates, index=one.steps, dtype=float) for one in series)
             for number, (layer, values) in enumerate(rates.items()):
                 thick = {"color": "black", "linewidth": 2.5}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,15 @@ def new_canvas(width: float, height: float) -> Iterator[Canvas]:
     look = {"text.parse_math": False, "svg.hashsalt": "hf-lpwd", "svg.fonttype": "none", "font.size": 10}
     with matplotlib.rc_context({**look, "axes.facecolor": "none", "legend.framealpha": 0.0}):
         yield Canvas(figsize=(width, height), layout="constrained")
+
+
+def panels(canvas: Canvas, shown: Sized, **options: Any) -> list[Any]:
+    """A panel for each of what is shown, in up to two columns."""
+    columns = min(2, len(shown))
+    made = canvas.subplots(-(-len(shown) // columns), columns, squeeze=False, **options).flat
+    for panel in made[len(shown) :]:
+        panel.set_axis_off()
+    return list(made[: len(shown)])
 
 
 def saved(canvas: Canvas, name: str, title: str, alt: str) -> Figure:

@@ -14,7 +14,8 @@ from hf_lpwd.messages import counted
 from hf_lpwd.study.analysis import Study, analyse
 from hf_lpwd.study.answer import answers, question_names, question_text, sentence
 from hf_lpwd.study.comparison import Comparison
-from hf_lpwd.study.figures import draw_figures, draw_forest, draw_profile
+from hf_lpwd.study.figures import draw_figures, draw_profile
+from hf_lpwd.study.forest import draw_forest
 from hf_lpwd.study.plan import Question, read_plan
 from hf_lpwd.study.plotting import Figure
 from hf_lpwd.study.records import load_records

@@ -11,7 +11,8 @@ from study_records import failed_record, run_of, write_records
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.analysis import analyse
 from hf_lpwd.study.answer import answers, sentence
-from hf_lpwd.study.figures import draw_forest, draw_profile
+from hf_lpwd.study.figures import draw_profile
+from hf_lpwd.study.forest import draw_forest
 from hf_lpwd.study.plan import Plan, PlannedRun, Question
 from hf_lpwd.study.record import Record
 from hf_lpwd.study.report import write_report
@@ -358,7 +359,7 @@ def test_intervals_over_seeds_and_over_test_images():
 def test_the_forest_plot_shows_the_interval_of_the_verdict_and_no_other(monkeypatch):
     """A bootstrap of these five differences, +0.12 to +3.02, would exclude 0; the t interval does not."""
     drawn = []
-    monkeypatch.setattr("hf_lpwd.study.figures.saved", lambda canvas, *_: drawn.append(canvas.axes[0]))
+    monkeypatch.setattr("hf_lpwd.study.forest.saved", lambda canvas, *_: drawn.append(canvas.axes[0]))
     records = [run_of("wd uniform", s, 0.7) for s in SEEDS]
     differences = [0.03, -0.005, 0.04, 0.0, 0.011]
     found = only(analyse(records + [run_of("pwd linear", s, 0.7 + d) for s, d in enumerate(differences)]))

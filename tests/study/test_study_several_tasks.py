@@ -5,7 +5,7 @@ import pytest
 from study_records import run_of
 
 from hf_lpwd.messages import BadInputError
-from hf_lpwd.study import figures
+from hf_lpwd.study import forest
 from hf_lpwd.study.analysis import analyse
 from hf_lpwd.study.answer import answers, sentence
 from hf_lpwd.study.plan import Question
@@ -178,14 +178,39 @@ def test_the_advice_is_the_setting_that_was_compared():
 def test_the_forest_plot_shows_the_margin_of_each_question(monkeypatch):
     """One of 0.5 points would make a difference look smaller than a margin of 0.1 points."""
     canvases = []
-    monkeypatch.setattr(figures, "saved", lambda canvas, *texts: canvases.append(canvas))
+    monkeypatch.setattr(forest, "saved", lambda canvas, *texts: canvases.append(canvas))
     questions = [Question(margin=0.1), Question(compare=["pwd linear"], at="equal", margin=0.5)]
     study = analyse(runs("a"), questions=questions)
-    figures.draw_forest(study.primary_comparisons, "differences", "Primary questions", False)
+    forest.draw_forest(study.primary_comparisons, "differences", "Primary questions", False)
     (axes,) = canvases[0].axes
     bands = sorted((bar.get_y() + bar.get_height() / 2, bar.get_x(), bar.get_width()) for bar in axes.patches)
     assert bands == [
-        (0.0, pytest.approx(-0.5), pytest.approx(1.0)),
-        (1.0, pytest.approx(-0.1), pytest.approx(0.2)),
+        (0.0, pytest.approx(-0.1), pytest.approx(0.2)),
+        (1.0, pytest.approx(-0.5), pytest.approx(1.0)),
     ]
     assert canvases[0].get_supxlabel().endswith("(band: margin of 0.1 to 0.5)")
+
+
+def test_the_forest_plot_tells_questions_apart_and_has_a_row_for_each_task(monkeypatch):
+    """The same two methods in two questions had the same label, and each task a label of three lines."""
+    canvases = []
+    monkeypatch.setattr(forest, "saved", lambda canvas, *texts: canvases.append((canvas, texts[2])))
+    questions = [
+        Question(name="Q1", compare=["pwd linear"], at="equal"),
+        Question(name="Q2", compare=["pwd linear"], at="equal", measure="range", over_tasks=True),
+    ]
+    records = [
+        run_of(method, seed, 0.7 + 0.1 * gain + 0.01 * seed * gain, weight_decay=rate, dataset_name=task)
+        for task, gain in (("a", 1), ("b", 2))
+        for method, rate in ((m, r) for m in METHODS for r in (0.1, 1.0))
+        for seed in range(5)
+    ]
+    comparisons = analyse(records, questions=questions).primary_comparisons
+    forest.draw_forest(comparisons, "differences", "Primary questions", True)
+    ((canvas, alt),) = canvases
+    assert [axes.get_title() for axes in canvas.axes] == ["Q1: pwd linear", "Q2: pwd linear, range"]
+    tasks = ["a, default model", "b, default model", "mean over tasks"]
+    assert [label.get_text() for label in canvas.axes[0].get_yticklabels()] == tasks
+    rows = [[dot.get_ydata()[0] for dot in axes.lines if dot.get_marker() == "o"] for axes in canvas.axes]
+    assert rows == [[0, 1], [0, 1, 2]]
+    assert "pwd linear against wd uniform on b, default model +0.00" in alt
