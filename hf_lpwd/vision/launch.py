@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from copy import copy
 from typing import Any
 
@@ -10,6 +11,8 @@ from transformers import SchedulerType, Trainer, TrainingArguments, get_schedule
 from transformers.integrations import get_available_reporting_integrations, unset_hf_deepspeed_config
 
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
+
+logger = logging.getLogger(__name__)
 
 #: accelerate leaves fp16 out on a CPU, without a word.
 FP16_ON_A_CPU = "mixed precision fp16 needs a GPU, and on a CPU would be float32: use bf16 or none"
@@ -56,8 +59,9 @@ def check_settings(args: TrainingArguments) -> None:
 
 def _check_schedule(args: TrainingArguments) -> None:
     name, given = args.lr_scheduler_type, args.lr_scheduler_kwargs or {}
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     try:
-        get_scheduler(name, torch.optim.SGD([torch.zeros(1)], lr=1.0), 1, 10, args.lr_scheduler_kwargs)
+        get_scheduler(name, optimizer, 5, 10, args.lr_scheduler_kwargs)
     except (TypeError, ValueError) as error:
         # transformers gives the other schedules what they need.
         lacks = name == SchedulerType.WARMUP_STABLE_DECAY and "num_decay_steps" not in given
@@ -66,6 +70,15 @@ def _check_schedule(args: TrainingArguments) -> None:
             f"lr_scheduler_type {name.value!r} does not work with lr_scheduler_kwargs "
             f"{args.lr_scheduler_kwargs}: {why}"
         ) from error
+    if given and name in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP):
+        raise ValueError(f"lr_scheduler_kwargs is {given}, but lr_scheduler_type {name.value!r} takes none")
+    if args.warmup_steps and optimizer.param_groups[0]["lr"] == 1.0:
+        logger.warning(
+            "warmup_steps %g has no effect: lr_scheduler_type %r has no warmup, and 'constant_with_warmup' "
+            "has",
+            args.warmup_steps,
+            name.value,
+        )
 
 
 def _check_trackers(args: TrainingArguments) -> None:

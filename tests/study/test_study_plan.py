@@ -271,6 +271,15 @@ def test_a_file_for_a_budget_without_one_is_refused(tmp_path, capsys):
     assert "out is the study that a budget buys: add --budget" in capsys.readouterr().err
 
 
+def test_the_file_for_a_budget_replaces_no_other(tmp_path, capsys):
+    """It replaced the study itself, and its comments were gone."""
+    path = tmp_path / "study.yaml"
+    path.write_text(GRID)
+    assert main(["study", "plan", str(path), "--budget", "10h", "--out", str(path)]) == 2
+    assert f"{path} is there already: name another file" in capsys.readouterr().err
+    assert path.read_text() == GRID
+
+
 def test_a_rate_that_takes_whole_weights_away_is_refused_before_the_first_run(tmp_path, capsys):
     path = tmp_path / "study.yaml"
     path.write_text(GRID.replace("learning_rate: 1e-2", "learning_rate: 1"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import SchedulerType
 from transformers.integrations.deepspeed import (
     is_deepspeed_zero3_enabled,
     set_hf_deepspeed_config,
@@ -304,6 +305,10 @@ def test_what_a_package_is_missing_for_is_said_before_anything_loads():
             {"lr_scheduler_type": "cosine_with_min_lr"},
             "lr_scheduler_type 'cosine_with_min_lr' does not work with lr_scheduler_kwargs None: One of min",
         ),
+        (
+            {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"num_cycles": 2}},
+            "lr_scheduler_kwargs is {'num_cycles': 2}, but lr_scheduler_type 'constant' takes none",
+        ),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             check_settings(arguments_from(changes)[2])
@@ -314,6 +319,24 @@ def test_what_a_package_is_missing_for_is_said_before_anything_loads():
     )
     check_settings(arguments_from({"optim": "sgd", "optim_args": "momentum=0.9, nesterov=True"})[2])
     check_settings(arguments_from({"optim": "rmsprop", "optim_args": "eps=1e-3"})[2])
+
+
+@pytest.mark.parametrize("steps", [0.1, 500])
+def test_a_warmup_that_the_schedule_does_not_have_is_said(steps, caplog):
+    for name in SchedulerType:
+        needs = {
+            "warmup_stable_decay": {"num_decay_steps": 3},
+            "cosine_with_min_lr": {"min_lr": 0.1},
+            "cosine_warmup_with_min_lr": {"min_lr": 0.1},
+        }
+        settings = {"lr_scheduler_type": name.value, "lr_scheduler_kwargs": needs.get(name.value)}
+        check_settings(arguments_from(settings | {"warmup_steps": steps})[2])
+        check_settings(arguments_from(settings | {"warmup_steps": 0})[2])
+    assert caplog.messages == [
+        f"warmup_steps {steps:g} has no effect: lr_scheduler_type {name!r} has no warmup, and "
+        "'constant_with_warmup' has"
+        for name in ("constant", "reduce_lr_on_plateau", "greedy")
+    ]
 
 
 @pytest.mark.parametrize(
