@@ -6,13 +6,13 @@ differences in points; intervals are 95% t intervals over seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean
 
 import pandas as pd
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 
 from hf_lpwd.study.record import Record
 from hf_lpwd.study.records import load_records
@@ -33,6 +33,8 @@ CONTEXTS = {
 }
 #: The sum of learning rate times rate over a run, at the four rates of each context.
 TOTAL_DECAY = ("0.1", "0.6", "3.5", "20")
+#: Points of test accuracy that would matter.
+MARGIN = 0.31
 #: The rates of C1, with which the diagnostics were made.
 RATES = ("0.5291", "3.175", "18.52", "105.8")
 
@@ -58,6 +60,9 @@ def with_interval(estimate: Estimate) -> str:
 def differences(table: Path) -> pd.DataFrame:
     """The comparisons of a question in each context: verdict, if the question asks for one, and points.
 
+    The report corrects the tests for equivalence too. Where that alone leaves a comparison undecided, which
+    by the rule of the protocol is equivalent, the verdict has an asterisk.
+
     Args:
         table: ``differences-1.csv`` of a report, or ``secondary.csv``.
     """
@@ -70,6 +75,8 @@ def differences(table: Path) -> pd.DataFrame:
         columns["seeds"][task] = row["seeds"]
         difference = Estimate(row[value], row[f"{value} low"], row[f"{value} high"])
         verdict = f"**{row['verdict']}** " if "verdict" in row else ""
+        if row.get("verdict") == "undecided" and equivalent_alone(difference, row["seeds"]):
+            verdict = "**undecided\\*** "
         cell = verdict + with_interval(difference)
         columns.setdefault(f"{row['compared']} - {row['with']}", {})[task] = cell
     if visible in comparisons:
@@ -80,10 +87,18 @@ def differences(table: Path) -> pd.DataFrame:
     return pd.DataFrame(columns).fillna("-")[[name for name in order if name in columns]]
 
 
+def equivalent_alone(difference: Estimate, seeds: int) -> bool:
+    """Whether two one-sided tests at 5% place a difference within the margin; from its 95% interval."""
+    error = (difference.high - difference.value) / float(t.isf(0.025, seeds - 1))
+    return bool(t.sf((MARGIN - abs(difference.value)) / error, seeds - 1) < 0.05)
+
+
 def named(task: str) -> str:
     """The name of a context, from the report's name of its task, such as `C1: cifar10, convnext`."""
     context = task.partition(":")[0]
-    return f"{context}: {CONTEXTS[context][0]}" if context in CONTEXTS else "mean over the contexts"
+    return (
+        f"{context}: {CONTEXTS[context][0]}" if context in CONTEXTS else task.replace("tasks", "the contexts")
+    )
 
 
 # -- from records
@@ -140,13 +155,37 @@ def rates(path: Path, summary: Path) -> pd.DataFrame:
 
 
 def by_amount(contexts: list[Path], method: str) -> pd.DataFrame:
-    """Points of test accuracy of a method above `wd uniform` at each total decay, paired by seed."""
+    """Points of test accuracy of a method above `wd uniform` at each total decay, paired by seed.
+
+    Of `wd uniform` itself, above no decay.
+    """
     rows = []
     for path in contexts:
         table = accuracies(path)["test"]
         if method in table:
-            differences = (table[method] - table["wd uniform"]).to_numpy().T
+            than = table["no decay", 0.0] if method == "wd uniform" else table["wd uniform"]
+            differences = table[method].sub(than, axis=0).to_numpy().T
             rows.append((context_of(path), *(with_interval(mean_interval(one)) for one in differences)))
+    return pd.DataFrame(rows, columns=["context", *TOTAL_DECAY])
+
+
+def chosen_epochs(contexts: list[Path], methods: Sequence[str]) -> pd.DataFrame:
+    """The epoch whose checkpoint is the result, mean over seeds, of some methods at each total decay."""
+    rows = []
+    for path in contexts:
+        found = pd.DataFrame(
+            {
+                "method": record.method,
+                "rate": record.settings.weight_decay,
+                "best": max(record.epochs, key=lambda epoch: epoch.accuracy).epoch,
+                "last": record.epochs[-1].epoch,
+            }
+            for record in complete(path)
+            if record.method in methods
+        )
+        means = found.groupby(["method", "rate"])["best"].mean().unstack().reindex(methods)
+        cells = [" / ".join(f"{value:.1f}" for value in column.dropna()) for _, column in means.items()]
+        rows.append((f"{context_of(path)}, of {found['last'].max():g}", *cells))
     return pd.DataFrame(rows, columns=["context", *TOTAL_DECAY])
 
 

@@ -28,13 +28,16 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "model_cards/REPLICATION.md"
 #: No verdict from fewer.
 SEEDS = 5
+#: Of which the epochs of the checkpoints are shown.
+SCHEDULES = ("uniform", "linear matched", "reverse matched")
 _TABLE = re.compile(r"(<!-- (?!end )(?P<name>[\w/-]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def report(records: list[Path], questions: str, out: Path) -> Path:
     """Folder of tables of `hf-lpwd report --complete_seeds --baseline "wd uniform" --margin 0.31`."""
     asked = read_questions(yaml.safe_load((HERE / questions).read_text())["questions"], questions)
-    write_report([str(path) for path in records], str(out), "wd uniform", 0.31, asked, complete_seeds=True)
+    files = [str(path) for path in records]
+    write_report(files, str(out), "wd uniform", page_tables.MARGIN, asked, complete_seeds=True)
     return out / "tables"
 
 
@@ -65,13 +68,15 @@ def fill(page: str, folder: Path, figures: Path) -> str:
             kind, _, which = match["name"].partition("/")
             of_context = folder / f"{which}.jsonl.gz"
             if kind == "controls":
-                return match[1] + (of_controls / f"{which}.md").read_text().strip() + "\n"
-            if kind == "verdicts":
+                made = page_tables.differences(of_controls / f"{which}.csv")
+            elif kind == "verdicts":
                 made = page_tables.differences(answers / f"differences-{which.removeprefix('Q')}.csv")
             elif kind == "secondary":
                 made = page_tables.differences(answers / "secondary.csv")
             elif kind == "by_amount":
                 made = page_tables.by_amount(contexts, which.replace("_", " "))
+            elif kind == "chosen_epochs":
+                made = page_tables.chosen_epochs(contexts, [f"wd {one}" for one in SCHEDULES])
             elif kind == "prediction":
                 made = page_tables.prediction(contexts)
             elif kind == "rates":
