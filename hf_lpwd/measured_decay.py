@@ -64,21 +64,9 @@ class MeasuredDecay:
 
 
 def measure_parameters(optimizer: Optimizer, model: nn.Module) -> dict[str, MeasuredDecay]:
-    """Measures what one step of an optimizer does to each weight when all gradients are zero.
+    """The measurement of each trainable parameter that the optimizer has, by name, in the model's order.
 
-    Both stay bit for bit as they are; see `hf_lpwd.zero_step` for how it is done.
-
-    Args:
-        optimizer: Any torch optimizer that steps without a closure, or accelerate's wrapper of one.
-        model: The model that it trains, wrapped (DDP, FSDP2, PEFT, `torch.compile`) or not.
-
-    Returns:
-        Name -> measurement of each trainable parameter that the optimizer has, in the model's order.
-
-    Raises:
-        TypeError: The optimizer steps copies of the weights, as those of DeepSpeed do.
-        ValueError: The optimizer has no trainable parameter of the model.
-        RuntimeError: The optimizer cannot make such a step; the message has the reason.
+    What it takes and raises is that of `hf_lpwd.measure.measure_decay`; how it is done, that of `zero_step`.
     """
     return zero_step(optimizer, model, _compare)
 

@@ -162,14 +162,7 @@ def name_pattern(name: str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd audit`.
-
-    Args:
-        argv: Command line without the program's name.
-
-    Returns:
-        The exit code: 0, or 2 if the input is at fault; one line on standard error then says why.
-    """
+    """Runs `hf-lpwd audit`."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if not args.weight_decay > 0:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from hf_lpwd.files import write_bytes
 from hf_lpwd.messages import BadInputError, OneLineParser, refuse
@@ -59,11 +59,7 @@ _KINDS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd diagnose`.
-
-    Returns:
-        The exit code: 0, or 2 where the input is at fault.
-    """
+    """Runs `hf-lpwd diagnose`."""
     kinds = "\n".join(f"  {name}\n    " + kind.help.replace("\n", "\n    ") for name, kind in _KINDS.items())
     parser = OneLineParser(
         prog="hf-lpwd diagnose",
@@ -114,11 +110,8 @@ def _print_curve(xs: Sequence[float], lines: diagnose.Lines) -> None:
 
 
 def _write(path: Path, xs: list[float], lines: diagnose.Lines, kind: _Kind) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([kind.x, *lines])
-    writer.writerows(zip(xs, *lines.values(), strict=True))
-    write_bytes(path.with_suffix(".csv"), buffer.getvalue().encode())
+    table = pd.DataFrame({kind.x: xs, **lines})
+    write_bytes(path.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n").encode())
     with new_canvas(7.5, 4.5) as canvas:
         axes = canvas.subplots()
         for number, (name, values) in enumerate(lines.items()):

@@ -50,14 +50,7 @@ def _settings_of_run(model: str) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd explain`.
-
-    Args:
-        argv: Command line without the program's name.
-
-    Returns:
-        The exit code: 0, or 2 where the input is at fault, which one line on standard error then says.
-    """
+    """Runs `hf-lpwd explain`."""
     parser = make_parser()
     given = parser.parse_args(argv)  # refuses unknown flags, which the next only collects
     parser.set_defaults(**_settings_of_run(given.model))

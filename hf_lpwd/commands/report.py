@@ -13,11 +13,7 @@ from hf_lpwd.study.report import write_report
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd report`.
-
-    Returns:
-        The exit code: 0, or 2 where the input is at fault.
-    """
+    """Runs `hf-lpwd report`."""
     parser = OneLineParser(
         prog="hf-lpwd report",
         description="Write the report of a study: a page, tables and figures.",

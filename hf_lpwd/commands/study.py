@@ -28,11 +28,7 @@ _INIT = ("dataset_name", "train_dir", "model_name_or_path", "model_type", "test_
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd study`.
-
-    Returns:
-        The exit code: 0; 1 if runs failed; 2 where the input is at fault; 130 if interrupted.
-    """
+    """Runs `hf-lpwd study`; 1 if runs failed, 130 if interrupted."""
     args, unknown = _parser().parse_known_args(argv)
     if unknown:
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")

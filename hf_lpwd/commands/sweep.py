@@ -9,11 +9,7 @@ from hf_lpwd.messages import BadInputError, OneLineParser, refuse
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `hf-lpwd sweep`.
-
-    Returns:
-        The exit code of `hf-lpwd study run`.
-    """
+    """Runs `hf-lpwd sweep`."""
     parser = OneLineParser(
         prog="hf-lpwd sweep", description="The same as hf-lpwd study run.", allow_abbrev=False
     )

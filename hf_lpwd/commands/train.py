@@ -8,16 +8,7 @@ from hf_lpwd.messages import refuse
 
 
 def main(argv: Sequence[str], prog: str = "hf-lpwd train") -> int:
-    """Runs `hf-lpwd train`.
-
-    Args:
-        argv: Command line without the program's name.
-        prog: The program's name in errors and help.
-
-    Returns:
-        The exit code: 0; 1 where the run is done and saved but not pushed as `--push_to_hub` wants it; 2
-        where the input or the machine is at fault. One line on standard error then says what to do.
-    """
+    """Runs `hf-lpwd train`; 1 if the run is saved but not pushed as `--push_to_hub` wants it."""
     from hf_lpwd.vision.arguments import parse_args
 
     arguments = parse_args(argv, prog)

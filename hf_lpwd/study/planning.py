@@ -104,6 +104,7 @@ def timed_trial(run: RunSpec) -> Trial:
     """
     from hf_lpwd.study.callbacks import StepTimes
     from hf_lpwd.study.quiet_run import prepared, quiet_trainer
+    from hf_lpwd.vision.run_facts import num_evaluations
 
     torch.set_num_threads(1)
     started = time.monotonic()
@@ -111,7 +112,7 @@ def timed_trial(run: RunSpec) -> Trial:
         with prepared(run) as (made, args):
             loaded = time.monotonic() - started
             steps = made.facts.steps
-            evaluations = _evaluations(args, steps)
+            evaluations = math.ceil(num_evaluations(made.facts, args))
             args.max_steps, args.warmup_steps, args.load_best_model_at_end = _TRIAL_STEPS, 0, False
             args.eval_strategy, args.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
             times = StepTimes()
@@ -140,13 +141,6 @@ def test_split_text(data: str, images: int) -> str:
         f"{data} has no test split: {images:,} of its training images, of all classes, are held out as one, "
         "the same for every run (test_split under train sets how many)"
     )
-
-
-def _evaluations(args: Any, steps: int) -> int:
-    strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
-    if strategy == "epoch":
-        return math.ceil(args.num_train_epochs) if args.max_steps <= 0 else 1
-    return steps // max(1, int(args.eval_steps or steps)) if strategy == "steps" else 0
 
 
 def describe(

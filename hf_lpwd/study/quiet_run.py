@@ -19,7 +19,6 @@ from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import layer_name
 from hf_lpwd.study.checks import TOTAL_DECAY
 from hf_lpwd.study.config import RunSpec
-from hf_lpwd.trainer_log import QuietPrinter
 from hf_lpwd.vision.arguments import Arguments, arguments_from
 from hf_lpwd.vision.data.splits import load_splits
 from hf_lpwd.vision.finetune import make_trainer
@@ -88,8 +87,7 @@ def quiet_trainer(
 ) -> ImageTrainer:
     """Makes the trainer of a run, which writes no results and prints nothing."""
     trainer = make_trainer(run, args, callbacks, optimizer)
-    for printer in (PrinterCallback, QuietPrinter):
-        trainer.remove_callback(printer)
+    trainer.remove_callback(PrinterCallback)
     return trainer
 
 

@@ -44,22 +44,7 @@ def compute_record(spec: RunSpec, folder: str) -> dict[str, Any]:
         folder: Where the run may write; it does not stay.
 
     Returns:
-        A JSON object: `format`, `id`, `settings`, `method`, `task`, `status` (``"completed"``,
-        ``"diverged"``, which ends with the last evaluation, or ``"failed"``), `error` of what did not
-        complete (`type`, `message`), `versions`, `environment` (device, threads, commit), `times`, and of a
-        completed run
-
-        - `metrics`: split -> metric -> value; the test split was read once, at the end;
-        - `epochs`: validation metrics after each evaluation;
-        - `test_accuracy_after_epochs`: for the paper's metric, where the study asked for it;
-        - `training`: the training loss as logged;
-        - `layers`: of each layer its rate, and the numbers of parameters in all and decayed;
-        - `weight_norms`: steps, and each layer's weight norm at them;
-        - `opposing_penalty`: steps, and R_op of each layer at them; without steps where it is not defined;
-        - `pairing`: hashes of the initial weights and of the validation rows, equal for equal seeds;
-        - `data`: number of classes, of each split its size and a hash of its images and labels;
-        - `correct`: which test images were classified right, as bits in base64;
-        - `weight_decay`: the rate, which the study may have given as total decay.
+        A JSON object, whose schema is `hf_lpwd.study.record.Record`.
     """
     record = _identity(spec)
     started = time.time()

@@ -12,7 +12,6 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 
 from hf_lpwd.messages import say
-from hf_lpwd.trainer_log import QuietPrinter, QuietProgress
 
 #: Steps after which the time that a run takes is estimated.
 FIRST_STEPS = 10
@@ -47,7 +46,7 @@ class EpochLines(TrainerCallback):
         """Takes the place of what a Trainer prints."""
         handler = trainer.callback_handler
         bar = any(isinstance(callback, ProgressCallback) for callback in handler.callbacks)
-        for printer in (PrinterCallback, QuietPrinter, ProgressCallback, QuietProgress):
+        for printer in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printer)
         # In a file, a bar is hundreds of lines.
         if bar and sys.stderr.isatty():

@@ -105,15 +105,20 @@ def with_time(facts: RunFacts, trainer: ImageTrainer) -> RunFacts:
 
     # A backward pass takes about twice the time of a forward pass.
     total = seconds(facts.steps * facts.images_per_step / args.world_size, compute)
-    if trainer.eval_dataset is not None and args.eval_strategy != "no":
-        by_steps = (
-            args.eval_steps
-            if args.eval_steps and args.eval_steps >= 1
-            else facts.steps * (args.eval_steps or 1)
-        )
-        times = facts.epochs if args.eval_strategy == "epoch" else facts.steps / by_steps
-        total += seconds(times * len(trainer.eval_dataset) / args.world_size, compute / 3)
+    if trainer.eval_dataset is not None:
+        images = num_evaluations(facts, args) * len(trainer.eval_dataset)
+        total += seconds(images / args.world_size, compute / 3)
     return replace(facts, seconds=round(total, 1))
+
+
+def num_evaluations(facts: RunFacts, args: ImageTrainingArguments) -> float:
+    """How often a run is evaluated in training; a last epoch that is not whole counts as its part."""
+    if args.eval_strategy == "epoch":
+        return facts.epochs
+    if args.eval_strategy == "no" or not args.eval_steps:
+        return 0.0
+    # Below 1 it is a part of all steps.
+    return facts.steps / args.eval_steps if args.eval_steps >= 1 else 1.0 / args.eval_steps
 
 
 def _decay_in_words(plan: LayerPlan, args: ImageTrainingArguments) -> str:

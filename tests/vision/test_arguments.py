@@ -2,6 +2,7 @@ import base64
 import json
 import re
 from argparse import Namespace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hf_lpwd.vision.arguments import DIGITS_RUN, arguments_from, make_parser, pa
 from hf_lpwd.vision.flag_parser import OLD_FLAGS
 from hf_lpwd.vision.launch import check_settings, set_up_launch
 from hf_lpwd.vision.model_args import parse_overrides
+from hf_lpwd.vision.run_facts import RunFacts, num_evaluations
 
 
 def error_of(argv, capsys):
@@ -319,6 +321,25 @@ def test_what_a_package_is_missing_for_is_said_before_anything_loads():
     )
     check_settings(arguments_from({"optim": "sgd", "optim_args": "momentum=0.9, nesterov=True"})[2])
     check_settings(arguments_from({"optim": "rmsprop", "optim_args": "eps=1e-3"})[2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "times"),
+    [
+        ({"eval_strategy": "epoch"}, 2.5),
+        ({"eval_strategy": "steps", "eval_steps": 50}, 5.0),
+        # A tenth of all steps: the plan of a study took it for one step.
+        ({"eval_strategy": "steps", "eval_steps": 0.1}, 10.0),
+        ({"eval_strategy": "steps", "logging_steps": 25}, 10.0),
+        ({"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}, 0.0),
+    ],
+)
+def test_how_often_a_run_is_evaluated(settings, times):
+    facts = RunFacts(**dict.fromkeys((field.name for field in fields(RunFacts)), None))
+    args = arguments_from(
+        settings | {"save_steps": 50, "save_strategy": "no", "load_best_model_at_end": False}
+    )
+    assert num_evaluations(replace(facts, steps=250, epochs=2.5), args[2]) == pytest.approx(times)
 
 
 @pytest.mark.parametrize("steps", [0.1, 500])
