@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.utils import CONFIG_NAME
 
 from hf_lpwd.config import LPWDConfig
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
 from hf_lpwd.factory import optimizer_from_plan
 from hf_lpwd.layers import Layers
+from hf_lpwd.load_weights import load_weights, weight_files
 from hf_lpwd.lpwd_arguments import LPWDArguments
-from hf_lpwd.messages import listed
 from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.plan import LayerPlan, plan_layers
 from hf_lpwd.schedules import Schedule
@@ -135,32 +133,19 @@ class LPWDTrainerMixin(Trainer):
         super().log({**logs, **layers}, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # `save_pretrained` writes some models, ViT among them, with the names of their Hub checkpoints.
-        # Only `from_pretrained` reads these: Trainer would warn and go on with random weights
+        # Trainer would warn and go on with random weights, where names differ
         # (https://github.com/huggingface/transformers/issues/48805).
         target: Any = self.model if model is None else model
         whole_model = (
             isinstance(target, PreTrainedModel)
             and not getattr(target, "_hf_peft_config_loaded", False)
             and not self.is_fsdp_enabled
-            and os.path.isfile(os.path.join(resume_from_checkpoint, CONFIG_NAME))
+            and weight_files(resume_from_checkpoint)
         )
-        if not whole_model:
+        if whole_model:
+            load_weights(target, resume_from_checkpoint)
+        else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved, report = type(target).from_pretrained(
-            resume_from_checkpoint,
-            config=target.config,
-            dtype=target.dtype,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        if report["missing_keys"]:
-            raise ValueError(
-                f"the checkpoint {resume_from_checkpoint} lacks weights of this model: "
-                f"{listed(sorted(report['missing_keys']), most=3)}"
-            )
-        target.load_state_dict(saved.state_dict())
 
     def _load_best_model(self) -> None:
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
