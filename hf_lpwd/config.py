@@ -110,6 +110,11 @@ class LPWDConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
+        # Scalars and arrays of NumPy could not be read back from a checkpoint or a record.
+        for name in _NUMBERS:
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if hasattr(self.layer_schedule, "tolist"):
+            object.__setattr__(self, "layer_schedule", self.layer_schedule.tolist())
         check_rate(self.weight_decay, "weight_decay")
         check_timing(self.decay_timing, self.decay_coupling)
         if isinstance(self.layer_schedule, str):

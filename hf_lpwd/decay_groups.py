@@ -102,7 +102,10 @@ def groups_to_load(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) ->
             raise ValueError(f"the state dict was saved with another {what} for {listed(changed, most=3)}")
     sizes, saved_sizes = ([len(group["params"]) for group in side] for side in (groups, saved))
     if names != saved_names or sizes != saved_sizes:
-        raise ValueError("the state dict has the same parameters in another order or other groups")
+        raise ValueError(
+            "the state dict has the same parameters in another order or other groups"
+            + (": load_stock_state goes on from it by their names" if _names(saved) else "")
+        )
     if _names(groups) is None:
         return saved
     return [{key: value for key, value in group.items() if key != "param_names"} for group in saved]

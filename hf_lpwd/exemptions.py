@@ -15,6 +15,7 @@ from hf_lpwd.parameters import full_shape, unwrap_name
 _EXEMPT_NAMES = re.compile(
     r"""(?:^|[._])(?:
         (?:abs(?:olute)?_)?pos(?:ition(?:al)?)?_?(?:embed(?:ding)?s?|emb)(?:_\w+)? | embed_positions | wpe
+      | (?:abs(?:olute)?_)?pos(?:ition(?:al)?)?_?enc(?:oding)?s?(?:\.weight)?$
       | rel(?:ative)?_?pos(?:ition)?\w* | relative_attention_bias | attention_bias(?:es)?
       | cpb_mlp | continuous_position_bias_mlp
       | (?:cls|class|dist|distill|distillation|mask|reg|register|storage)_(?:token|embedding)s?
@@ -68,15 +69,16 @@ def _exempt_by_kind(module: nn.Module, local_name: str, parameter: nn.Parameter)
         return "marked with _no_weight_decay"
     if local_name.endswith("bias"):
         return "bias"
-    if re.search(r"norm|GRN", type(module).__name__, re.IGNORECASE):
+    multiplies = local_name == "weight" and isinstance(
+        module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
+    )
+    # A linear layer stays one if its class is called NormedLinear.
+    if not multiplies and re.search(r"norm|GRN", type(module).__name__, re.IGNORECASE):
         return "normalization"
     shape = full_shape(parameter)
     if len(shape) <= 1:
         return "one-dimensional"
     # A matrix of one row multiplies its input as any matrix does; a (1, 1, C) parameter scales or shifts.
-    multiplies = local_name == "weight" and isinstance(
-        module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
-    )
     if not multiplies and sum(size > 1 for size in shape) <= 1:
         return "one-dimensional"
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,8 @@ def create_lpwd_optimizer(
             `requires_grad=False` are left out; `add_param_group` gives them their layer's rate later.
         optimizer_cls: Class of the base optimizer; must take `lr`.
         lr: Learning rate; of the head, if `layer_lr_decay` is below 1. Then the groups carry their own `lr`,
-            which every scheduler scales that starts from it; give `OneCycleLR` and `CyclicLR` a list.
+            which every scheduler scales that starts from it; give `OneCycleLR`, `CyclicLR` and
+            `SWALR` a list.
         weight_decay: The highest rate, which `layer_schedule` distributes over the layers; under a schedule
             the mean rate is lower, see `LayerPlan.mean_rate`.
         decay_timing: ``"l2"``, ``"wd"``, ``"rwd"`` or ``"pwd"``; see `LayerwiseDecay`.
@@ -57,7 +58,7 @@ def create_lpwd_optimizer(
         no_decay_pattern: One regular expression or several: only what they match does not decay.
         decay_by_pattern: Regular expression -> weight decay of the parameters that it matches.
         layer_lr_decay: Layer i of n has the learning rate ``lr * layer_lr_decay ** (n - i)``.
-        layer_map: Replaces `layer_index_map(model)`: a map, or rules as that function's `layers` takes.
+        layer_map: Replaces `layer_index_map(model)`: a map, or rules as that function takes.
         **optimizer_kwargs: Passed to `optimizer_cls`. `fused=True` is the default for torch's Adam, AdamW and
             SGD on devices that have the kernel.
 
@@ -91,7 +92,7 @@ def optimizer_from_plan(
     optimizer_cls: type[torch.optim.Optimizer] = torch.optim.AdamW,
     *,
     lr: float,
-    param_groups: list[dict[str, Any]] | None = None,
+    param_groups: Iterable[Any] | None = None,
     **optimizer_kwargs: Any,
 ) -> LayerwiseDecay:
     """Creates the optimizer that a plan describes; `create_lpwd_optimizer` makes the plan too.
@@ -101,7 +102,8 @@ def optimizer_from_plan(
         model: The model of the plan, which may be wrapped since.
         optimizer_cls: Class of the base optimizer; must take `lr`.
         lr: Learning rate; of the head, if the plan has `layer_lr_decay`.
-        param_groups: Groups to use in place of `plan.param_groups(model, lr=lr)`.
+        param_groups: Groups, or parameters, as torch's optimizers take them, in place of
+            `plan.param_groups(model, lr=lr)`.
         **optimizer_kwargs: See `create_lpwd_optimizer`, also for what is raised.
 
     Returns:
@@ -114,9 +116,9 @@ def optimizer_from_plan(
         LayerwiseDecay(SGD, rwd, coupling lr: lr 0.1, weight_decay 0 to 0.3, 4 groups)
     """
     if lr is not None and not isinstance(lr, Tensor):
-        check_rate(lr, "lr")
-    groups = plan.param_groups(model, lr=lr) if param_groups is None else param_groups
-    parameters = (parameter for group in groups for parameter in group["params"])
+        lr = check_rate(lr, "lr")
+    groups = plan.param_groups(model, lr=lr) if param_groups is None else _as_groups(param_groups)
+    parameters = (p[1] if isinstance(p, tuple) else p for group in groups for p in group["params"])
     if not optimizer_kwargs.keys() & {"fused", "foreach"} and has_fused_kernel(optimizer_cls, parameters):
         optimizer_kwargs["fused"] = True
     optimizer = LayerwiseDecay(
@@ -129,6 +131,15 @@ def optimizer_from_plan(
     )
     optimizer.plan = plan
     return optimizer
+
+
+def _as_groups(given: Iterable[Any]) -> list[dict[str, Any]]:
+    """Groups, or parameters, as torch takes them, with lists in place of iterators, which are read once."""
+    groups = list(given)
+    if groups and not isinstance(groups[0], dict):
+        groups = [{"params": groups}]
+    as_lists = [[g["params"]] if isinstance(g["params"], Tensor) else list(g["params"]) for g in groups]
+    return [{**group, "params": params} for group, params in zip(groups, as_lists, strict=True)]
 
 
 def layer_param_groups(

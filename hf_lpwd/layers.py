@@ -62,6 +62,7 @@ from operator import attrgetter
 from typing import TypeAlias
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from hf_lpwd.layer_order import Order
 from hf_lpwd.layer_stacks import Place, find_stacks
@@ -100,10 +101,10 @@ class LayerMap:
 Layers: TypeAlias = LayerMap | Mapping[str, int | str]
 
 
-def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
+def layer_index_map(model: nn.Module, layer_map: Layers | None = None) -> LayerMap:
     r"""Gives each parameter of a model its layer index.
 
-    Without `layers` the repeated blocks are found in the module tree. Where the tree does not tell when a
+    Without `layer_map` the repeated blocks are found in the module tree. Where the tree does not tell when a
     module runs, a forward pass on the meta device does, with inputs made up from the configuration; it leaves
     the model as it is. A tied parameter has the index of its first place.
 
@@ -120,8 +121,8 @@ def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
     Args:
         model: Any transformers or timm model, or any module with a repeated stack of blocks; also inside of
             DDP, `torch.compile` or PEFT.
-        layers: A `LayerMap`, which is checked, or rules: parameter name, or regular expression that has to
-            match the whole name (without wrappers' prefixes) -> an index; ``"stem"``, 0; ``"head"``, n; or
+        layer_map: A `LayerMap`, which is checked, or rules: parameter name, or regular expression that has
+            to match the whole name (without wrappers' prefixes) -> an index; ``"stem"``, 0; ``"head"``, n; or
             ``"block"``: the integers that the expression's groups capture, sorted, number the blocks from 1.
             A name goes before an expression, and an earlier expression before a later one.
 
@@ -144,14 +145,17 @@ def layer_index_map(model: nn.Module, layers: Layers | None = None) -> LayerMap:
     names = [name for name, _ in model.named_parameters()]
     if not names:
         raise ValueError(f"{type(model).__name__} has no parameters")
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise ValueError(f"{lazy[0]} has no shape yet: run a forward pass first")
     if any(getattr(parameter, "_fsdp_flattened", False) for parameter in model.parameters()):
         raise ValueError(
             "FSDP1 has flattened the parameters, so weights cannot be told from biases: use FSDP2 "
             "(fsdp_version: 2), or make the optimizer before the model is wrapped"
         )
-    if isinstance(layers, LayerMap):
-        return _checked(layers, names)
-    return LayerMap(*find_places(model)) if layers is None else _map_by_rules(names, layers)
+    if isinstance(layer_map, LayerMap):
+        return _checked(layer_map, names)
+    return LayerMap(*find_places(model)) if layer_map is None else _map_by_rules(names, layer_map)
 
 
 def find_places(model: nn.Module) -> tuple[dict[str, Place], dict[str, int]]:
@@ -165,7 +169,7 @@ def find_places(model: nn.Module) -> tuple[dict[str, Place], dict[str, int]]:
     if not stacks:
         raise ValueError(
             f"{type(model).__name__} has no repeated stack of blocks (a ModuleList or Sequential that holds "
-            "several modules of one class): pass layers, such as "
+            "several modules of one class): give a layer_map, such as "
             r"{r'stem\..*': 'stem', r'body\.(\d+)\..*': 'block', '.*': 'head'}"
         )
     walks = {stack.name: Walk(model, stack, order) for stack in stacks}
@@ -208,7 +212,7 @@ def _map_by_rules(names: Sequence[str], rules: Mapping[str, int | str]) -> Layer
         is_index = isinstance(value, int) and not isinstance(value, bool) and value >= 0
         if not is_index and value not in ("stem", "block", "head"):
             raise ValueError(
-                f"layers[{rule!r}] is {value!r}: it must be an index >= 0, 'stem', 'block' or 'head'"
+                f"layer_map[{rule!r}] is {value!r}: it must be an index >= 0, 'stem', 'block' or 'head'"
             )
     matched = _first_matches({name: unwrap_name(name) for name in names}, rules)
     block_of = {
@@ -218,7 +222,7 @@ def _map_by_rules(names: Sequence[str], rules: Mapping[str, int | str]) -> Layer
     given = [value for value in rules.values() if isinstance(value, int)]
     n = len(number) + 1 if number else max(given, default=0) + ("head" in rules.values())
     if n < 1:
-        raise ValueError("layers gives every parameter index 0: there must be at least a stem and a head")
+        raise ValueError("layer_map gives every parameter index 0: there must be at least a stem and a head")
     places = {}
     for name, (rule, _) in matched.items():
         value = rules[rule]
@@ -227,7 +231,7 @@ def _map_by_rules(names: Sequence[str], rules: Mapping[str, int | str]) -> Layer
         else:
             index = number[block_of[name]] if value == "block" else {"stem": 0, "head": n}[value]
         if index > n:
-            raise ValueError(f"layers[{rule!r}] is {value}, but an index must be 0 (stem) to {n} (head)")
+            raise ValueError(f"layer_map[{rule!r}] is {value}, but an index must be 0 (stem) to {n} (head)")
         places[name] = Place("", index, f"rule {rule!r}")
     return LayerMap(places, {"": n})
 
@@ -249,17 +253,17 @@ def _first_matches(
         try:
             expression = re.compile(rule)
         except re.error as error:
-            raise ValueError(f"layers: {rule!r} is not a regular expression: {error}") from None
+            raise ValueError(f"layer_map: {rule!r} is not a regular expression: {error}") from None
         matches = {n: expression.fullmatch(plain) or expression.fullmatch(n) for n, plain in names.items()}
         if not any(matches.values()):
             raise ValueError(
-                f"layers: {rule!r} matches no parameter; it has to match a whole name, such as "
+                f"layer_map: {rule!r} matches no parameter; it has to match a whole name, such as "
                 f"{next(iter(names))!r}"
             )
         matched = {name: (rule, match) for name, match in matches.items() if match} | matched
     for name in names:
         if name not in matched:
-            raise ValueError(f"layers has no rule for parameter {name!r}: add one, or a last rule '.*'")
+            raise ValueError(f"layer_map has no rule for parameter {name!r}: add one, or a last rule '.*'")
     return {name: matched[name] for name in names}
 
 
@@ -267,7 +271,7 @@ def _captured(rule: str, match: re.Match[str] | None) -> tuple[int, ...]:
     groups = match.groups() if match else ()
     if not groups or not all(text and text.isdecimal() for text in groups):
         raise ValueError(
-            f"layers[{rule!r}] is 'block', so its groups have to capture the block's number, as in "
+            f"layer_map[{rule!r}] is 'block', so its groups have to capture the block's number, as in "
             r"'layers\.(\d+)\..*'"
             + (f"; in {match.string!r} they capture {groups}" if match and groups else "")
         )

@@ -5,6 +5,7 @@ Apart from `LPWDTrainingArguments`, because `hf-lpwd explain` takes these flags 
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -67,6 +68,17 @@ class LPWDArguments:
         following = getattr(super(), "__post_init__", None)
         if following is not None:
             following()
+
+    def __copy__(self) -> LPWDArguments:
+        """Keeps the token, which pickles leave out."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LPWDArguments:
+        memo[id(self)] = made = object.__new__(type(self))
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves the token out of pickles: Trainer writes one, training_args.bin, into every checkpoint."""

@@ -173,10 +173,15 @@ class LayerwiseDecay(Optimizer):
         groups = [param_group]
         if self.plan is not None and "weight_decay" not in param_group:
             groups = self.plan.added_groups(param_group, lr=self.defaults["lr"])
-        for group in [completed(group, self.defaults) for group in groups]:
-            check_group(type(self.base), group)
-            self.base.add_param_group(group)
-            warn_of_vanishing_rates(self.param_groups[-1:])
+        before = len(self.param_groups)
+        try:
+            for group in [completed(group, self.defaults) for group in groups]:
+                check_group(type(self.base), group)
+                self.base.add_param_group(group)
+        except Exception:
+            del self.param_groups[before:]
+            raise
+        warn_of_vanishing_rates(self.param_groups[before:])
 
     def train(self) -> None:
         """Call before each forward pass: under ``pwd``, decays once for the step that follows.
@@ -186,8 +191,11 @@ class LayerwiseDecay(Optimizer):
             RuntimeError: DeepSpeed has put copies of the weights into the groups.
         """
         decayed = self.decay_waiting()
-        for other in _OPTIMIZERS - {self}:
-            other._stale.decayed_elsewhere(decayed, other.param_groups)
+        for other in list(_OPTIMIZERS):
+            # Not compared with `self`, which may be a wrapper that has this object's attributes, as
+            # Lightning's and Fabric's.
+            if other.base is not self.base:
+                other._stale.decayed_elsewhere(decayed, other.param_groups)
 
     @torch.no_grad()
     def decay_waiting(self) -> list[Tensor]:

@@ -87,6 +87,16 @@ def _names(groups: list[dict[str, Any]], model: nn.Module) -> list[str]:
             # The method reads nothing of a Trainer.
             decayed = set(Trainer.get_decay_parameter_names(None, model))
             trained.sort(key=lambda name: name not in decayed)
+            sizes = [len(group["params"]) for group in groups]
+            expected = [
+                sum(name in decayed for name in trained),
+                sum(name not in decayed for name in trained),
+            ]
+            if sizes != expected:
+                raise ValueError(
+                    f"the state dict has groups of {sizes} parameters without param_names, but the Trainer's "
+                    f"have {expected}: which is which?"
+                )
         names = trained
         if len(groups) > 2:
             raise ValueError(f"the state dict has {len(groups)} groups without param_names: which is which?")

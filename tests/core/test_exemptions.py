@@ -231,6 +231,32 @@ def test_shape_tells_scales_from_matrices():
     assert exemptions(model) == {"conv.gain": "one-dimensional"}
 
 
+def test_a_linear_layer_whose_class_is_called_after_a_norm_decays():
+    class NormedLinear(nn.Linear):
+        pass
+
+    class ScaleNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2, 2))
+
+    model = nn.ModuleDict({"head": NormedLinear(4, 3), "last": ScaleNorm()})
+    assert exemptions(model) == {"head.bias": "bias", "last.scale": "normalization"}
+
+
+@pytest.mark.parametrize(
+    "name", ["positional_encoding", "position_encodings", "pos_encoding", "pos_enc", "abs_pos_enc"]
+)
+def test_learned_position_encodings_do_not_decay(name):
+    model = nn.Linear(4, 4, bias=False)
+    model.register_parameter(name, nn.Parameter(torch.ones(1, 5, 4)))
+    model.add_module(f"text_{name}", nn.Embedding(5, 4))
+    # A network that makes encodings, by the name of its own layer, is a network.
+    model.add_module("pos_encoder", nn.Linear(4, 4, bias=False))
+    reason = "position, token or scale embedding"
+    assert exemptions(model) == {name: reason, f"text_{name}.weight": reason}
+
+
 def test_decay_all_exempts_nothing(models):
     assert exemptions(models["swinv2"], decay_all=True) == {}
 

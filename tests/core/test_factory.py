@@ -1,6 +1,8 @@
 import copy
+import json
 import math
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
@@ -239,6 +241,51 @@ def test_layers_that_are_trained_later_get_their_own_rate(layer_lr_decay):
         ValueError, match=r"the plan has no parameter 'weight': names are like 'project\.weight'"
     ):
         optimizer.add_param_group({"params": extra.named_parameters()})
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda model: [{"params": model.parameters()}],
+        lambda model: [{"params": list(model.named_parameters())}],
+        lambda model: [{"params": p} for p in model.parameters()],
+        lambda model: model.parameters(),
+        lambda model: model.named_parameters(),
+    ],
+)
+def test_groups_of_the_user_are_any_that_torch_takes(of):
+    """A generator was read by a first look at its parameters, and nothing trained."""
+    model = make_model()
+    plan = hf_lpwd.plan_layers(model, hf_lpwd.LPWDConfig(weight_decay=0.4))
+    optimizer = hf_lpwd.optimizer_from_plan(plan, model, lr=0.1, param_groups=of(model))
+    found = [p for group in optimizer.param_groups for p in group["params"]]
+    assert [id(p) for p in found] == [id(p) for p in model.parameters()]
+
+
+def test_a_group_that_is_refused_leaves_the_others_as_they_were():
+    model = make_model()
+    model.project.requires_grad_(False)
+    optimizer = create_lpwd_optimizer(model, lr=0.1, weight_decay=0.4)
+    before = [list(group["params"]) for group in optimizer.param_groups]
+    model.project.requires_grad_(True)
+    named = [(n, p) for n, p in model.named_parameters() if n.startswith(("project", "out"))]
+    with pytest.raises(ValueError, match="appear in more than one parameter group"):
+        optimizer.add_param_group({"params": named})
+    assert [list(map(id, group["params"])) for group in optimizer.param_groups] == [
+        list(map(id, params)) for params in before
+    ]
+
+
+def test_numbers_of_numpy_can_be_saved(tmp_path):
+    settings = {"weight_decay": np.float32(0.5), "layer_lr_decay": np.float64(0.5)}
+    optimizer = create_lpwd_optimizer(make_model(), lr=np.float64(0.1), **settings)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    saved = torch.load(tmp_path / "optimizer.pt", weights_only=True)
+    assert saved["param_groups"] == optimizer.state_dict()["param_groups"]
+    config = hf_lpwd.LPWDConfig(weight_decay=np.float32(0.5), layer_schedule=np.array([0.0, 0.25, 0.5]))
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+    assert config.to_dict()["weight_decay"] == 0.5
+    assert config.to_dict()["layer_schedule"] == [0.0, 0.25, 0.5]
 
 
 def test_the_optimizer_has_the_plan_that_it_was_made_from():

@@ -540,7 +540,7 @@ def test_head_that_is_registered_before_the_embedding_it_is_tied_to():
 
 def test_model_without_repeated_blocks_is_refused():
     model = _Network(up=nn.Linear(4, 8), down=nn.Linear(8, 2))
-    with pytest.raises(ValueError, match=r"_Network has no repeated stack of blocks .*: pass layers"):
+    with pytest.raises(ValueError, match=r"_Network has no repeated stack of blocks .*: give a layer_map"):
         layer_index_map(model)
     with pytest.raises(ValueError, match="ReLU has no parameters"):
         layer_index_map(nn.ReLU())
@@ -601,9 +601,12 @@ def test_number_of_layers_follows_from_the_rules(rules, n):
         ({"project.*": "stem", "body.*": 1}, "no rule for parameter 'last_norm.weight'"),
         ({"nothing": 0, ".*": "head"}, "'nothing' matches no parameter"),
         ({"body": 0, ".*": "head"}, "'body' matches no parameter; it has to match a whole name"),
-        ({".*": -1}, r"layers\['\.\*'\] is -1"),
-        ({r"body\.(\d+)\..*": "block", ".*": 5}, r"layers\['\.\*'\] is 5, but an index must be 0 .* to 4"),
-        ({".*": "tail"}, r"layers\['\.\*'\] is 'tail': it must be an index >= 0, 'stem', 'block' or 'head'"),
+        ({".*": -1}, r"layer_map\['\.\*'\] is -1"),
+        ({r"body\.(\d+)\..*": "block", ".*": 5}, r"layer_map\['\.\*'\] is 5, but an index must be 0 .* to 4"),
+        (
+            {".*": "tail"},
+            r"layer_map\['\.\*'\] is 'tail': it must be an index >= 0, 'stem', 'block' or 'head'",
+        ),
         ({".*": True}, "is True: it must be an index"),
         ({".*": 1.0}, "is 1.0: it must be an index >= 0"),
         ({".*": "stem"}, "gives every parameter index 0"),
@@ -615,6 +618,12 @@ def test_number_of_layers_follows_from_the_rules(rules, n):
 def test_wrong_rules_are_refused(rules, message):
     with pytest.raises(ValueError, match=message):
         layer_index_map(HandWritten(), rules)
+
+
+def test_parameters_without_a_shape_are_named():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.LazyLinear(4))
+    with pytest.raises(ValueError, match=r"^2\.weight has no shape yet: run a forward pass first$"):
+        layer_index_map(model)
 
 
 def test_given_map_is_checked():

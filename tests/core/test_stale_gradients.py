@@ -112,6 +112,16 @@ def test_lightning_with_train_at_the_start_of_each_batch(protocol, accumulate):
     assert_same(weights(model), lightning_by_hand(accumulate))
 
 
+@pytest.mark.parametrize(("protocol", "accumulate"), [("automatic", 1), ("automatic", 2), ("manual", 1)])
+def test_lightning_s_wrapper_of_the_optimizer_is_no_other_optimizer(protocol, accumulate):
+    """LightningOptimizer and Fabric's wrapper have its class and its attributes, and are another object."""
+    model, optimizer = make()
+    wrapper = object.__new__(type("LightningLayerwiseDecay", (LayerwiseDecay,), {}))
+    wrapper.__dict__.update(optimizer.__dict__)
+    getattr(Loop(model, optimizer, accumulate), protocol)(range(6), wrapper.train)
+    assert_same(weights(model), lightning_by_hand(accumulate))
+
+
 def test_lightning_s_automatic_optimization_needs_no_call():
     model, optimizer = make()
     Loop(model, optimizer).automatic(range(6))

@@ -62,6 +62,13 @@ def test_states_of_others_are_refused():
     several = torch.optim.AdamW([{"params": part} for part in parts], lr=0.1)
     with pytest.raises(ValueError, match="has 4 groups without param_names: which"):
         load_stock_state(optimizer, several.state_dict(), model)
+    body_last = torch.optim.AdamW(
+        [{"params": parts[3]}, {"params": [*parts[0], *parts[1], *parts[2]]}], lr=0.1
+    )
+    with pytest.raises(
+        ValueError, match=r"groups of \[10, 30\] parameters .*, but the Trainer's have \[1\d, 2\d\]"
+    ):
+        load_stock_state(optimizer, body_last.state_dict(), model)
     backwards = torch.optim.AdamW(reversed(list(model.parameters())), lr=0.1)
     model(pixel_values=torch.randn(2, 3, 16, 16)).logits.sum().backward()
     backwards.step()

@@ -1,5 +1,6 @@
 """The decay settings as training arguments: their own class, and in front of other classes."""
 
+import copy
 import json
 import pickle
 from dataclasses import dataclass, field, fields
@@ -103,6 +104,15 @@ def test_patterns_and_layers_as_text_or_dict():
     assert json.loads(as_text.to_json_string())["layer_map"] == rules
     with pytest.raises(ValueError, match="decay_by_pattern is 'head', but must be a JSON object"):
         LPWDTrainingArguments(**PATHS, decay_by_pattern="head")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_has_the_token_that_a_pickle_leaves_out(copied):
+    args = LPWDTrainingArguments(**PATHS, hub_token="hf_secret", weight_decay=0.1)
+    same = copied(args)
+    assert same is not args
+    assert same == args
+    assert same.hub_token == "hf_secret"
 
 
 def test_a_pickle_has_no_token():
