@@ -132,7 +132,7 @@ def accuracies(path: Path) -> pd.DataFrame:
         for split in ("validation", "test")
         if (score := record.score(split)) is not None
     )
-    return frame.pivot(index=3, columns=[0, 1, 2], values=4)
+    return frame.pivot(index=3, columns=[0, 1, 2], values=4).rename_axis("seed")
 
 
 def means(path: Path) -> pd.Series:
@@ -157,15 +157,21 @@ def rates(path: Path, summary: Path) -> pd.DataFrame:
 def by_amount(contexts: list[Path], method: str) -> pd.DataFrame:
     """Points of test accuracy of a method above `wd uniform` at each total decay, paired by seed.
 
-    Of `wd uniform` itself, above no decay.
+    Of `wd uniform` itself, above no decay. The last row is of the mean over the contexts, by the seeds that
+    all of them have.
     """
-    rows = []
+    found = {}
     for path in contexts:
         table = accuracies(path)["test"]
         if method in table:
             than = table["no decay", 0.0] if method == "wd uniform" else table["wd uniform"]
-            differences = table[method].sub(than, axis=0).to_numpy().T
-            rows.append((context_of(path), *(with_interval(mean_interval(one)) for one in differences)))
+            found[context_of(path)] = table[method].sub(than, axis=0).set_axis(TOTAL_DECAY, axis=1)
+    together = pd.concat(found.values()).groupby("seed")
+    found["mean"] = together.mean()[together.size() == len(found)]
+    rows = [
+        (context, *(with_interval(mean_interval(differences[total])) for total in TOTAL_DECAY))
+        for context, differences in found.items()
+    ]
     return pd.DataFrame(rows, columns=["context", *TOTAL_DECAY])
 
 
