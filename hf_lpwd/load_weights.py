@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_lpwd.messages import listed
 
 
 def weight_files(folder: str) -> list[str]:
-    """The files of a model's weights in a folder."""
-    return sorted(str(path) for path in Path(folder).glob("model*.safetensors"))
+    """The files of a model's weights in a folder, where `from_pretrained` looks; others may be beside."""
+    whole, index = Path(folder, SAFE_WEIGHTS_NAME), Path(folder, SAFE_WEIGHTS_INDEX_NAME)
+    if whole.is_file():
+        return [str(whole)]
+    if index.is_file():
+        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return sorted(str(Path(folder, part)) for part in parts)
+    return []
 
 
 def load_weights(model: PreTrainedModel, folder: str) -> None:
@@ -25,7 +33,7 @@ def load_weights(model: PreTrainedModel, folder: str) -> None:
 
     Args:
         model: Takes the weights; its parameters stay the same objects.
-        folder: With ``model*.safetensors``.
+        folder: With `weight_files`.
 
     Raises:
         ValueError: The folder lacks a weight of the model, or has it in another shape.
@@ -47,8 +55,9 @@ def load_weights(model: PreTrainedModel, folder: str) -> None:
         raise ValueError(
             f"the checkpoint {folder} has {name} in the shape {tuple(saved)}, this model in {tuple(here)}"
         )
-    # Of tied weights, which are one tensor here, one name is saved.
+    # Of tied weights, which are one tensor here, one name is saved; constants, as Marian's positions, never.
     known = {id(own[name]) for name in loaded if name in own}
+    known |= {id(own[name]) for name in model._keys_to_ignore_on_save or () if name in own}
     lacking = sorted(name for name in found.missing_keys if name not in own or id(own[name]) not in known)
     if lacking:
         raise ValueError(f"the checkpoint {folder} lacks weights of this model: {listed(lacking, most=3)}")

@@ -132,10 +132,11 @@ class LPWDTrainerMixin(Trainer):
         layers = self._layer_log.take() if "loss" in logs else {}
         super().log({**logs, **layers}, *args, **kwargs)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         # Trainer would warn and go on with random weights, where names differ
         # (https://github.com/huggingface/transformers/issues/48805).
-        target: Any = self.model if model is None else model
+        given = next(iter((*args, *kwargs.values())), None)
+        target: Any = self.model if given is None else given
         whole_model = (
             isinstance(target, PreTrainedModel)
             and not getattr(target, "_hf_peft_config_loaded", False)
@@ -145,12 +146,14 @@ class LPWDTrainerMixin(Trainer):
         if whole_model:
             load_weights(target, resume_from_checkpoint)
         else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            # sentence-transformers' takes no model.
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
 
     def _load_best_model(self) -> None:
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if isinstance(self.model, PreTrainedModel) and not sharded:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        best = self.state.best_model_checkpoint
+        if isinstance(self.model, PreTrainedModel) and not sharded and weight_files(best):
+            self._load_from_checkpoint(best)
         else:
             super()._load_best_model()
 

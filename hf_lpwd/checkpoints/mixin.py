@@ -73,6 +73,8 @@ class CompleteCheckpointsMixin(Trainer):
                 )
         elif resume_from_checkpoint:
             self._refuse_if(partial(folders.why_not_resumable, resume_from_checkpoint))
+        if resume_from_checkpoint:
+            self._refuse_if(partial(folders.without_optimizer, resume_from_checkpoint))
         self._resumed_from = os.fspath(resume_from_checkpoint) if resume_from_checkpoint else None
         self._best = self._before = None
         if self._resumed_from and self.args.load_best_model_at_end:

@@ -266,6 +266,23 @@ def test_the_state_names_the_best_checkpoint_where_it_is(tmp_path):
         assert best.is_dir()
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_model_without_an_optimizer_is_nothing_to_go_on_from(tmp_path, named):
+    """AdamW would start afresh, and the weights be others, without a word."""
+    flags = {**SAVING, "save_only_model": True, "max_steps": 10}
+    trained(make_checkpointing(tmp_path, **flags))
+    checkpoint = tmp_path / "checkpoint-10"
+    assert (checkpoint / "model.safetensors").exists()
+    with pytest.raises(BadInputError) as error:
+        trained(
+            make_checkpointing(tmp_path, **flags), resume_from_checkpoint=str(checkpoint) if named else True
+        )
+    assert str(error.value) == (
+        f"{checkpoint} has no state of the optimizer (save_only_model), so a run cannot go on from it: start "
+        "another one from its weights"
+    )
+
+
 @pytest.mark.parametrize("save_steps", [1, 3])
 def test_resumed_from_its_last_checkpoint_it_takes_no_further_step(tmp_path, save_steps):
     """An epoch has three steps: step 4 is the first of the second one."""
