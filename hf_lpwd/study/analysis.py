@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_lpwd.messages import BadInputError, unknown
-from hf_lpwd.study.compare import compare, family, has_runs
+from hf_lpwd.study.compare import compare, family, has_runs, joined
 from hf_lpwd.study.comparison import Comparison, corrected, side_name
 from hf_lpwd.study.notes import deviations, notes
 from hf_lpwd.study.plan import DEFAULT_BASELINE, Plan, Question, Side
@@ -184,12 +184,12 @@ def _check_sides(tasks: Sequence[Task], questions: Sequence[Question], baseline:
     for question in questions:
         asked = [
             task
-            for task in tasks
+            for task in joined(tasks, question)
             if any(has_runs(task, side) for side in question.compare or _grid_methods(task))
         ]
-        lacking = [task for task in asked if isinstance(question.to, str) and question.to not in task.methods]
+        lacking = [task for task in asked if isinstance(question.to, str) and not has_runs(task, question.to)]
         if lacking and (len(lacking) == len(asked) or question.to == baseline):
-            names = sorted(lacking[0].methods)
+            names = sorted({run.method for run in lacking[0].records})
             raise BadInputError(
                 f"{unknown('baseline', question.to, names)} (the methods on {lacking[0].name} are "
                 f"{', '.join(names)})"

@@ -32,6 +32,7 @@ from hf_lpwd.study.tasks import (
     Method,
     Setting,
     Task,
+    differing_settings,
     measured,
     setting_of,
     shared_seeds,
@@ -53,7 +54,7 @@ def family(
         tasks: All tasks.
         methods: The sides to compare on a task, where the question names none.
     """
-    tasks = _joined(tasks, question)
+    tasks = joined(tasks, question)
     made = [
         compare(task, side, question)
         for task in tasks
@@ -69,7 +70,7 @@ def family(
     return corrected(made)
 
 
-def _joined(tasks: Sequence[Task], question: Question) -> Sequence[Task]:
+def joined(tasks: Sequence[Task], question: Question) -> Sequence[Task]:
     """Puts tasks together that differ in nothing but settings that the sides name (half of the images)."""
     named = _of_the_task(question)
     if not named:
@@ -240,27 +241,34 @@ def _of_differences(
 
 
 def _as_method(task: Task, side: Side) -> Method:
-    if isinstance(side, str):
+    if isinstance(side, str) and side in task.methods:
         return task.methods[side]
     grid: dict[Setting, dict[int, Record | None]] = {}
     for run in task.records:
         if _fits(run, side):
-            runs = grid.setdefault(setting_of(run.settings), {})
-            if run.seed in runs:
-                raise BadInputError(f"{side_name(side)} is several methods: name one, or ask at: equal")
-            runs[run.seed] = run
+            _add(grid.setdefault(setting_of(run.settings), {}), run, side)
     return Method(side_name(side), grid)
+
+
+def _add(runs: dict[int, Any], run: Record, side: Side) -> None:
+    """Adds a run by its seed; refuses a second run of that seed."""
+    if (other := runs.get(run.seed)) is not None:
+        raise BadInputError(
+            f"{side_name(side)} stands for several runs of seed {run.seed}, which differ in "
+            f"{differing_settings(other, run)}: give that side of the question as settings that say which"
+        )
+    runs[run.seed] = run
 
 
 def has_runs(task: Task, side: Side) -> bool:
     """Whether a task has runs of a side."""
-    if isinstance(side, str):
-        return side in task.methods or any(run.method == side for run in task.records)
-    return any(_fits(run, side) for run in task.records)
+    return (isinstance(side, str) and side in task.methods) or any(_fits(run, side) for run in task.records)
 
 
-def _fits(run: Record, side: Mapping[str, Any]) -> bool:
+def _fits(run: Record, side: Side) -> bool:
     """Whether a run has these settings; controls and baselines from elsewhere have only if they are named."""
+    if isinstance(side, str):
+        return run.method == side
     if "peer" not in side and run.settings.get("peer"):
         return False
     return all((run.settings.get(name) or False) == value for name, value in side.items())
@@ -270,10 +278,10 @@ def _by_cell(task: Task, side: Side, named: set[str]) -> dict[Cell, dict[int, Re
     """What else a run is -> seed -> run, for the runs of a side."""
     cells: dict[Cell, dict[int, Record]] = {}
     for run in task.records:
-        if measured(run) and (run.method == side if isinstance(side, str) else _fits(run, side)):
+        if measured(run) and _fits(run, side):
             setting = setting_of(run.settings)
             about = {name: run.settings.get(name) for name in METHOD_FLAGS - named}
             about |= {} if "learning_rate" in named else {"learning_rate": setting.learning_rate}
             decay = None if named & {"weight_decay", "total_decay"} else setting.decay
-            cells.setdefault((json.dumps(about, sort_keys=True), decay), {})[run.seed] = run
+            _add(cells.setdefault((json.dumps(about, sort_keys=True), decay), {}), run, side)
     return cells

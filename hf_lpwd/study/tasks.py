@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from hf_lpwd.messages import BadInputError
 from hf_lpwd.study.methods import BASELINES, METHOD_FLAGS
 from hf_lpwd.study.plan import Plan
 from hf_lpwd.study.record import Record
@@ -165,10 +166,27 @@ def setting_of(settings: Any) -> Setting:
     return Setting(settings.get("weight_decay") if decay is None else decay, settings.get("learning_rate"))
 
 
+def differing_settings(a: Record, b: Record) -> str:
+    """The settings in which two runs differ, with both values: ``"layer_schedule (linear, uniform)"``."""
+    given = [one.settings.model_dump(exclude_unset=True) for one in (a, b)]
+    return ", ".join(
+        f"{name} ({' and '.join(str(one.get(name, 'not given')) for one in given)})"
+        for name in sorted(set().union(*given))
+        if given[0].get(name) != given[1].get(name)
+    )
+
+
 def _methods(records: Iterable[Record], holes: Iterable[Any]) -> dict[str, Method]:
     grids: dict[str, dict[Setting, dict[int, Record | None]]] = {}
     for record in records:
         runs = grids.setdefault(record.method, {}).setdefault(setting_of(record.settings), {})
+        if (other := runs.get(record.seed)) is not None:
+            files = [f" of {one.task['file']}" if "file" in one.task else "" for one in (other, record)]
+            raise BadInputError(
+                f"the records {other.id}{files[0]} and {record.id}{files[1]} are both {record.method} at "
+                f"{setting_of(record.settings)}, seed {record.seed}, but differ in "
+                f"{differing_settings(other, record)}: report them apart"
+            )
         runs[record.seed] = record
     for run in holes:
         runs = grids.setdefault(run.method, {}).setdefault(setting_of(run.settings), {})
