@@ -34,7 +34,7 @@ CORE_CHAIN = [
     {"optimizer"},
     {"factory", "stock_state", "zero_step", "measured_decay", "measure"},
     {"lpwd_arguments"},
-    {"training_args", "trainer_log", "trainer_optimizer", "trainer"},
+    {"training_args", "load_weights", "trainer_log", "trainer_optimizer", "trainer"},
 ]
 # The same for the modules of the study: config -> runs -> records -> analysis -> report.
 STUDY_CHAIN = [
@@ -51,7 +51,7 @@ STUDY_CHAIN = [
     {"notes"},
     {"analysis"},
     {"answer", "plotting"},
-    {"figures", "tables"},
+    {"figures", "forest", "tables"},
     {"report"},
 ]
 HIGHER = ["checkpoints", "vision", "study", "commands", "cli", "__main__"]
