@@ -225,11 +225,17 @@ def run_study(args: Namespace, prog: str) -> int:
 
 def _report(args: Namespace) -> int:
     from hf_lpwd.commands.report import print_report
+    from hf_lpwd.study.config import read_study
+    from hf_lpwd.study.plan import differences
 
     folder, file = runs_folder(args), args.file
     if not Path(folder).exists():
         known = f"{folder} does not exist: hf-lpwd study run {file} writes the records"
         raise BadInputError(known if Path(file).exists() else f"{file} does not exist")
+    if Path(file).exists():
+        study = read_study(file)
+        for line in differences(folder, study.questions, study.planned()):
+            print(line)
     print_report(folder, args.out)
     return 0
 

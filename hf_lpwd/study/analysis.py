@@ -13,7 +13,7 @@ from hf_lpwd.messages import BadInputError, unknown
 from hf_lpwd.study.compare import compare, family, has_runs, joined
 from hf_lpwd.study.comparison import Comparison, corrected, side_name
 from hf_lpwd.study.notes import deviations, notes
-from hf_lpwd.study.plan import DEFAULT_BASELINE, Plan, Question, Side
+from hf_lpwd.study.plan import DEFAULT_BASELINE, Plan, Question, Side, joined_plan
 from hf_lpwd.study.record import Record, test_score
 from hf_lpwd.study.results import MethodResult, has_test, results_of
 from hf_lpwd.study.stats import Array, Estimate, interquartile_mean
@@ -39,7 +39,7 @@ class Study:
         counts: ``"planned"``, ``"completed"``, ``"diverged"``, ``"failed"``, ``"missing"``, ``"added"``.
         notes: What a reader has to know, as sentences.
         deviations: From the plan, as sentences.
-        plan: As stored with the records.
+        plans: File -> its plan, as stored with the records.
         baseline: Name of the baseline.
     """
 
@@ -54,7 +54,7 @@ class Study:
     counts: Counter[str]
     notes: list[str]
     deviations: list[str]
-    plan: Plan | None
+    plans: dict[str, Plan]
     baseline: str
 
     @property
@@ -70,7 +70,7 @@ class Study:
 
 def analyse(
     records: Sequence[Record],
-    plan: Plan | None = None,
+    plan: Plan | Mapping[str, Plan | None] | None = None,
     baseline: str | None = None,
     margin: float | None = None,
     questions: Sequence[Question] | None = None,
@@ -80,7 +80,7 @@ def analyse(
 
     Args:
         records: From `load_records`.
-        plan: From `read_plan`; None if none was stored.
+        plan: From `read_plan`, None if none was stored; of records of several files the plan of each.
         baseline: A method, instead of the plan's, but not instead of what `questions` name; default without
             a plan: AdamW (``"wd uniform"``).
         margin: Points of accuracy that would matter, instead of the plan's.
@@ -88,8 +88,11 @@ def analyse(
         complete_seeds: Count only the seeds that all methods of a task have.
 
     Raises:
-        BadInputError: No run has completed, or a task lacks the baseline that was asked for.
+        BadInputError: No run has completed, the files' plans have different questions, or a task lacks the
+            baseline that was asked for.
     """
+    plans = plan if isinstance(plan, Mapping) else {"": plan}
+    plan = joined_plan(plans, records, questions)
     tasks = make_tasks(records, plan)
     if all(record.outcome == "failed" for task in tasks for record in task.records):
         raise BadInputError(f"none of the {len(records)} runs has completed")
@@ -122,8 +125,8 @@ def analyse(
         scores=_scores(results),
         counts=counts,
         notes=[*said, *notes(tasks, results)],
-        deviations=list(deviations(records, plan, counts, baseline, margin)),
-        plan=plan,
+        deviations=list(deviations(records, plans, counts, asked)),
+        plans={file: one for file, one in plans.items() if one is not None},
         baseline=chosen,
     )
 

@@ -55,7 +55,7 @@ def _headline(study: Study, task: str, mine: Sequence[Comparison]) -> str:
     if not mine:
         return "Nothing was compared: only one method was run, or the baseline is not among them."
     counts = study.counts
-    if study.plan is not None and counts["missing"]:
+    if study.plans and counts["missing"]:
         done = counts["planned"] - counts["missing"]
         return f"No answer yet: {done} of {counts['planned']} planned runs are done."
     if all(c.withheld for c in mine):

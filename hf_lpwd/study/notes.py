@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 
 from hf_lpwd.messages import counted
+from hf_lpwd.study.comparison import side_name
 from hf_lpwd.study.plan import Plan, Question
 from hf_lpwd.study.record import Record
 from hf_lpwd.study.results import MethodResult
@@ -69,28 +72,67 @@ def _differences(task: Task, where: str) -> Iterator[str]:
 
 def deviations(
     records: Sequence[Record],
-    plan: Plan | None,
+    plans: Mapping[str, Plan | None],
     counts: Counter[str],
-    baseline: str | None,
-    margin: float | None,
+    asked: Sequence[Question],
 ) -> Iterator[str]:
-    """How records and report deviate from the plan, as sentences."""
-    if plan is None:
+    """How records and report deviate from the plans of their files, as sentences.
+
+    Args:
+        records: All of them.
+        plans: File -> its plan.
+        counts: See `hf_lpwd.study.analysis.Study`.
+        asked: The questions that the report answers.
+    """
+    without = [file for file, plan in plans.items() if plan is None]
+    if len(without) == len(plans):
         yield "No plan was stored with these records: what was planned is taken from the grid that is there."
         return
+    if without:
+        yield f"No plan was stored with {', '.join(without)}: the runs that are there count as planned."
     if counts["missing"]:
         yield f"{counts['missing']} of {counts['planned']} planned runs have no record."
     if counts["added"]:
         rest = "added after the plan was stored, and"
         one, many = f"run was {rest} does not count.", f"runs were {rest} do not count."
         yield counted(counts["added"], one, many)
-    if plan.registered and plan.registered != plan.hash:
-        yield "The registered plan was changed after it was registered: its hash does not fit."
-    stored = plan.questions[0] if plan.questions else Question()
-    if baseline is not None and baseline != stored.to:
-        yield f"The report compares to {baseline}; the plan says {stored.to}."
-    if margin is not None and margin != stored.margin:
-        yield f"The report's margin is {margin:g} points; the plan says {stored.margin:g}."
-    early = [r for r in records if r.times.started is not None and r.times.started < plan.created]
-    if early:
-        yield f"{counted(len(early), 'record is', 'records are')} older than the plan."
+    said: set[str] = set()
+    for file, plan in plans.items():
+        where = f" of {file}" if len(plans) > 1 else ""
+        if plan is None:
+            continue
+        if plan.registered and plan.registered != plan.hash:
+            yield f"The registered plan{where} was changed after it was registered: its hash does not fit."
+        changes = [line for line in _other_questions(asked, plan.questions) if line not in said]
+        said.update(changes)
+        yield from changes
+        planned = {run.id for run in plan.runs}
+        early = [r for r in records if r.id in planned and r.times.started and r.times.started < plan.created]
+        if early:
+            yield f"{counted(len(early), 'record is', 'records are')} older than the plan{where}."
+
+
+def _other_questions(asked: Sequence[Question], planned: Sequence[Question]) -> Iterator[str]:
+    new = [question for question in asked if question not in planned]
+    gone = [question for question in planned if question not in asked]
+    for mine, theirs in zip_longest(new, gone):
+        if theirs is None:
+            yield f"Question {asked.index(mine) + 1} of the report is not in the plan."
+        elif mine is None:
+            yield f"Question {planned.index(theirs) + 1} of the plan is not answered."
+        else:
+            number = f"Question {asked.index(mine) + 1}: the" if len(asked) > 1 else "The"
+            yield from (f"{number} report{change}." for change in _changes(mine, theirs))
+
+
+def _changes(mine: Question, theirs: Question) -> Iterator[str]:
+    for name, value in theirs:
+        changed = getattr(mine, name)
+        if changed == value:
+            continue
+        if name == "margin":
+            yield f"'s margin is {changed:g} points; the plan says {value:g}"
+        elif name == "to":
+            yield f" compares to {side_name(changed)}; the plan says {side_name(value)}"
+        else:
+            yield f" has {name}: {json.dumps(changed)}; the plan says {json.dumps(value)}"

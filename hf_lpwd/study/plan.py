@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hf_lpwd.files import write_json
 from hf_lpwd.messages import BadInputError, counted
-from hf_lpwd.study.records import PLAN, plan_text
+from hf_lpwd.study.record import Record
+from hf_lpwd.study.records import PLAN, file_name, plan_text
 
 #: AdamW: plain decay, the same rate in each layer.
 DEFAULT_BASELINE = "wd uniform"
@@ -108,6 +109,43 @@ def read_plan(path: str) -> Plan | None:
             fault = error.errors()[0]
             reason = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
         raise BadInputError(f"{path}: {PLAN} cannot be read: {reason}") from None
+
+
+def joined_plan(
+    plans: Mapping[str, Plan | None], records: Iterable[Record], asked: Sequence[Question] | None
+) -> Plan | None:
+    """The plan of the records of several files, None if no file has one.
+
+    The records of a file without a plan stand in it as if they had been planned.
+
+    Args:
+        plans: File -> its plan.
+        records: All records.
+        asked: The questions of the report, where it does not answer those of the plans.
+
+    Raises:
+        BadInputError: The report answers the plans' questions, and these differ.
+    """
+    known = {file: plan for file, plan in plans.items() if plan is not None}
+    if len(plans) == 1 or not known:
+        return next(iter(known.values()), None)
+    first, *others = known
+    for file in others if asked is None else ():
+        if known[file].questions != known[first].questions:
+            raise BadInputError(
+                f"the plans of {first} and {file} have different questions: report them apart, or name the "
+                "file of the questions (--questions)"
+            )
+    added = [run for plan in known.values() for run in plan.runs if run.added]
+    planned = [run for plan in known.values() for run in plan.runs if not run.added]
+    without = {file_name(file) for file in plans.keys() - known.keys()}
+    planned += [
+        PlannedRun(id=r.id, method=r.method, settings=r.settings.model_dump(exclude_unset=True))
+        for r in records
+        if r.task.get("file") in without
+    ]
+    runs = {run.id: run for run in (*added, *planned)}
+    return known[first].model_copy(update={"runs": list(runs.values())})
 
 
 def read_questions(given: Any, where: str) -> list[Question]:

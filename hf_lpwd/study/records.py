@@ -43,7 +43,7 @@ def load_records(*paths: str) -> list[Record]:
         try:
             record = Record.model_validate(json.loads(text, parse_constant=_no_number))
             if len(paths) > 1:
-                record.task["file"] = Path(source).name.partition(".")[0]
+                record.task["file"] = file_name(source)
         except ValidationError as error:
             faults += [f"{name}: {_misfit(fault)}" for fault in error.errors()]
             continue
@@ -64,7 +64,7 @@ def load_records(*paths: str) -> list[Record]:
 
 
 def pack_records(folders: Sequence[str], file: str) -> int:
-    """Packs the records of folders into one file of lines that reads as they do; of one folder also its plan.
+    """Packs the records of folders into one file of lines that reads as they do; one folder with its plan.
 
     The bytes depend on the records alone: sorted by id, keys sorted, no time stamp in the compressed file.
 
@@ -76,15 +76,20 @@ def pack_records(folders: Sequence[str], file: str) -> int:
         The number of records.
 
     Raises:
-        BadInputError: A record does not fit, or the file has another ending.
+        BadInputError: A record does not fit, the file has another ending, or one of several folders has a
+            plan.
     """
     if not file.endswith(PACKED):
         raise BadInputError(f"{file} must end in {' or '.join(PACKED)}")
     number = len(load_records(*folders))
+    if len(folders) > 1 and (planned := [folder for folder in folders if (Path(folder) / PLAN).exists()]):
+        raise BadInputError(
+            f"{planned[0]} has a plan, and a file holds one: pack each folder by itself, report reads several"
+        )
     texts = (text for folder in folders for _, text in _texts(Path(folder)))
     objects = sorted(map(json.loads, texts), key=lambda one: one["id"])
     plan = Path(folders[0]) / PLAN
-    if len(folders) == 1 and plan.exists():
+    if plan.exists():
         objects.insert(0, {"plan": json.loads(plan.read_text(encoding="utf-8"))})
     lines = [json.dumps(one, sort_keys=True, separators=(",", ":")) for one in objects]
     content = "".join(f"{line}\n" for line in lines).encode()
@@ -95,6 +100,11 @@ def pack_records(folders: Sequence[str], file: str) -> int:
         content = buffer.getvalue()
     write_bytes(file, content)
     return number
+
+
+def file_name(path: str) -> str:
+    """What a report over several files calls one of them."""
+    return Path(path).name.partition(".")[0]
 
 
 def plan_text(path: str) -> str | None:

@@ -58,7 +58,7 @@ def write_report(
     Markdown; ``figures/``, each figure as PNG and SVG. The same records give the same bytes.
 
     Args:
-        paths: Folders of records, or files that `pack_records` wrote; of one also its plan is read.
+        paths: Folders of records, or files that `pack_records` wrote, with their plans.
         out: Folder to write to; the report that it holds is replaced.
         baseline: Method to compare with; see `analyse`.
         margin: Points of accuracy that would matter; see `analyse`.
@@ -73,8 +73,8 @@ def write_report(
     """
     paths = [paths] if isinstance(paths, str) else paths
     records = load_records(*paths)
-    plan = read_plan(paths[0]) if len(paths) == 1 else None
-    study = analyse(records, plan, baseline, margin, questions, complete_seeds)
+    plans = {path: read_plan(path) for path in paths}
+    study = analyse(records, plans, baseline, margin, questions, complete_seeds)
     files: dict[str, bytes] = {}
     several = len(study.tasks) > 1
     primary = study.primary_comparisons
