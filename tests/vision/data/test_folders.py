@@ -453,6 +453,51 @@ def test_a_metadata_file_may_name_the_splits(tmp_path):
     assert splits.facts.left_out == {"image without a row in its metadata file": 1}
 
 
+def test_splits_of_folders_go_before_those_that_metadata_names(tmp_path, caplog):
+    root = make(tmp_path / "set", *(f"{split}/{n}.png" for split in ("train", "test") for n in range(8)))
+    for split in ("train", "test"):
+        rows = [f"{n}.png,{'ab'[n % 2]},{'val' if split == 'train' and n > 5 else split}" for n in range(8)]
+        (root / split / "metadata.csv").write_text("\n".join(["file_name,label,split", *rows]))
+    with caplog.at_level(logging.WARNING):
+        splits = load(root)
+    assert splits.source_sizes == {"train": 8, "test": 8}
+    note = (
+        "The splits are the folders (test, train), not those that a metadata file names, which differ for 2 "
+        "of 8 images"
+    )
+    assert splits.facts.notes == [note]
+    assert note in caplog.messages
+
+
+def test_splits_of_folders_that_metadata_repeats_are_not_said_to_be_those_of_its_column(tmp_path):
+    files = [f"{split}/{n}.png" for split in ("train", "test") for n in range(4)]
+    root = make(tmp_path / "set", *files)
+    rows = [f"{file},{'ab'[n % 2]},{file.partition('/')[0]}" for n, file in enumerate(files)]
+    (root / "metadata.csv").write_text("\n".join(["file_name,label,split", *rows]))
+    assert load(root).facts.notes == []
+
+
+def test_images_are_those_of_the_column_file_name(tmp_path, caplog):
+    root = make(tmp_path / "set", *(f"{kind}{n}.png" for kind in ("image", "mask") for n in range(6)))
+    rows = [f"mask{n}.png,image{n}.png,{'ab'[n % 2]}" for n in range(6)]
+    table = root / "metadata.csv"
+    table.write_text("\n".join(["mask_file_name,file_name,label", *rows]))
+    with caplog.at_level(logging.WARNING):
+        splits = load(root)
+    assert names(splits) == {"train": [f"{'ab'[n % 2]}/{n}" for n in (0, 2, 4, 1, 3, 5)]}
+    note = "metadata.csv: The images are those of the column file_name, not mask_file_name"
+    assert splits.facts.notes == [note]
+    assert note in caplog.messages
+    assert splits.facts.left_out == {"image without a row in its metadata file": 6}
+    table.write_text("\n".join(["mask_file_name,image_file_name,label", *rows]))
+    with pytest.raises(
+        BadInputError,
+        match=r"^metadata.csv names files in 2 columns, mask_file_name, image_file_name: call the one of the "
+        "images file_name$",
+    ):
+        load(root)
+
+
 def test_symbolic_links_are_followed(tmp_path):
     make(tmp_path / "elsewhere", "fox/0.png", "fox/1.png", "single.png")
     make(tmp_path / "set", "cat/2.png", "dog/3.png", "dog/4.png")
