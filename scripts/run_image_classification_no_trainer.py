@@ -39,6 +39,7 @@ from hf_lpwd.vision.arguments import DIGITS_RUN
 from hf_lpwd.vision.data.augmentation import make_mixer, training_loss
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import ImageDataset, collate, finishes_later
+from hf_lpwd.vision.data.labelled import write_training_images
 from hf_lpwd.vision.data.splits import load_splits
 from hf_lpwd.vision.failures import DIVERGED
 from hf_lpwd.vision.hub.push import PushError
@@ -201,6 +202,7 @@ def train(
     if accelerator.is_main_process:
         remove_unfinished(args.output_dir)
         write_record(args.output_dir, settings)
+        write_training_images(args.output_dir, splits)
     if args.with_tracking:
         accelerator.init_trackers("image_classification_no_trainer", {k: str(v) for k, v in settings.items()})
 

@@ -15,6 +15,7 @@ from hf_lpwd.checkpoints.folders import UNFINISHED, checkpoints_in, why_not_resu
 from hf_lpwd.checkpoints.run_record import (
     CHANGES,
     DIVISION,
+    IMAGES,
     LENGTH,
     Differences,
     differences,
@@ -143,7 +144,8 @@ def check_checkpoint(
 
 def _differences_of_a_run(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> Differences:
     """Returns what is different; not how a step's samples are divided, of which a warning tells."""
-    found = differences(then, now, [name for name in now if name != CHANGES])
+    names = [name for name in now if name != CHANGES and (name != IMAGES or name in then)]
+    found = differences(then, now, names)
     division = {name: found[name] for name in DIVISION if name in found}
     samples = samples_per_step(then)
     if division and samples is not None and samples == samples_per_step({**then, **now}):

@@ -17,6 +17,8 @@ DIVISION = ("devices", "per_device_train_batch_size", "gradient_accumulation_ste
 LENGTH = ("num_train_epochs", "max_steps")
 #: In a record, what was different in the run that this one went on from.
 CHANGES = "resumed_with_changes"
+#: Hashes of the images and labels of each split; records that were made before there were any lack them.
+IMAGES = "images_and_labels"
 #: What other settings follow from comes first.
 _ABOVE_ALL = ("dataset_name", "train_dir", "model_name_or_path", "model_type")
 

@@ -70,7 +70,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
 
     from hf_lpwd.vision.classifier import Classifier
     from hf_lpwd.vision.data.data_args import DataTrainingArguments
-    from hf_lpwd.vision.data.labelled import load_labelled, may_be_training_images
+    from hf_lpwd.vision.data.labelled import load_labelled, with_training_images
     from hf_lpwd.vision.evaluation import (
         class_table,
         classes_csv,
@@ -92,7 +92,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     classifier = Classifier(args.run)
     names = classifier.class_names
     data = load_labelled(data_args, names, args.split, scale=classifier.scale, token=args.token)
-    training_images = may_be_training_images(Path(args.run), data, args.dataset_config_name)
+    data, training_images = with_training_images(data, args.run, args.dataset_config_name)
     if training_images:
         what = f"{data.where} holds the images that {args.run} was trained on"
         if args.split is None:

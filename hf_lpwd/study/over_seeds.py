@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_lpwd.checkpoints.run_record import differences
+from hf_lpwd.checkpoints.run_record import IMAGES, differences
 from hf_lpwd.files import FACTS, RECORD
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.hub.card import METRICS
@@ -33,7 +33,8 @@ class FinishedRun:
     @property
     def alike(self) -> dict[str, Any]:
         """All that has to be equal in runs that differ in the seed alone."""
-        settings = {name: value for name, value in self.settings.items() if name != "seed"}
+        # The seed also chooses which images a split has.
+        settings = {name: self.settings[name] for name in self.settings if name not in ("seed", IMAGES)}
         versions = {f"version of {name}": value for name, value in self.facts["versions"].items()}
         metrics = {split: sorted(values) for split, values in self.facts["metrics"].items()}
         return {**settings, **{name: self.facts[name] for name in _ALIKE}, "metrics": metrics, **versions}

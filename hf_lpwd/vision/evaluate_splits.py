@@ -11,7 +11,7 @@ from hf_lpwd.vision.arguments import ImageTrainingArguments
 from hf_lpwd.vision.classifier import saved_scale
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import ImageDataset, collate, finishes_later
-from hf_lpwd.vision.data.labelled import LabelledImages, load_labelled, may_be_training_images
+from hf_lpwd.vision.data.labelled import LabelledImages, load_labelled, with_training_images
 from hf_lpwd.vision.data.transforms import ImageTransform
 from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.launch import set_up_launch
@@ -56,7 +56,8 @@ def evaluate_splits(
             cache_dir=model_args.cache_dir,
             token=model_args.token,
         )
-        if may_be_training_images(Path(name), data, data_args.dataset_config_name):
+        data, is_training_data = with_training_images(data, name, data_args.dataset_config_name)
+        if is_training_data:
             raise BadInputError(
                 f"{data.where} holds the images that {name} was trained on: name others, or measure them "
                 f"by hf-lpwd evaluate with --split {data.split}"

@@ -25,6 +25,7 @@ from hf_lpwd.optimizer import LayerwiseDecay
 from hf_lpwd.trainer_log import DecayReport
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import EpochCallback, collate
+from hf_lpwd.vision.data.labelled import write_training_images
 from hf_lpwd.vision.data.transforms import ImageTransform
 from hf_lpwd.vision.evaluate_splits import evaluate_splits
 from hf_lpwd.vision.failures import MACHINE_ERRORS, StopWhereNotFinite, failure_line
@@ -140,6 +141,7 @@ class _WriteWhatItWillDo(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, *_: Any, **kwargs: Any) -> None:
         folder = Path(str(args.output_dir))
         write_record(folder, self.run.settings)
+        write_training_images(folder, self.run.splits)
         write_bytes(folder / RUN_YAML, run_yaml(self.parts).encode())
         write_json(folder / RUN_FACTS, asdict(self.run.facts))
 

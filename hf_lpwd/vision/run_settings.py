@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from hf_lpwd.checkpoints.run_record import IMAGES
 from hf_lpwd.config import SETTINGS
 
 if TYPE_CHECKING:  # which take seconds to import; commands that write a card need none of them
@@ -59,8 +60,12 @@ def run_settings(
 
 
 def data_settings(splits: Splits) -> dict[str, Any]:
-    """Returns what tells a dataset from another one of the same name: its classes and its rows per split."""
-    return {"class_names": splits.class_names, "rows": splits.source_sizes}
+    """Returns what tells a dataset from another one of the same name: its classes, rows and images."""
+    from hf_lpwd.vision.data.digits import DIGITS
+
+    settings = {"class_names": splits.class_names, "rows": splits.source_sizes}
+    # The bytes of scikit-learn's digits, which never change, are those of the installed PNG encoder.
+    return settings if splits.name == DIGITS else {**settings, IMAGES: splits.comparison.fingerprints}
 
 
 def changed_settings(parts: Sequence[Any]) -> dict[str, Any]:

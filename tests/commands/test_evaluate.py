@@ -1,21 +1,26 @@
 import csv
 import json
+import shutil
 
 import datasets
 import numpy as np
 import pytest
+from encoded_images import encode
 from PIL import Image
 from sklearn.datasets import load_digits
 from small_runs import train
 from transformers import pipeline
 
+from hf_lpwd.checkpoints.run_record import write_record
 from hf_lpwd.cli import main
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.digits import load_digits as digits_splits
-from hf_lpwd.vision.data.labelled import load_labelled
+from hf_lpwd.vision.data.labelled import load_labelled, with_training_images, write_training_images
+from hf_lpwd.vision.data.splits import load_splits
 
 DIGITS = load_digits()
+DIGITS_PNG = [encode(Image.fromarray(image.astype(np.uint8))) for image in DIGITS.images[:60]]
 
 
 def write_folder(folder, rows, name=str):
@@ -239,6 +244,100 @@ def test_the_images_of_the_training_are_not_measured_unsaid(tmp_path, capsys):
     assert results_in(run / "evaluation-data-train")["training_images"] is True
     assert main(["evaluate", str(run), str(data), "--split", "tst"]) == 2
     assert "unknown split 'tst': did you mean 'test'? (it has train, test)" in capsys.readouterr().err
+
+
+def trained_on(folder, data, **flags):
+    """The folder of a run that was trained on this data, without its model."""
+    args = DataTrainingArguments(**(flags or {"dataset_name": data}))
+    folder.mkdir()
+    write_record(folder, {"dataset_name": args.dataset_name, "train_dir": args.train_dir})
+    write_training_images(folder, load_splits(args, seed=0))
+    return folder
+
+
+def compared(run, data):
+    """How many of the images that `hf-lpwd evaluate` takes are training images, and whether it refuses."""
+    args = DataTrainingArguments(dataset_name=str(data))
+    found, refused = with_training_images(load_labelled(args, "0123456789"), str(run), None)
+    return (found.facts.shared or {}).get(found.split), refused
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Writes 40 images, of which 34 are trained on, as data/train in what is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return write_folder(tmp_path / "data" / "train", range(40))
+
+
+def test_training_images_are_known_by_their_content(data, tmp_path, monkeypatch):
+    run = trained_on(tmp_path / "run", None, train_dir="data/train")
+    assert compared(run, "data") == (34, True)  # holds the one split, train
+    assert compared(run, "data/train") == (34, True)
+    assert compared(run / "checkpoint-1", "data/train") == (34, True)
+    shutil.copytree("data", "copy")
+    assert compared(run, "copy") == (34, True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert compared("../run", "../data") == (34, True)
+    write_folder(tmp_path / "new", range(100, 200))
+    assert compared("../run", "../new") == (0, False)
+    few = sorted(data)[:10]
+    for path in few:
+        shutil.copy(path, tmp_path / "new" / path.parent.name)
+    count, refused = compared("../run", "../new")
+    assert 4 <= count <= 10
+    assert not refused
+
+
+def test_training_images_are_known_in_tables_and_archives(data, tmp_path):
+    cells = [{"bytes": path.read_bytes(), "path": None} for path in data]
+    table = datasets.Dataset.from_dict({"image": cells, "label": list(data.values())})
+    for part in range(2):
+        table.shard(2, part).to_parquet(f"data/part-{part}.parquet")
+    run = trained_on(tmp_path / "run", "data/part-*.parquet")
+    assert [compared(run, name) for name in ("data/part-0.parquet", "data/train")] == [(17, True), (34, True)]
+    shutil.make_archive("packed", "zip", "data/train")
+    assert compared(trained_on(tmp_path / "packed_run", "packed.zip"), "data/train") == (34, True)
+    lines = [f"{path},{label}" for path, label in data.items()]
+    (tmp_path / "data" / "train.csv").write_text("\n".join(["image,label", *lines]))
+    assert compared(trained_on(tmp_path / "csv_run", "data/train.csv"), "data/train") == (34, True)
+
+
+def test_a_held_out_file_of_the_dataset_is_no_training_data(data, tmp_path):
+    (tmp_path / "set").mkdir()
+    for split, rows in (("train", range(40)), ("test", range(40, 60))):
+        images = [{"bytes": DIGITS_PNG[row], "path": None} for row in rows]
+        table = {"image": images, "label": [str(DIGITS.target[row]) for row in rows]}
+        datasets.Dataset.from_dict(table).to_parquet(f"set/{split}-0.parquet")
+    run = trained_on(tmp_path / "run", "set")
+    assert compared(run, "set/test-0.parquet") == (0, False)
+    assert compared(run, "set/train-0.parquet") == (34, True)
+
+
+@pytest.mark.parametrize(
+    ("trained", "evaluated", "refused"),
+    [
+        ("data/train", "data", True),
+        ("data/t*n", "data/train", True),
+        ("data", "data/train", True),
+        ("data", "data/test", False),
+        ("data", "other", False),
+    ],
+)
+def test_without_a_record_of_the_images_their_paths_are_compared(
+    data, tmp_path, trained, evaluated, refused, monkeypatch
+):
+    for name, rows in (("data/test", range(40, 60)), ("other", range(60, 80))):
+        if evaluated == name:
+            write_folder(tmp_path / name, rows)
+    run = tmp_path / "run"
+    write_record(run, {"dataset_name": trained})
+    assert compared(run, evaluated) == (None, refused)
+    path = str(tmp_path / trained)
+    (run / "training_images.json").write_text(json.dumps({"data": path, "images": None}))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert compared(run, f"../{evaluated}") == (None, refused)
 
 
 OVERRIDES = (

@@ -296,7 +296,7 @@ def test_weights_that_are_not_finite_are_not_saved(run, tmp_path):
         BadInputError, match="the model's logits are NaN or infinite: training diverged; start"
     ):
         run(tmp_path, learning_rate=1e4, weight_decay=0, num_warmup_steps=0)
-    assert {path.name for path in tmp_path.iterdir()} == {"run_settings.json"}
+    assert {path.name for path in tmp_path.iterdir()} == RECORDED
     # Nothing was saved, so that the folder is free for another try.
     run(tmp_path, max_train_steps=1)
     modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
@@ -346,6 +346,7 @@ def test_bad_data_is_refused(run, tmp_path, capsys):
     assert "--decay_timing/--decay-timing: invalid choice: 'later'" in capsys.readouterr().err
 
 
+RECORDED = {"run_settings.json", "training_images.json"}
 PUSHED = {
     "all_results.json",
     "config.json",
@@ -401,7 +402,7 @@ def test_the_loop_outlives_a_push_that_fails(hub, command, tmp_path, monkeypatch
         f"{LOOP.name}: error: not pushed to user/digits: this token has no write permission"
     )
     assert line.endswith(f"; the run is saved, and this uploads it: hf-lpwd push '{folder}' user/digits")
-    assert {path.name for path in folder.iterdir()} == PUSHED | {"run_settings.json"}
+    assert {path.name for path in folder.iterdir()} == PUSHED | RECORDED
     assert main(["push", str(folder), "user/digits", "--token", WRITE_TOKEN]) == 0
     assert set(hub.repos["user/digits"].files("main")) == PUSHED
 
@@ -412,7 +413,7 @@ def test_the_loop_outlives_a_hub_that_goes_away(command, tmp_path, monkeypatch, 
     assert command(tmp_path / "out", "--push_to_hub") == 1
     line = capfd.readouterr().err.splitlines()[-1]
     assert "error: not pushed to out: the connection to the Hub failed (ConnectError); the run is" in line
-    assert {path.name for path in (tmp_path / "out").iterdir()} == PUSHED | {"run_settings.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == PUSHED | RECORDED
 
 
 def test_the_loop_refuses_a_name_that_no_repository_can_have(command, tmp_path, capfd):

@@ -54,6 +54,7 @@ def test_what_is_left(digits_run):
         "train_results.json",
         "trainer_state.json",
         "training_args.bin",
+        "training_images.json",
     }
     with Image.open(folder / "curves.png") as curves:
         assert curves.size == (1080, 432)

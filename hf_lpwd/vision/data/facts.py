@@ -59,6 +59,7 @@ class DataFacts:
         images: Sizes and values of the images.
         without_training_images: Classes that no training image has.
         first_seen: For validation and test: classes that occur there and not in the training images.
+        unmeasured: For validation and test: classes that occur in the training images and not there.
         left_out: Files and rows that are not used: why, and how many.
         shared: For validation and test: how many of its images are also among the training images; None if
             the dataset is too large to compare.
@@ -71,6 +72,7 @@ class DataFacts:
     images: ImageFacts | None = None
     without_training_images: list[str] = field(default_factory=list)
     first_seen: dict[str, list[str]] = field(default_factory=dict)
+    unmeasured: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     shared: dict[str, int] | None = None
     notes: list[str] = field(default_factory=list)
@@ -91,6 +93,7 @@ class DataFacts:
         if self.without_training_images:
             sentences.append(f"Without a training image: {list_names(self.without_training_images)}")
         sentences += [f"First seen in {role}: {list_names(names)}" for role, names in self.first_seen.items()]
+        sentences += [f"Not in {role}: {list_names(names)}" for role, names in self.unmeasured.items()]
         if self.left_out:
             listed = ", ".join(f"{why} ({count})" for why, count in self.left_out.items())
             sentences.append(f"Left out: {listed}")

@@ -7,12 +7,16 @@ import io
 import math
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from datasets import Dataset
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from hf_lpwd.messages import counted
@@ -49,49 +53,101 @@ def fingerprints(splits: Splits) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What the image files of some splits tell when they are compared, whole, byte for byte.
+
+    Attributes:
+        fingerprints: For each split a hash of its images and classes, in their order: 16 hexadecimal digits.
+        digests: For each split a hash of each file, uint64 [N], 0 where there is none; None if files are
+            remote, or too large to be read for this.
+        shared: For each split but `"train"`: how many of its images are among those of `"train"`; None as
+            `digests`.
+        notes: What is found besides, and why nothing is compared, a sentence each.
+    """
+
+    fingerprints: dict[str, str]
+    digests: dict[str, np.ndarray] | None
+    shared: dict[str, int] | None
+    notes: list[str]
+
+
 def compare_images(
     parts: Mapping[str, Dataset], column: str, labels: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, int] | None, str | None]:
-    """Compares the image files of splits, whole, byte for byte.
+) -> Comparison:
+    """Compares the image files of splits.
 
     Args:
         parts: The splits by role.
         column: Column of the images.
         labels: For each split the class names of its images.
-
-    Returns:
-        By role, how many images of the other splits are among those of ``"train"``; and a sentence about the
-        images that are in more than one class, if there are any. None for both if files are remote, or too
-        large to be read for this.
     """
     sizes = {role: [_size(cell) for cell in _cells(part, column)] for role, part in parts.items()}
-    if sum(sum(each) for each in sizes.values()) > _MOST_BYTES or any(-1 in each for each in sizes.values()):
-        return None, None
-    counts = Counter(chain.from_iterable(sizes.values()))
-    digests: dict[str, list[bytes]] = {role: [] for role in parts}
-    # Digest -> class -> the first of the places where the image has this class.
-    places: dict[bytes, dict[str, str]] = defaultdict(dict)
+    why_not = _why_not_compared(list(chain.from_iterable(sizes.values())))
+    digests = {role: np.zeros(len(part), dtype=np.uint64) for role, part in parts.items()}
+    fingerprints = {}
     for role, part in parts.items():
-        for row, cell in enumerate(_cells(part, column)):
+        of_split = hashlib.sha256()
+        for row, (cell, label) in enumerate(zip(_cells(part, column), labels[role], strict=True)):
             size = sizes[role][row]
-            if cell is None or size == 0 or counts[size] == 1:
-                continue
-            digest = hashlib.blake2b(_content(cell), digest_size=16).digest()
-            digests[role].append(digest)
-            place, label = cell["path"] or f"image {row} of {role}", labels[role][row]
-            places[digest][label] = min(place, places[digest].get(label, place))
-    trained = set(digests.get("train", ()))
-    shared = {
-        role: sum(digest in trained for digest in found) for role, found in digests.items() if role != "train"
-    }
+            if cell is not None and size > 0 and why_not is None:
+                # What cannot be read is named by the decoder.
+                with suppress(OSError):
+                    hashed = hashlib.blake2b(_content(cell), digest_size=8)
+                    digests[role][row] = int.from_bytes(hashed.digest())
+            image = cell["path"] if cell and size < 0 else f"{size} {digests[role][row]}"
+            of_split.update(f"{image} {label}\n".encode(errors="surrogatepass"))
+        fingerprints[role] = of_split.hexdigest()[:16]
+    if why_not is not None:
+        return Comparison(fingerprints, None, None, [f"The image files are not compared: {why_not}"])
+    shared = {role: num_shared(found, digests.get("train", ())) for role, found in digests.items()}
+    shared.pop("train", None)
+    notes = []
+    if count := num_shared(digests.get("test", ()), digests.get("validation", ())):
+        also = "is also a validation image" if count == 1 else "are also validation images"
+        notes.append(f"{count} of {counted(len(digests['test']), 'test image')} {also}")
+    notes += _in_several_classes(parts, column, labels, digests)
+    return Comparison(fingerprints, digests, shared, notes)
+
+
+def _in_several_classes(
+    parts: Mapping[str, Dataset],
+    column: str,
+    labels: Mapping[str, Sequence[str]],
+    digests: Mapping[str, np.ndarray],
+) -> list[str]:
+    values, counts = np.unique(np.concatenate(list(digests.values())), return_counts=True)
+    repeated = values[(counts > 1) & (values != 0)]
+    # Digest -> class -> the first of the places where the image has this class.
+    places: dict[int, dict[str, str]] = defaultdict(dict)
+    for role, part in parts.items():
+        files = undecoded(part, column)
+        for row in np.flatnonzero(np.isin(digests[role], repeated)).tolist():
+            by_class, label = places[int(digests[role][row])], labels[role][row]
+            place = files[row][column]["path"] or f"image {row} of {role}"
+            by_class[label] = min(place, by_class.get(label, place))
     several = [by_class for by_class in places.values() if len(by_class) > 1]
     if not several:
-        return shared, None
+        return []
     first = min(sorted((place, label) for label, place in by_class.items()) for by_class in several)[:2]
-    return shared, (
+    return [
         f"{counted(len(several), 'image is', 'images are')} in more than one class, byte for byte, the first "
         + " and ".join(f"{place} ({label})" for place, label in first)
-    )
+    ]
+
+
+def num_shared(digests: ArrayLike, others: ArrayLike) -> int:
+    """Returns how many of the images of some `Comparison.digests` are among others."""
+    digests = np.asarray(digests)
+    return int(np.count_nonzero(np.isin(digests, others) & (digests != 0)))
+
+
+def _why_not_compared(sizes: Sequence[int]) -> str | None:
+    if remote := sizes.count(-1):
+        return f"{remote} of {len(sizes)} are not on this machine"
+    if sum(sizes) > _MOST_BYTES:
+        return f"they have {sum(sizes) / 1e9:.3g} GB, more than {_MOST_BYTES / 1e9:g}"
+    return None
 
 
 def several_frames(parts: Collection[Dataset], column: str) -> str | None:

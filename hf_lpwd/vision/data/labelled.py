@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import glob
+import json
+import os
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +16,21 @@ import numpy as np
 from datasets import Dataset
 
 from hf_lpwd.checkpoints.run_record import read_record
+from hf_lpwd.files import write_bytes
 from hf_lpwd.messages import BadInputError, counted, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.decoding import Scale
 from hf_lpwd.vision.data.digits import DIGITS
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
-from hf_lpwd.vision.data.image_files import compare_images, several_frames
+from hf_lpwd.vision.data.image_files import compare_images, num_shared, several_frames
 from hf_lpwd.vision.data.labels import labels_by_name, rename_hint, stratified_subset
 from hf_lpwd.vision.data.sample import look_at_images, undecoded
 from hf_lpwd.vision.data.sources import load_source
 from hf_lpwd.vision.data.split_names import role_of
-from hf_lpwd.vision.data.splits import with_columns
+from hf_lpwd.vision.data.splits import Splits, with_columns
 
+#: In the folder of a run: the path of its data, and hashes of the images it was trained on.
+TRAINING_IMAGES = "training_images.json"
 _SHOWN = 10
 
 
@@ -38,6 +45,7 @@ class LabelledImages:
         image_column: Column of the images.
         rows: int64 [N]; row of each image in the split.
         unlabelled: How many more images the split has, which have no label.
+        digests: Hash of each image, see `Comparison`.
         facts: What the data is, and what of it is not used.
     """
 
@@ -47,6 +55,7 @@ class LabelledImages:
     image_column: str
     rows: np.ndarray
     unlabelled: int
+    digests: np.ndarray | None
     facts: DataFacts
 
     @property
@@ -114,8 +123,8 @@ def load_labelled(
         rows = rows[stratified_subset(labels[rows], args.max_eval_samples, seed=0)]
     images = parts[split].select(rows).select_columns([image_column])
     texts = [class_names[label] for label in labels[rows]]
-    in_two = compare_images({split: images}, image_column, {split: texts})[1]
-    source.notes += filter(None, (in_two, several_frames([images], image_column)))
+    comparison = compare_images({split: images}, image_column, {split: texts})
+    source.notes += filter(None, (*comparison.notes, several_frames([images], image_column)))
     left_out = dict(source.left_out) | ({"images without a label": unlabelled} if unlabelled else {})
     facts = DataFacts(
         name,
@@ -126,28 +135,70 @@ def load_labelled(
         notes=source.notes,
     )
     images = images.add_column("label", labels[rows])
-    return LabelledImages(split, splits, images, image_column, rows, unlabelled, facts)
+    digests = None if comparison.digests is None else comparison.digests[split]
+    return LabelledImages(split, splits, images, image_column, rows, unlabelled, digests, facts)
 
 
-def may_be_training_images(run: Path, data: LabelledImages, config_name: str | None) -> bool:
-    """Whether a run (its folder or a checkpoint) was trained on the split of these images, by its record.
+def write_training_images(folder: str | os.PathLike[str], splits: Splits) -> None:
+    """Writes into the folder of a run which images it is trained on, for `with_training_images`."""
+    digests = splits.comparison.digests
+    images = None if digests is None else [f"{digest:016x}" for digest in digests["train"].tolist()]
+    recorded = {"data": os.path.abspath(os.path.expanduser(splits.name)), "images": images}
+    write_bytes(Path(folder, TRAINING_IMAGES), json.dumps(recorded, indent=0).encode())
 
-    `config_name` is the configuration of their dataset on the Hub.
+
+def with_training_images(
+    data: LabelledImages, run: str, config_name: str | None
+) -> tuple[LabelledImages, bool]:
+    """Compares images with those that a run (its folder or a checkpoint) was trained on.
+
+    Args:
+        data: The images.
+        run: The folder; a model's name on the Hub says nothing.
+        config_name: Configuration of their dataset on the Hub.
+
+    Returns:
+        The images with the number of those that are training images among their facts, if it is known; and
+        whether they are the images of the training: most of them, or some or perhaps all of its dataset.
     """
-    settings = read_record(run) or read_record(run.parent)
+    folders = (Path(run), Path(run).parent)
+    settings = next(filter(None, map(read_record, folders)), None)
     if settings is None:
-        return False
+        return data, False
+    files = [folder / TRAINING_IMAGES for folder in folders if (folder / TRAINING_IMAGES).is_file()]
+    recorded = json.loads(files[0].read_text("utf-8")) if files else {"data": None, "images": None}
+    same = _is_same_dataset(settings, recorded["data"], data, config_name)
+    if recorded["images"] is None or data.digests is None:
+        notes = [*data.facts.notes, "Not compared with the images that the run was trained on"]
+        return replace(data, facts=replace(data.facts, notes=notes)), same
+    trained = np.array([int(digest, 16) for digest in recorded["images"]], dtype=np.uint64)
+    shared = num_shared(data.digests, trained)
+    facts = replace(data.facts, shared={data.split: shared})
+    return replace(data, facts=facts), shared > 0 and (same or 2 * shared >= len(data.rows))
+
+
+def _is_same_dataset(
+    settings: Mapping[str, Any], path: str | None, data: LabelledImages, config_name: str | None
+) -> bool:
+    """Whether a run's settings and the path of its data say that it was trained on what these images are of.
+
+    Not if they are of a held-out split of it.
+    """
     trained, name = settings.get("train_dir") or settings.get("dataset_name") or DIGITS, data.facts.name
     if settings.get("dataset_config_name") != config_name:
         return False
     inside: tuple[str, ...] = ()
     if trained != name:
-        ours, theirs = (Path(path).expanduser().resolve() for path in (name, trained))
-        if not ours.is_relative_to(theirs):
+        ours = Path(name).expanduser().resolve()
+        given = path or os.path.expanduser(trained)
+        theirs = [Path(path).resolve() for path in glob.glob(given, recursive=True) or [given]]
+        around = next((path for path in theirs if ours.is_relative_to(path)), None)
+        if around is not None:
+            inside = ours.relative_to(around).parts
+        elif not any(path.is_relative_to(ours) for path in theirs):
             return False
-        inside = ours.relative_to(theirs).parts
-    roles = {role_of(part) for part in (*inside, *([] if len(data.splits) == 1 else [data.split]))}
-    return not roles & {"validation", "test"}
+    words = [word for part in inside for word in (part, *re.split(r"[^a-z]+", Path(part).stem.lower()))]
+    return not {role_of(word) for word in (*words, data.split)} & {"validation", "test"}
 
 
 def _where(name: str, split: str, splits: Sequence[str]) -> str:

@@ -6,15 +6,15 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from hf_lpwd.messages import BadInputError, counted, escaped, unknown
 from hf_lpwd.vision.data.facts import list_names
-from hf_lpwd.vision.data.labels import rename_hint, without_missing
+from hf_lpwd.vision.data.labels import rename_hint
 from hf_lpwd.vision.data.listing import File, Key, Listing
-from hf_lpwd.vision.data.split_names import column_note, role_of, roles_of, split_column
-from hf_lpwd.vision.data.tables import LABEL_COLUMNS, choice_note, read_rows
+from hf_lpwd.vision.data.metadata import read_metadata
+from hf_lpwd.vision.data.split_names import role_of, roles_of
+from hf_lpwd.vision.data.tables import LABEL_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,15 @@ def find_layout(
     """
     layout = Layout({}, {}, None, label_column or LABEL_COLUMNS[0])
     splits = _find_splits(listing, layout)
-    metadata, named_splits = _read_metadata(listing, layout, label_column)
-    if len(splits) == 1 and named_splits:
+    read = read_metadata(listing, label_column)
+    metadata, named_splits = read.labels, read.splits
+    layout.label_column = read.label_column or layout.label_column
+    for sentence in read.said:
+        layout.say(sentence)
+    if len(splits) > 1:
+        _say_other_splits(splits, named_splits, layout)
+    elif named_splits:
+        layout.notes += read.column_notes
         [items], splits = splits.values(), {}
         # Images without a row are left out below.
         train = next(split for split in named_splits.values() if role_of(split) == "train")
@@ -128,6 +135,21 @@ def _find_splits(listing: Listing, layout: Layout) -> dict[str, list[_Item]]:
                 return _by_split(listing, depth + 1, layout, keep=depth)
             break
     return {"train": [_Item(file, file.folders) for file in listing.images]}
+
+
+def _say_other_splits(splits: Mapping[str, list[_Item]], named: Mapping[Key, str], layout: Layout) -> None:
+    """Says that metadata files put images into other splits than their folders, which are used."""
+    roles = [
+        (role_of(split), role_of(named[item.file.key]))
+        for split, items in splits.items()
+        for item in items
+        if item.file.key in named
+    ]
+    if differing := sum(folder != column for folder, column in roles):
+        layout.say(
+            f"The splits are the folders ({list_names(splits)}), not those that a metadata file names, which "
+            f"differ for {differing} of {counted(len(roles), 'image')}"
+        )
 
 
 def _are_splits(names: set[str], depth: int, listing: Listing) -> bool:
@@ -240,61 +262,3 @@ def _say_overruled(items: list[_Item], labels: list[Any], split: str, layout: La
             f"The labels of {split} are those of the metadata file, not the names of {len(folders)} class "
             f"folders ({list_names(folders)}): they differ for {differing} of {len(items)} images"
         )
-
-
-def _read_metadata(
-    listing: Listing, layout: Layout, label_column: str | None
-) -> tuple[dict[Key, Any], dict[Key, str]]:
-    """Returns what metadata files say: the label of each image and, if they name splits, its split."""
-    labels: dict[Key, Any] = {}
-    splits: dict[Key, str] = {}
-    there = {file.key for file in listing.images}
-    for file in listing.metadata:
-        shown = "/".join(file.key)
-        rows = read_rows(file.path)
-        files = [column for column in rows if column == "file_name" or column.endswith("_file_name")]
-        wanted = LABEL_COLUMNS if label_column is None else (label_column,)
-        column = next((column for column in wanted if column in rows), None)
-        if column is None or not files:
-            layout.say(f"{shown} has no label column (it has {list_names(rows)}) and is not used")
-            continue
-        layout.label_column = column
-        if note := choice_note("label", column, wanted, rows):
-            layout.say(f"{shown}: {note}")
-        paths = [PurePosixPath(str(path).replace("\\", "/")) for path in rows[files[0]]]
-        keys = [(*file.folders, *path.parts) for path in paths]
-        found = _one_each(keys, without_missing(rows[column]), labels, shown, "label")
-        if len(found) < len(keys):
-            words = "row repeats another and is", "rows repeat another and are"
-            layout.say(f"{shown}: {counted(len(keys) - len(found), *words)} left out")
-        missing = [key for key in found if key not in there]
-        if missing:
-            raise BadInputError(
-                f"{shown} names {counted(len(missing), 'file that is', 'files that are')} not there, the "
-                f"first {'/'.join(missing[0][len(file.folders) :])[-100:]}"
-            )
-        labels |= found
-        if (of_splits := split_column(rows)) is not None:
-            column, named = of_splits
-            splits |= _one_each(keys, [named[str(value)] for value in rows[column]], splits, shown, "split")
-            layout.notes.append(column_note(column, named))
-    return labels, splits
-
-
-def _one_each(
-    keys: list[Key], values: list[Any], before: Mapping[Key, Any], shown: str, what: str
-) -> dict[Key, Any]:
-    """Returns the value of each image; raises if rows of one image differ, also from those `before`."""
-    found: dict[Key, Any] = {}
-    differing: dict[Key, tuple[Any, Any]] = {}
-    for key, value in zip(keys, values, strict=True):
-        first = found.setdefault(key, before.get(key, value))
-        if first != value:
-            differing.setdefault(key, (first, value))
-    if differing:
-        key, (one, other) = next(iter(differing.items()))
-        raise BadInputError(
-            f"{shown} gives {counted(len(differing), 'file')} more than one {what}, the first "
-            f"{'/'.join(key)[-100:]}: {one!r} and {other!r}; keep one row of each"
-        )
-    return found

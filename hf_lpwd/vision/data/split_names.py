@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import DatasetDict, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 
+from hf_lpwd.messages import counted
 from hf_lpwd.vision.data.facts import list_names
 
 logger = logging.getLogger(__name__)
@@ -118,22 +120,53 @@ def _splits_of(column: str, values: Sequence[str]) -> dict[str, str]:
 def by_column(splits: DatasetDict) -> tuple[DatasetDict, str | None]:
     """Divides a dataset of one split by the column that says the split of each row, if there is one.
 
-    Also returns a sentence that says so.
+    Also returns a sentence that says so, or that such a column of a dataset of several splits is not used.
     """
-    first = next((name for name in splits if role_of(name) == "train"), next(iter(splits)))
-    data = splits[first]
-    plain = [name for name, feature in data.features.items() if isinstance(feature, Value) and _may_say(name)]
-    columns = {name: data.select_columns([name])[:][name] for name in plain}
     if len(splits) > 1:
-        warn_of_folds(columns)
-        return splits, None
+        return splits, _other_splits(splits)
+    [data] = splits.values()
+    columns = _columns_that_may_say(data)
     found = split_column(columns)
     if found is None:
         return splits, None
     column, named = found
-    names = np.array([named[str(value)] for value in data.select_columns([column])[:][column]])
+    names = np.array([named[str(value)] for value in columns[column]])
     parts = {name: data.select(np.flatnonzero(names == name)) for name in dict.fromkeys(names.tolist())}
     return type(splits)(parts), column_note(column, named)
+
+
+def _other_splits(splits: DatasetDict) -> str | None:
+    """Warns and says that a column puts rows into other splits than those that the dataset has."""
+    differing: Counter[str] = Counter()
+    for name, data in splits.items():
+        columns = _columns_that_may_say(data)
+        if role_of(name) == "train":
+            warn_of_folds(columns)
+        for column, values in columns.items():
+            if column.lower() not in _COLUMNS:
+                continue
+            named = _splits_of(column, sorted(set(map(str, values))))
+            roles = {value: role_of(split) for value, split in named.items()}
+            differing[column] += sum(roles.get(str(value)) not in (None, role_of(name)) for value in values)
+    if not +differing:
+        return None
+    said = ", ".join(f"{column} for {counted(count, 'row')}" for column, count in (+differing).items())
+    note = f"The splits are {list_names(splits)}, not those of a column, which differ: {said}"
+    logger.warning("%s", note)
+    return note
+
+
+def _columns_that_may_say(data: Dataset) -> dict[str, list[Any]]:
+    """Returns the columns whose names are those of splits or folds, of class labels the names."""
+    found = {}
+    for name, feature in data.features.items():
+        if not _may_say(name) or not isinstance(feature, (Value, ClassLabel)):
+            continue
+        values = data.select_columns([name])[:][name]
+        if isinstance(feature, ClassLabel):
+            values = [value if value is None or value < 0 else feature.int2str(value) for value in values]
+        found[name] = values
+    return found
 
 
 def _may_say(column: str) -> bool:

@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, Image, Value
 from hf_lpwd.messages import BadInputError, counted, escaped, unknown
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.facts import DataFacts, SplitFacts, list_names
-from hf_lpwd.vision.data.image_files import compare_images, several_frames
+from hf_lpwd.vision.data.image_files import Comparison, compare_images, several_frames
 from hf_lpwd.vision.data.labels import encode_labels, stratified_cut, stratified_subset
 from hf_lpwd.vision.data.sample import look_at_images
 from hf_lpwd.vision.data.sources import Source, load_source
@@ -44,6 +44,7 @@ class Splits:
             rows come from.
         rows: For the same keys: the row numbers in that split, an int64 array.
         source_sizes: Rows of each split as loaded.
+        comparison: What the image files tell when they are compared.
         facts: The same for people: what the data is, and what of it is not used.
     """
 
@@ -57,6 +58,7 @@ class Splits:
     sources: dict[str, str]
     rows: dict[str, np.ndarray]
     source_sizes: dict[str, int]
+    comparison: Comparison
     facts: DataFacts
 
 
@@ -123,11 +125,11 @@ def load_splits(
     _require_two_classes(used["train"], class_names, source.name)
     chosen = {role: parts[role].select(index) for role, index in rows.items()}
     texts = {role: [class_names[label] for label in used[role]] for role in used}
-    shared, in_two = compare_images(chosen, columns[0], texts)
-    for note in (_alike(class_names), in_two, several_frames(chosen.values(), columns[0])):
-        if note is not None:
-            source.notes.append(note)
-            logger.warning("%s", escaped(note))
+    comparison = compare_images(chosen, columns[0], texts)
+    found_out = [_alike(class_names), *comparison.notes, several_frames(chosen.values(), columns[0])]
+    for note in filter(None, found_out):
+        source.notes.append(note)
+        logger.warning("%s", escaped(note))
     without = np.setdiff1d(range(len(class_names)), used["train"])
     facts = DataFacts(
         source.name,
@@ -139,8 +141,9 @@ def load_splits(
         images=look_at_images(chosen.values(), columns[0]),
         without_training_images=[class_names[label] for label in without],
         first_seen=_first_seen(used, class_names),
+        unmeasured=_unmeasured(used, class_names),
         left_out=dict(left_out),
-        shared=shared,
+        shared=comparison.shared,
         notes=source.notes,
     )
     _warn(facts)
@@ -155,6 +158,7 @@ def load_splits(
         sources={role: sources[role] for role in rows},
         rows=rows,
         source_sizes={split: len(part) for split, part in source.splits.items()},
+        comparison=comparison,
         facts=facts,
     )
 
@@ -263,8 +267,13 @@ def _origin(role: str, sources: Mapping[str, str], available: Mapping[str, int])
 
 
 def _first_seen(used: Mapping[str, np.ndarray], class_names: list[str]) -> dict[str, list[str]]:
-    strange = {role: np.setdiff1d(labels, used["train"]) for role, labels in used.items() if role != "train"}
+    strange = {role: np.setdiff1d(labels, used["train"]) for role, labels in used.items()}
     return {role: [class_names[label] for label in labels] for role, labels in strange.items() if len(labels)}
+
+
+def _unmeasured(used: Mapping[str, np.ndarray], class_names: list[str]) -> dict[str, list[str]]:
+    lacking = {role: np.setdiff1d(used["train"], labels) for role, labels in used.items()}
+    return {role: [class_names[label] for label in labels] for role, labels in lacking.items() if len(labels)}
 
 
 def _warn(facts: DataFacts) -> None:
@@ -276,6 +285,9 @@ def _warn(facts: DataFacts) -> None:
     for role, names in facts.first_seen.items():
         classes = counted(len(names), f"class of {role} is", f"classes of {role} are")
         logger.warning("%s not in the training images: %s", classes, list_names(names))
+    for role, names in facts.unmeasured.items():
+        classes = counted(len(names), "class has", "classes have")
+        logger.warning("%s no %s image: %s", classes, role, list_names(names))
     for role, count in (facts.shared or {}).items():
         if count:
             images = counted(facts.splits[role].images, f"{role} image")

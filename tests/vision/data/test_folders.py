@@ -453,6 +453,51 @@ def test_a_metadata_file_may_name_the_splits(tmp_path):
     assert splits.facts.left_out == {"image without a row in its metadata file": 1}
 
 
+def test_splits_of_folders_go_before_those_that_metadata_names(tmp_path, caplog):
+    root = make(tmp_path / "set", *(f"{split}/{n}.png" for split in ("train", "test") for n in range(8)))
+    for split in ("train", "test"):
+        rows = [f"{n}.png,{'ab'[n % 2]},{'val' if split == 'train' and n > 5 else split}" for n in range(8)]
+        (root / split / "metadata.csv").write_text("\n".join(["file_name,label,split", *rows]))
+    with caplog.at_level(logging.WARNING):
+        splits = load(root)
+    assert splits.source_sizes == {"train": 8, "test": 8}
+    note = (
+        "The splits are the folders (test, train), not those that a metadata file names, which differ for 2 "
+        "of 8 images"
+    )
+    assert splits.facts.notes == [note]
+    assert note in caplog.messages
+
+
+def test_splits_of_folders_that_metadata_repeats_are_not_said_to_be_those_of_its_column(tmp_path):
+    files = [f"{split}/{n}.png" for split in ("train", "test") for n in range(4)]
+    root = make(tmp_path / "set", *files)
+    rows = [f"{file},{'ab'[n % 2]},{file.partition('/')[0]}" for n, file in enumerate(files)]
+    (root / "metadata.csv").write_text("\n".join(["file_name,label,split", *rows]))
+    assert load(root).facts.notes == []
+
+
+def test_images_are_those_of_the_column_file_name(tmp_path, caplog):
+    root = make(tmp_path / "set", *(f"{kind}{n}.png" for kind in ("image", "mask") for n in range(6)))
+    rows = [f"mask{n}.png,image{n}.png,{'ab'[n % 2]}" for n in range(6)]
+    table = root / "metadata.csv"
+    table.write_text("\n".join(["mask_file_name,file_name,label", *rows]))
+    with caplog.at_level(logging.WARNING):
+        splits = load(root)
+    assert names(splits) == {"train": [f"{'ab'[n % 2]}/{n}" for n in (0, 2, 4, 1, 3, 5)]}
+    note = "metadata.csv: The images are those of the column file_name, not mask_file_name"
+    assert splits.facts.notes == [note]
+    assert note in caplog.messages
+    assert splits.facts.left_out == {"image without a row in its metadata file": 6}
+    table.write_text("\n".join(["mask_file_name,image_file_name,label", *rows]))
+    with pytest.raises(
+        BadInputError,
+        match=r"^metadata.csv names files in 2 columns, mask_file_name, image_file_name: call the one of the "
+        "images file_name$",
+    ):
+        load(root)
+
+
 def test_symbolic_links_are_followed(tmp_path):
     make(tmp_path / "elsewhere", "fox/0.png", "fox/1.png", "single.png")
     make(tmp_path / "set", "cat/2.png", "dog/3.png", "dog/4.png")
@@ -770,6 +815,39 @@ def test_images_that_are_in_two_splits_are_counted(tmp_path, caplog):
     assert "2 of 3 test images are also training images" in caplog.messages
 
 
+def test_test_images_that_are_validation_images_and_absent_classes_are_said(tmp_path, caplog):
+    root = make(
+        tmp_path / "set", *(f"{place}.png" for place in ("train/a/0", "train/b/1", "train/c/2", "val/a/3"))
+    )
+    for label, shade in (("a", 103), ("b", 104), ("b", 105)):
+        (root / "test" / label).mkdir(parents=True, exist_ok=True)
+        (root / "test" / label / f"{shade}.png").write_bytes(red(shade))
+    with caplog.at_level(logging.WARNING):
+        splits = load(root)
+    assert splits.facts.unmeasured == {"validation": ["b", "c"], "test": ["c"]}
+    assert splits.facts.notes == ["1 of 3 test images is also a validation image"]
+    assert caplog.messages == [
+        "1 of 3 test images is also a validation image",
+        "2 classes have no validation image: b, c",
+        "1 class has no test image: c",
+    ]
+    assert splits.facts.describe().endswith(
+        " Not in validation: b, c. Not in test: c. 1 of 3 test images is also a validation image."
+    )
+
+
+def test_images_that_are_too_large_to_be_compared_are_said(tmp_path, caplog, monkeypatch):
+    root = make(tmp_path / "set", *TWO_EACH)
+    size = sum(path.stat().st_size for path in root.rglob("*.png"))
+    monkeypatch.setattr("hf_lpwd.vision.data.image_files._MOST_BYTES", 200)
+    with caplog.at_level(logging.WARNING):
+        splits = load(root, train_val_split=0.5)
+    said = f"The image files are not compared: they have {size / 1e9:.3g} GB, more than 2e-07"
+    assert said in caplog.messages
+    assert f"{said}." in splits.facts.describe()
+    assert splits.facts.shared is None
+
+
 def test_classes_without_training_images_are_named(tmp_path, caplog):
     root = make(
         tmp_path / "set", *(f"{name}/{n}.png" for name in ("cat", "dog", "fox", "wolf") for n in range(4))
@@ -790,8 +868,8 @@ def test_the_paragraph_tells_what_the_data_is(tmp_path):
     assert splits.facts.describe() == (
         f"{tmp_path / 'set'}: train 5 images (71% of train), validation 1 of 2 images (29% of train); 2 "
         "classes "
-        "(cat, dog). Images of 4 x 4 to 20 x 10 pixels, 8 bits, values 0 to 255 of 255. Left out: image "
-        "outside the class folders of train (1), document .txt (1)."
+        "(cat, dog). Images of 4 x 4 to 20 x 10 pixels, 8 bits, values 0 to 255 of 255. Not in validation: "
+        "cat. Left out: image outside the class folders of train (1), document .txt (1)."
     )
     assert splits.facts.splits["validation"] == SplitFacts(images=1, source="29% of train", available=2)
 

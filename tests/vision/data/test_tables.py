@@ -10,6 +10,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import datasets
 import pandas
 import pytest
 import torch
@@ -157,6 +158,7 @@ def test_images_by_url(folder):
         assert values.tolist() == reds(splits.train)
         server.shutdown()
     assert splits.facts.shared is None  # nothing is downloaded only to be compared
+    assert "The image files are not compared: 4 of 4 are not on this machine" in splits.facts.notes
 
 
 def test_a_dead_url_is_named_with_its_cause(folder):
@@ -239,6 +241,30 @@ def test_the_test_rows_of_a_table_are_not_trained_on(folder, name, column):
     found = load(folder / name)
     assert (reds(found.train), reds(found.test), reds(found.validation)) == ([50, 52], [51], [53])
     assert found.facts.notes == [f"The splits are those of the column {column}"]
+
+
+def test_the_splits_of_a_table_may_be_class_labels(folder):
+    columns = {"image": PATHS, "label": list("abba"), "split": [0, 1, 0, 2]}
+    data = datasets.Dataset.from_dict(columns)
+    data = data.cast_column("split", datasets.ClassLabel(names=["train", "test", "validation"]))
+    data.to_parquet(folder / "a.parquet")
+    found = load(folder / "a.parquet")
+    assert (reds(found.train), reds(found.test), reds(found.validation)) == ([50, 52], [51], [53])
+    assert found.facts.notes == ["The splits are those of the column split"]
+
+
+def test_a_column_that_contradicts_the_splits_of_a_dataset_is_said(folder, caplog):
+    for split, said in (("train", ["train", "train", "test", "test"]), ("test", ["test"] * 4)):
+        paths = [f"../{path}" for path in PATHS]
+        frame = pandas.DataFrame({"image": paths, "label": list("abab"), "split": said})
+        frame.to_csv(folder / f"{split}.csv", index=False)
+    (folder / "images").rename(folder.parent / "images")
+    with caplog.at_level(logging.WARNING):
+        found = load(folder)
+    assert found.source_sizes == {"train": 4, "test": 4}
+    note = "The splits are test, train, not those of a column, which differ: split for 2 rows"
+    assert note in found.facts.notes
+    assert note in caplog.messages
 
 
 @pytest.mark.parametrize("splits", [["train"] * 4, ["1", "2", "1", "2"], ["red", "train", "blue", "red"]])
