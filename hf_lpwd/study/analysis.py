@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,7 +49,7 @@ class Study:
     secondary: list[Comparison]
     contrasts: list[Comparison]
     baselines: list[Comparison]
-    controls: dict[str, tuple[Comparison, Comparison]]
+    controls: dict[str, tuple[Comparison, ...]]
     scores: dict[str, list[Array]]
     counts: Counter[str]
     notes: list[str]
@@ -109,19 +109,23 @@ def analyse(
     made = _answered(asked, tasks)
     primary = [(question, found) for question, found in made if question.verdict]
     said += _not_asked(asked, tasks)
+    missing = None
     if plan is not None and counts["missing"]:
-        reason = f"{counts['missing']} of the {counts['planned']} planned runs are missing"
-        primary = [(q, [replace(c, withheld=c.withheld or reason) for c in cs]) for q, cs in primary]
+        missing = f"{counts['missing']} of the {counts['planned']} planned runs are missing"
+
+    def held(comparisons: Iterable[Comparison]) -> list[Comparison]:
+        return [replace(c, withheld=c.withheld or missing) for c in comparisons]
+
     margin_of_first = asked[0].margin
     results = {task.name: results_of(task, chosen) for task in tasks}
     return Study(
         tasks=tasks,
         results=results,
-        primary=primary,
+        primary=[(question, held(found)) for question, found in primary],
         secondary=[c for question, found in made if not question.verdict for c in found],
-        contrasts=_contrasts(tasks, margin_of_first),
-        baselines=_baselines(tasks, chosen, made, margin_of_first),
-        controls={task.name: _controls(task, chosen, margin_of_first) for task in tasks},
+        contrasts=held(_contrasts(tasks, margin_of_first)),
+        baselines=held(_baselines(tasks, chosen, made, margin_of_first)),
+        controls={task.name: tuple(held(_controls(task, chosen, margin_of_first))) for task in tasks},
         scores=_scores(results),
         counts=counts,
         notes=[*said, *notes(tasks, results)],
@@ -155,7 +159,11 @@ def _complete(task: Task, said: list[str]) -> Task | None:
             f"Seeds {', '.join(map(str, alone))} are left out on {task.name}: not all its methods have them."
         )
     methods = {name: method.of_seeds(seeds) for name, method in task.methods.items()}
-    return Task(task.name, methods, [record for record in task.records if record.seed in seeds])
+    for name, method in task.methods.items():
+        for setting in method.grid.keys() - method.usable.keys() if method.usable else ():
+            said.append(f"{name} at {setting} is left out on {task.name}: it lacks most seeds.")
+    kept = {run.id for method in methods.values() for run in method.runs if run is not None}
+    return Task(task.name, methods, [record for record in task.records if record.id in kept])
 
 
 def _not_asked(questions: Sequence[Question], tasks: Sequence[Task]) -> list[str]:

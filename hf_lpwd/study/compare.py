@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +39,9 @@ from hf_lpwd.study.tasks import (
     shared_seeds,
     task_key,
 )
+
+if TYPE_CHECKING:
+    from hf_lpwd.study.config import RunSpec
 
 Runs = Mapping[int, Record]
 #: What pairs of runs share: all settings of the method that the sides do not name, and the decay rate.
@@ -73,7 +76,7 @@ def family(
 
 def joined(tasks: Sequence[Task], question: Question) -> Sequence[Task]:
     """Puts tasks together that differ in nothing but settings that the sides name (half of the images)."""
-    named = _of_the_task(question)
+    named = of_the_task(question)
     if not named:
         return tasks
     groups: dict[str, list[Task]] = {}
@@ -87,7 +90,7 @@ def joined(tasks: Sequence[Task], question: Question) -> Sequence[Task]:
     ]
 
 
-def _of_the_task(question: Question) -> set[str]:
+def of_the_task(question: Question) -> set[str]:
     """The settings that the sides name and that else tell tasks apart."""
     named = {name for side in (*question.compare, question.to) if isinstance(side, dict) for name in side}
     return named - NOT_THE_TASK
@@ -149,7 +152,8 @@ def _left_out(method: Method, seeds: Sequence[int]) -> list[str]:
     notes = []
     usable = method.usable
     for setting, runs in method.grid.items():
-        if setting not in usable:
+        # One without any seed was left out before, and said.
+        if setting not in usable and runs:
             done = sum(run is not None and measured(run) for run in runs.values())
             notes.append(
                 f"{method.name} at {setting} has {done} of {counted(len(runs), 'seed')} and is left out"
@@ -164,7 +168,7 @@ def _left_out(method: Method, seeds: Sequence[int]) -> list[str]:
 
 def _matched(task: Task, base: Comparison, side: Side, question: Question) -> Comparison:
     """The mean over all pairs of runs that differ in nothing but what the sides name."""
-    sides = (side, question.to)
+    sides, names = (side, question.to), (base.name, base.to)
     # A method's name says all flags that make up a method.
     named = {name for one in sides for name in (METHOD_FLAGS if isinstance(one, str) else one)}
     cells = [_by_cell(task, one, named) for one in sides]
@@ -177,12 +181,11 @@ def _matched(task: Task, base: Comparison, side: Side, question: Question) -> Co
     seeds = shared_seeds(seeds_of[cell] for cell in usable)
     everyone = set().union(*seeds_of.values())
     left_out = [f"seed {seed} is left out: not all pairs have it" for seed in sorted(everyone - set(seeds))]
-    if isinstance(side, str) and isinstance(question.to, str):
-        for name, other, own in ((side, question.to, cells[0]), (question.to, side, cells[1])):
-            if alone := len(own) - len(shared):
-                left_out.append(
-                    f"{alone} of {counted(len(own), 'setting')} of {name} left out: {other} lacks them"
-                )
+    for (name, other), own in zip((names, names[::-1]), cells, strict=True):
+        if alone := len(own) - len(shared):
+            left_out.append(
+                f"{alone} of {counted(len(own), 'setting')} of {name} left out: {other} lacks them"
+            )
     if len(usable) < len(shared):
         left_out.append(f"{len(shared) - len(usable)} of {len(shared)} pairs of settings lack most seeds")
     if not seeds:
@@ -237,7 +240,7 @@ def _of_differences(
         diverged=(diverged[0], diverged[1]),
         image_variance=image_variance(*sides) if base.question.measure == "accuracy" else None,
         withheld=untested(everyone)
-        or differing_data(everyone, {"train"} if _of_the_task(base.question) else set())
+        or differing_data(everyone, {"train"} if of_the_task(base.question) else set())
         or differing_devices(everyone),
     )
 
@@ -247,7 +250,7 @@ def _as_method(task: Task, side: Side) -> Method:
         return task.methods[side]
     grid: dict[Setting, dict[int, Record | None]] = {}
     for run in task.records:
-        if _fits(run, side):
+        if fits(run, side):
             _add(grid.setdefault(setting_of(run.settings), {}), run, side)
     return Method(side_name(side), grid)
 
@@ -264,10 +267,10 @@ def _add(runs: dict[int, Any], run: Record, side: Side) -> None:
 
 def has_runs(task: Task, side: Side) -> bool:
     """Whether a task has runs of a side."""
-    return (isinstance(side, str) and side in task.methods) or any(_fits(run, side) for run in task.records)
+    return (isinstance(side, str) and side in task.methods) or any(fits(run, side) for run in task.records)
 
 
-def _fits(run: Record, side: Side) -> bool:
+def fits(run: Record | RunSpec, side: Side) -> bool:
     """Whether a run has these settings; controls and baselines from elsewhere have only if they are named."""
     if isinstance(side, str):
         return run.method == side
@@ -280,7 +283,7 @@ def _by_cell(task: Task, side: Side, named: set[str]) -> dict[Cell, dict[int, Re
     """What else a run is -> seed -> run, for the runs of a side."""
     cells: dict[Cell, dict[int, Record]] = {}
     for run in task.records:
-        if measured(run) and _fits(run, side):
+        if measured(run) and fits(run, side):
             setting = setting_of(run.settings)
             about = {name: run.settings.get(name) for name in METHOD_FLAGS - named}
             about |= {} if "learning_rate" in named else {"learning_rate": setting.learning_rate}

@@ -60,6 +60,11 @@ def _differences(task: Task, where: str) -> Iterator[str]:
         values = {str(getattr(place, name)) for place in places}
         if len(values) > 1:
             yield f"The runs{where} differ in {name}: {', '.join(sorted(values))}."
+    for split in sorted({split for r in task.records if r.data for split in r.data.sizes}):
+        sizes = {r.data.sizes[split] for r in task.records if r.data and split in r.data.sizes}
+        if len(sizes) > 1:
+            numbers = " to ".join(f"{size:,}" for size in (min(sizes), max(sizes)))
+            yield f"The runs{where} differ in the number of {split} images: {numbers}."
     starts: dict[int, set[str | None]] = {}
     for record in task.records:
         if record.pairing:

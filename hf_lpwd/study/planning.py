@@ -20,7 +20,10 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_lpwd.files import write_bytes
 from hf_lpwd.messages import BadInputError, counted
+from hf_lpwd.study.compare import fits, of_the_task
+from hf_lpwd.study.comparison import side_name
 from hf_lpwd.study.config import RunSpec, StudyFile
+from hf_lpwd.study.plan import Question, Side
 from hf_lpwd.study.stats import MIN_SEEDS, smallest_shift
 from hf_lpwd.study.sweep import duration
 from hf_lpwd.study.tasks import setting_of, task_key
@@ -178,18 +181,43 @@ def describe(
     if len(seeds) < MIN_SEEDS:
         yield f"{counted(len(seeds), 'seed')}: with fewer than {MIN_SEEDS} there is no verdict"
         return
+    compared = [num_comparisons(question, study.runs) for question in study.questions]
     for number, question in enumerate(study.questions, 1):
-        sides = len(question.compare) or sum(method != question.to for method in grid)
-        tests = max(1, sides * len(tasks))
+        # Questions of one name are corrected together.
+        family = [
+            tests
+            for other, tests in zip(study.questions, compared, strict=True)
+            if other is question or (question.name and other.name == question.name)
+        ]
+        tests = max(1, sum(family))
+        together = f" of {tests} that are corrected together" if len(family) > 1 else ""
         images = min(trial.test_images for trial in trials)
         spread = 100.0 * math.sqrt(DISAGREEMENT / images) if std is None else std
         points = detectable_points(len(seeds), tests, spread)
         source = f"runs that disagree on {DISAGREEMENT:.0%} of the test images" if std is None else "as given"
         yield (
-            f"question {number}: {counted(tests, 'comparison')} with {question.to}, "
+            f"question {number}: {counted(compared[number - 1], 'comparison')}{together} with "
+            f"{side_name(question.to)}, "
             f"margin {question.margin:g} points; a true difference of {points:.2g} points is found with a "
             f"probability of 80%, if paired differences vary by {spread:.2g} points ({source})"
         )
+
+
+def num_comparisons(question: Question, runs: Sequence[RunSpec]) -> int:
+    """How many comparisons a question makes: of each side on each task, and the means over tasks."""
+    joining = of_the_task(question)
+    groups: dict[str, list[RunSpec]] = {}
+    for run in runs:
+        shared = {name: value for name, value in run.settings.items() if name not in joining}
+        groups.setdefault(task_key(shared), []).append(run)
+    grid = list(dict.fromkeys(run.method for run in runs if "peer" not in run.settings))
+    sides: list[Side] = list(question.compare or grid)
+    tasks = [
+        sum(any(fits(run, side) for run in group) for group in groups.values())
+        for side in sides
+        if side != question.to
+    ]
+    return sum(tasks) + (sum(number > 1 for number in tasks) if question.over_tasks else 0)
 
 
 def detectable_points(num_seeds: int, num_tests: int, std: float) -> float:

@@ -70,9 +70,14 @@ class Method:
         }
 
     def of_seeds(self, seeds: Container[int]) -> Method:
-        """The same with the runs of some seeds."""
-        chosen = [{s: run for s, run in runs.items() if s in seeds} for runs in self.grid.values()]
-        return Method(self.name, dict(zip(self.grid, chosen, strict=True)))
+        """The same with the runs of some seeds; of a setting that was not usable with none."""
+        return Method(
+            self.name,
+            {
+                setting: {s: run for s, run in runs.items() if s in seeds and setting in self.usable}
+                for setting, runs in self.grid.items()
+            },
+        )
 
     def common_seeds(self) -> list[int]:
         """The seeds that all usable settings have."""

@@ -512,3 +512,57 @@ def test_only_the_first_format_reads_from_a_message_that_a_run_diverged(form, ou
     """A file in a folder called nan is not found: a failure, not a run with accuracy 0."""
     failed = failed_record("No such file or directory: '/data/nan/x.png'") | {"format": form}
     assert Record.model_validate(failed).outcome == outcome
+
+
+def test_complete_seeds_do_not_bring_back_a_setting_that_lacks_most_seeds():
+    """Its 3 of 10 seeds would be 3 of the 5 that both methods have, and cost the verdict."""
+    records = grid("wd uniform", (0.1,)) + grid("pwd linear", (0.1,), range(10))
+    records += grid("pwd linear", (1.0,), range(3))
+    for at in ("best", "equal"):
+        study = analyse(records, questions=[Question(at=at)], complete_seeds=True)
+        found = only(study)
+        assert (found.verdict, found.paired.num_seeds) == ("equivalent", 5)
+        lacking = "pwd linear at decay 1, learning rate 0.001 is left out on digits, default model: it lacks"
+        assert f"{lacking} most seeds." in study.notes
+    assert only(analyse(records, complete_seeds=True)).tried == (2, 1)
+
+
+def test_nothing_has_a_verdict_while_planned_runs_are_missing():
+    methods = ("wd uniform", "pwd uniform", "no decay", "l2 sp")
+    everyone = [run for method in methods for run in grid(method, seeds=range(6))]
+    study = analyse(everyone, plan_of(everyone))
+    assert [c.verdict for c in (*study.contrasts, *study.baselines)] == ["equivalent"] * 2
+    study = analyse(everyone[:-1], plan_of(everyone))
+    found = [*study.contrasts, *study.baselines, *study.controls["digits, default model"]]
+    reason = "1 of the 48 planned runs are missing"
+    assert [(c.name, c.verdict, c.withheld) for c in found[:3]] == [
+        ("decay_timing=pwd", "undecided", reason),
+        ("l2 sp", "undecided", reason),
+        ("wd uniform", "undecided", reason),
+    ]
+
+
+@pytest.mark.parametrize(
+    "sides", [("pwd linear", "wd linear"), ({"decay_timing": "pwd"}, {"decay_timing": "wd"})]
+)
+def test_settings_that_the_other_side_lacks_are_said(sides):
+    records = grid("pwd linear", (0.01, 0.1, 1.0)) + grid("wd linear")
+    question = Question(compare=[sides[0]], to=sides[1], at="equal")
+    found = only(analyse(records, questions=[question]))
+    assert found.left_out == [f"1 of 3 settings of {found.name} left out: {found.to} lacks them"]
+
+
+def test_data_sizes_that_differ_between_seeds_are_noted():
+    records = [
+        run_of(method, s, 0.8 + noise(s), record={"data": data_of(s)})
+        for method in ("wd uniform", "pwd linear")
+        for s in SEEDS
+    ]
+    assert "The runs differ in the number of train images: 1,000 to 1,004." in analyse(records).notes
+    alike = [run for run in records if run.seed == 3]
+    assert not any("number of" in note for note in analyse(alike).notes)
+
+
+def data_of(seed):
+    sizes = {"train": 1000 + seed, "validation": 100, "test": 100}
+    return {"num_classes": 10, "sizes": sizes, "fingerprints": {"train": f"train {seed}", "test": "test"}}

@@ -18,7 +18,7 @@ from hf_lpwd.study import sweep as study_sweep
 from hf_lpwd.study.analysis import analyse
 from hf_lpwd.study.config import read_study
 from hf_lpwd.study.plan import PlannedRun, Question, differences, read_plan, store_plan
-from hf_lpwd.study.planning import Trial, describe, fit_budget, parse_duration
+from hf_lpwd.study.planning import Trial, describe, detectable_points, fit_budget, parse_duration
 from hf_lpwd.study.record import Record
 from hf_lpwd.study.records import pack_records
 from hf_lpwd.study.run import compute_record
@@ -423,3 +423,27 @@ def test_plan_names_a_next_command_that_is_not_refused(
     file = budget[-1] if budget else registered
     assert capsys.readouterr().out.splitlines()[-1] == f"next: hf-lpwd study {following} {file} --runs runs"
     assert main(["study", following, str(file), "--runs", "runs"]) == 0
+
+
+def test_power_counts_what_the_report_corrects_together(tmp_path):
+    """Four sides on two tasks and their means, in one family of 12; a question of its own has 2."""
+    sides = "".join(
+        f"  - {{name: one family, compare: [{timing} linear], over_tasks: true}}\n"
+        for timing in ("wd", "rwd", "pwd", "l2")
+    )
+    (tmp_path / "study.yaml").write_text(
+        "grid:\n  decay_timing: [wd, rwd, pwd, l2]\n  layer_schedule: [uniform, linear]\n"
+        "  data: [{name: a, max_train_samples: 100}, {name: b, max_train_samples: 200}]\n"
+        f"  seed: [0, 1, 2, 3, 4]\nquestions:\n{sides}"
+        "  - compare: [{max_train_samples: 100, decay_timing: pwd, layer_schedule: linear}]\n"
+        "    to: {max_train_samples: 200, decay_timing: pwd, layer_schedule: linear}\n"
+    )
+    study = read_study(str(tmp_path / "study.yaml"))
+    lines = list(describe(study, [Trial(1.0, 1000, 10)] * 2, 1, 0.5))[-5:]
+    points = f"{detectable_points(5, 12, 0.5):.2g}"
+    for number, line in enumerate(lines[:4], 1):
+        start = f"question {number}: 3 comparisons of 12 that are corrected together with wd uniform, margin"
+        assert line.startswith(start)
+        assert f"a true difference of {points} points is found" in line
+    assert lines[4].startswith("question 5: 1 comparison with max_train_samples=200, decay_timing=pwd, ")
+    assert f"a true difference of {detectable_points(5, 1, 0.5):.2g} points is found" in lines[4]
