@@ -14,6 +14,8 @@ from hf_lpwd.vision.arguments import make_parser
 GROUP_AXES = ("model", "data", "method")
 #: Instead of weight_decay: the sum of learning rate times weight decay over a run.
 TOTAL_DECAY = "total_decay"
+#: Settings of a run that are not flags: the baseline that it is, and what follows from several flags.
+OTHER_SETTINGS = ("peer", "paper_metric", "mixed_precision")
 
 # What the study decides itself, what belongs to one run's folder, and what must not stand in a record.
 _RESERVED = {

@@ -16,6 +16,7 @@ from hf_lpwd.study.comparison import (
     Comparison,
     corrected,
     differing_data,
+    differing_devices,
     image_variance,
     num_images,
     over_tasks,
@@ -236,7 +237,8 @@ def _of_differences(
         diverged=(diverged[0], diverged[1]),
         image_variance=image_variance(*sides) if base.question.measure == "accuracy" else None,
         withheld=untested(everyone)
-        or differing_data(everyone, {"train"} if _of_the_task(base.question) else set()),
+        or differing_data(everyone, {"train"} if _of_the_task(base.question) else set())
+        or differing_devices(everyone),
     )
 
 

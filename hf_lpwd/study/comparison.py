@@ -168,6 +168,19 @@ def differing_data(runs: Iterable[Record], may_differ: Container[str]) -> str | 
     return None
 
 
+def differing_devices(runs: Iterable[Record]) -> str | None:
+    """Says if runs of one seed used different numbers of devices, and so batches of different sizes."""
+    found: dict[int, set[int]] = {}
+    for run in runs:
+        if run.environment and run.environment.devices is not None:
+            found.setdefault(run.seed, set()).add(run.environment.devices)
+    for seed, numbers in found.items():
+        if len(numbers) > 1:
+            listed = " and ".join(map(str, sorted(numbers)))
+            return f"the runs of seed {seed} used {listed} devices, and so batches of different sizes"
+    return None
+
+
 def image_variance(a: Sequence[Record], b: Sequence[Record]) -> float | None:
     """Variance over test images of the mean difference: that of the image's own mean difference, over N."""
     tests = {run.data.fingerprints.get("test") for run in (*a, *b) if run.data}

@@ -43,6 +43,10 @@ _SELECTION = (
     "logging_steps",
 )
 _NOT_THE_RUN = {"devices"}
+# Their learning rates depend on how training goes.
+_UNKNOWN_RATES = ("reduce_lr_on_plateau", "greedy")
+# What a study may set for its methods, and no baseline takes over: value of the baselines.
+_NOT_OF_BASELINES = {"decay_coupling": "lr", "layer_lr_decay": 1.0}
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,17 @@ def _runs(study: dict[str, Any]) -> list[RunSpec]:
     if not isinstance(paper_metric, bool):
         raise BadInputError(f"paper_metric is {kind(paper_metric)}, but must be true or false")
 
+    shared = [("train", train)]
+    shared += [(f"grid: {name}", one) for name in ("model", "data") for one in by_name.get(name, [])]
+    for where, flags_of_all in shared if baselines else ():
+        for name, value in _NOT_OF_BASELINES.items():
+            if read_as(flags_of_all.get(name, value)) != read_as(value):
+                given = flags_of_all[name]
+                raise BadInputError(
+                    f"{where}: {name} {given} would not count for the baselines, which have {value}: give it "
+                    f"in the grid ({name}: [{given}]) for its methods alone, or leave the baselines out"
+                )
+
     flags = [train | one for one in _combinations(axes)]
     for given in flags:
         check_one_rate(given, "train and grid")
@@ -236,6 +251,11 @@ def _run_spec(flags: dict[str, Any], baseline: str | None, paper_metric: bool) -
         if name not in _NOT_THE_RUN and value is not None and value is not False
     }
     if total is not None:
+        if settings["lr_scheduler_type"] in _UNKNOWN_RATES and settings["decay_coupling"] == "lr":
+            raise BadInputError(
+                f"{TOTAL_DECAY} needs learning rates that are known before training, unlike those of "
+                f"lr_scheduler_type {settings['lr_scheduler_type']}: give weight_decay, or another schedule"
+            )
         del settings["weight_decay"]
         settings[TOTAL_DECAY] = float(total)
     if baseline is not None and baseline not in CELLS:

@@ -56,7 +56,7 @@ def _differences(task: Task, where: str) -> Iterator[str]:
     if varied:
         yield f"The runs{where} were made with different versions of {', '.join(varied)}."
     places = [record.environment for record in task.records if record.environment]
-    for name in ("device", "device_name", "threads", "commit"):
+    for name in ("device", "device_name", "devices", "threads", "commit"):
         values = {str(getattr(place, name)) for place in places}
         if len(values) > 1:
             yield f"The runs{where} differ in {name}: {', '.join(sorted(values))}."

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hf_lpwd.files import write_json
 from hf_lpwd.messages import BadInputError, counted
+from hf_lpwd.study.checks import OTHER_SETTINGS, check_names, known_flags
 from hf_lpwd.study.record import Record
 from hf_lpwd.study.records import PLAN, file_name, plan_text
 
@@ -156,7 +157,7 @@ def read_questions(given: Any, where: str) -> list[Question]:
         where: The file, for errors.
 
     Raises:
-        BadInputError: It is no list of questions.
+        BadInputError: It is no list of questions, or a side names a setting that no run has.
     """
     if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
         kind = f"a {type(given).__name__}" if isinstance(given, list | dict) else repr(given)
@@ -169,6 +170,10 @@ def read_questions(given: Any, where: str) -> list[Question]:
             fault = error.errors()[0]
             key = ".".join(map(str, fault["loc"]))
             raise BadInputError(f"{where}: questions: {number}: {key}: {fault['msg']}") from None
+        for side in (*question.compare, question.to):
+            if isinstance(side, dict):
+                known = {*known_flags(), *OTHER_SETTINGS}
+                check_names(side, known, "setting", f"{where}: questions: {number}: ")
         for side in question.compare:
             if side == question.to:
                 raise BadInputError(f"{where}: questions: {number}: compares {side!r} to itself")

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -15,12 +16,13 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, get_scheduler
 from transformers.utils import logging
 
+from hf_lpwd.config import LPWDConfig
+from hf_lpwd.factory import optimizer_from_plan
 from hf_lpwd.optimizer import LayerwiseDecay
-from hf_lpwd.plan import layer_name
+from hf_lpwd.plan import layer_name, plan_layers
 from hf_lpwd.study.checks import TOTAL_DECAY
 from hf_lpwd.study.config import RunSpec
 from hf_lpwd.vision.arguments import Arguments, arguments_from
-from hf_lpwd.vision.data.splits import load_splits
 from hf_lpwd.vision.finetune import make_trainer
 from hf_lpwd.vision.image_trainer import ImageTrainer
 from hf_lpwd.vision.prepare import Run, prepare
@@ -71,10 +73,15 @@ def quiet_run(
     try:
         with redirect_stdout(StringIO()):
             if total_decay is not None:
-                cache = model_args.cache_dir
-                splits = load_splits(data_args, seed=args.seed, cache_dir=cache, test_split=test_split)
-                args.weight_decay = total_decay / decay_steps(args, len(splits.train))
-            yield prepare(model_args, data_args, args, test_split=test_split), args
+                args.weight_decay = 0.0
+            run = prepare(model_args, data_args, args, test_split=test_split)
+            if total_decay is not None:
+                # The images that cannot be decoded are known now, and with them the number of steps.
+                args.weight_decay = total_decay / decay_steps(args, len(run.images["train"]))
+                config = LPWDConfig.from_args(args, layer_map=run.plan.layer_map)
+                run = replace(run, plan=plan_layers(run.model, config))
+                optimizer_from_plan(run.plan, run.model, torch.optim.SGD, lr=args.learning_rate)
+            yield run, args
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

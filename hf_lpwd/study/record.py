@@ -89,6 +89,7 @@ class Environment(_Part):
     device_name: str
     threads: Count
     commit: str
+    devices: Count | None = None
 
 
 class Data(_Part):
@@ -179,8 +180,8 @@ class Record(_Part):
     @property
     def outcome(self) -> Literal["completed", "diverged", "failed"]:
         """How the run ended; records of format 1 do not tell apart what diverged."""
-        if self.status == "failed" and self.error and _DIVERGED.search(self.error.message):
-            return "diverged"
+        if self.format == 1 and self.status == "failed" and self.error:
+            return "diverged" if _DIVERGED.search(self.error.message) else "failed"
         if self.status == "completed":
             finals = [values[-1] for values in self.weight_norms.norms.values() if values]
             losses = [metrics.loss for metrics in self.metrics.values() if "loss" in metrics.model_fields_set]

@@ -193,7 +193,10 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Device, threads, and the commit of this package; its version if it does not lie in a checkout."""
+    """Device, threads, and the commit of this package; its version if it does not lie in a checkout.
+
+    The Trainer divides a batch over all devices that it sees, and so trains with a larger one.
+    """
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     name = torch.cuda.get_device_name() if device is not None and device.type == "cuda" else _processor()
     return {
@@ -201,6 +204,7 @@ def environment() -> dict[str, Any]:
         "device_name": name,
         "threads": torch.get_num_threads(),
         "commit": _commit(),
+        "devices": 1 if device is None else torch.accelerator.device_count(),
     }
 
 

@@ -485,3 +485,30 @@ def test_the_profile_over_tasks_is_a_figure_of_the_report(tmp_path):
     page = Path(write_report(str(tmp_path / "runs"), str(tmp_path / "out"))).read_text()
     assert base64.b64encode(figure.svg).decode() in page
     assert (tmp_path / "out" / "figures" / "profile.svg").read_bytes() == figure.svg
+
+
+PLACE = {"device": "cuda", "device_name": "A100", "threads": 1, "commit": "version 1"}
+
+
+def on_devices(method, number):
+    """Six runs; a batch of a run is divided over all devices, each of which gets a whole one."""
+    place = PLACE if number is None else PLACE | {"devices": number}
+    return [run_of(method, s, 0.8 + noise(s), record={"environment": place}) for s in range(6)]
+
+
+def test_runs_on_other_numbers_of_devices_are_not_compared():
+    study = analyse(on_devices("wd uniform", 1) + on_devices("pwd linear", 2))
+    found = only(study)
+    reason = "the runs of seed 0 used 1 and 2 devices, and so batches of different sizes"
+    assert (found.withheld, found.verdict) == (reason, "undecided")
+    assert "The runs differ in devices: 1, 2." in study.notes
+    for number in (2, None):
+        same = only(analyse(on_devices("wd uniform", number) + on_devices("pwd linear", number)))
+        assert same.verdict == "equivalent"
+
+
+@pytest.mark.parametrize(("form", "outcome"), [(1, "diverged"), (2, "failed")])
+def test_only_the_first_format_reads_from_a_message_that_a_run_diverged(form, outcome):
+    """A file in a folder called nan is not found: a failure, not a run with accuracy 0."""
+    failed = failed_record("No such file or directory: '/data/nan/x.png'") | {"format": form}
+    assert Record.model_validate(failed).outcome == outcome

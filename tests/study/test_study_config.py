@@ -156,6 +156,14 @@ def test_total_decay_takes_the_place_of_weight_decay(read):
     assert [spec.method for spec in specs] == ["wd linear", "wd linear", "no decay", "noise floor"]
 
 
+def test_what_a_grid_gives_its_methods_alone_stands_beside_baselines(read):
+    specs = read(
+        "train: {layer_lr_decay: 1}\ngrid: {decay_coupling: [independent]}\n"
+        "baselines: [adamw_uniform]\nquestions: [{compare: [{peer: false}], to: wd uniform}]"
+    )
+    assert [spec.method for spec in specs] == ["pwd linear independent", "wd uniform"]
+
+
 def test_a_uniform_schedule_is_at_its_budget_as_it_is(read):
     specs = read("grid: {layer_schedule: [uniform, linear], match_decay_budget: [false, true]}")
     assert [spec.method for spec in specs] == ["pwd uniform", "pwd linear", "pwd linear matched"]
@@ -200,6 +208,28 @@ def test_the_papers_metric_makes_other_runs(read):
     ("text", "message"),
     [
         ("peers: [no_decay]", "the key peers is called baselines now"),
+        (
+            "train: {lr_scheduler_type: reduce_lr_on_plateau}\ngrid: {total_decay: [0.1]}",
+            "total_decay needs learning rates that are known before training, unlike those of "
+            "lr_scheduler_type reduce_lr_on_plateau: give weight_decay, or another schedule",
+        ),
+        (
+            "train: {decay_coupling: independent}\ngrid: {seed: [0]}\nbaselines: [adamw_uniform]",
+            "train: decay_coupling independent would not count for the baselines, which have lr: give it in "
+            "the grid (decay_coupling: [independent]) for its methods alone, or leave the baselines out",
+        ),
+        (
+            "grid: {data: [{dataset_name: digits, layer_lr_decay: 0.5}]}\nbaselines: [no_decay]",
+            "grid: data: layer_lr_decay 0.5 would not count for the baselines, which have 1.0",
+        ),
+        (
+            "grid: {seed: [0]}\nquestions: [{to: {match_budget: false}}]",
+            "questions: 1: unknown setting 'match_budget': did you mean 'match_decay_budget'?",
+        ),
+        (
+            "grid: {seed: [0]}\nquestions: [{compare: [{decay_timing: wd}, {timming: pwd}]}]",
+            "questions: 1: unknown setting 'timming'",
+        ),
         ("train: {model_type: [vit]}", "train: model_type is a list of 1, but must be one value"),
         ("train: {learning_rate: [1, 2]}", "learning_rate is a list of 2, but must be one value"),
         ("grid: {seed: [[1, 2]]}", "grid: seed is a list of 2, but must be one value"),

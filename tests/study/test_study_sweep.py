@@ -172,6 +172,7 @@ def test_what_a_record_holds(digits_runs):
     assert record["data"]["sizes"] == {"train": 300, "validation": 216, "test": 359}
     assert correct_images(read).mean() == pytest.approx(record["metrics"]["test"]["accuracy"])
     assert record["environment"]["threads"] == 1
+    assert record["environment"]["devices"] == 1
     assert re.fullmatch(
         "[0-9a-f]{12}(-dirty)?|.*-g[0-9a-f]{12}(-dirty)?|version .*", record["environment"]["commit"]
     )
