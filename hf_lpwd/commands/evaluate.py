@@ -100,7 +100,8 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
         say(f"hf-lpwd evaluate: {what}: the figures say nothing about new images")
     say(f"hf-lpwd evaluate: {data.facts.describe()}")
     logits, labels, unreadable, known = [], [], [], data.labels
-    for row, answer in enumerate(classifier.logits(data.cells(), args.batch_size)):
+    scale = data.facts.images.scale if data.facts.images else None
+    for row, answer in enumerate(classifier.logits(data.cells(), args.batch_size, scale)):
         if isinstance(answer, ValueError):
             unreadable.append(data.describe(row))
             say(f"hf-lpwd evaluate: {unreadable[-1]} cannot be read: {answer}")

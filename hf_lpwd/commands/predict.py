@@ -94,14 +94,18 @@ def predict(
     """
     # What loads models takes seconds to import.
     from hf_lpwd.vision.classifier import Classifier
+    from hf_lpwd.vision.data.sample import find_scale
 
     classifier = Classifier(run)
-    cells = ({"bytes": None, "path": str(path)} for path in paths)
+    cells = [{"bytes": None, "path": str(path)} for path in paths]
+    scale = classifier.scale
+    if scale is None and (scale := find_scale([[{"image": cell} for cell in cells]], "image")) is not None:
+        say(f"hf-lpwd predict: there are images of {scale.describe()}")
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(COLUMNS)
     unreadable = {}
-    for path, logits in zip(paths, classifier.logits(cells, batch_size), strict=True):
+    for path, logits in zip(paths, classifier.logits(cells, batch_size, scale), strict=True):
         if isinstance(logits, ValueError):
             unreadable[path] = str(logits)
             continue

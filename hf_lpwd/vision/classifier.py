@@ -42,16 +42,20 @@ class Classifier:
         self.scale = saved_scale(Path(name))
 
     def logits(
-        self, cells: Iterable[dict[str, Any] | None], batch_size: int = 32
+        self, cells: Iterable[dict[str, Any] | None], batch_size: int = 32, scale: Scale | None = None
     ) -> Iterator[Tensor | ValueError]:
         """Yields the logits float32 [C] of each image, or the error of an image that cannot be decoded.
 
-        `cells` are images as an undecoded `datasets.Image` column holds them.
+        Args:
+            cells: Images as an undecoded `datasets.Image` column holds them.
+            batch_size: How many are classified at once.
+            scale: Which stored values of more than 8 bits are white, in all of them; default: as in the run's
+                training.
         """
-        remaining = iter(cells)
+        remaining, scale = iter(cells), scale or self.scale or Scale()
         while batch := list(islice(remaining, batch_size)):
             threads = torch.get_num_threads()
-            decoded = list(read_images(batch, [None] * len(batch), threads=threads, scale=self.scale))
+            decoded = list(read_images(batch, [None] * len(batch), threads=threads, scale=scale))
             images = [torch.from_numpy(image) for image in decoded if not isinstance(image, ValueError)]
             logits = iter(self._classify(images)) if images else iter(())
             for image in decoded:

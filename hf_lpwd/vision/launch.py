@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from copy import copy
 from typing import Any
 
 import torch
 from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations, unset_hf_deepspeed_config
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_lpwd.decay_groups import PWD_UNDER_DEEPSPEED
+from hf_lpwd.vision.data.data_args import DataTrainingArguments
+from hf_lpwd.vision.model_args import ModelArguments
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +23,12 @@ FP16_ON_A_CPU = "mixed precision fp16 needs a GPU, and on a CPU would be float32
 
 #: What `optim_args` cannot set -> the flag that does.
 _OWN_FLAGS = {"weight_decay": "weight_decay", "lr": "learning_rate"}
+#: After how many steps something is done -> the strategy that makes it count.
+_STRATEGIES = {
+    "eval_steps": "eval_strategy",
+    "save_steps": "save_strategy",
+    "logging_steps": "logging_strategy",
+}
 
 
 def set_up_launch(launched: Any, timing: str) -> None:
@@ -55,6 +65,25 @@ def check_settings(args: TrainingArguments) -> None:
     _check_schedule(args)
     _check_trackers(args)
     _check_optimizer(args)
+
+
+def warn_of_no_effect(
+    model_args: ModelArguments, data_args: DataTrainingArguments, args: TrainingArguments
+) -> None:
+    """Warns of settings that nothing reads, as others are set or not set."""
+    for steps, strategy in _STRATEGIES.items():
+        given, how = getattr(args, steps), getattr(args, strategy)
+        if how != IntervalStrategy.STEPS and given not in (None, getattr(type(args), steps)):
+            logger.warning("%s %g has no effect: %s is %s, not steps", steps, given, strategy, how.value)
+    if data_args.auto_augment is None and data_args.ra_magnitude != DataTrainingArguments.ra_magnitude:
+        logger.warning("ra_magnitude %d has no effect without auto_augment ra", data_args.ra_magnitude)
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    if name is None and model_args.image_processor_name is not None:
+        logger.warning("image_processor_name has no effect: the model is trained from scratch, without one")
+    source = name or model_args.config_name
+    if revision != ModelArguments.model_revision and (source is None or os.path.exists(source)):
+        what = "the model is trained from scratch" if source is None else f"{source} is on this machine"
+        logger.warning("model_revision %s has no effect: %s", revision, what)
 
 
 def _check_schedule(args: TrainingArguments) -> None:

@@ -20,7 +20,7 @@ from hf_lpwd.vision.data.augmentation import Mixer, make_mixer
 from hf_lpwd.vision.data.data_args import DataTrainingArguments
 from hf_lpwd.vision.data.images import ImageDataset, finishes_later
 from hf_lpwd.vision.data.splits import Splits, load_splits
-from hf_lpwd.vision.launch import check_settings, set_up_launch
+from hf_lpwd.vision.launch import check_settings, set_up_launch, warn_of_no_effect
 from hf_lpwd.vision.model_args import ModelArguments
 from hf_lpwd.vision.models import load_model_and_processor
 from hf_lpwd.vision.run_facts import RunFacts, run_facts
@@ -58,6 +58,7 @@ def prepare(
     """
     set_up_launch(training_args, training_args.decay_timing)
     check_settings(training_args)
+    warn_of_no_effect(model_args, data_args, training_args)
     settings = run_settings(model_args, data_args, training_args)
     _check_run(training_args, settings)
     splits = load_splits(
@@ -67,6 +68,11 @@ def prepare(
         token=model_args.token,
         test_split=test_split,
     )
+    if str(training_args.metric_for_best_model).endswith("top5_accuracy") and len(splits.class_names) <= 5:
+        raise ValueError(
+            f"metric_for_best_model is {training_args.metric_for_best_model!r}, which takes more than five "
+            f"classes, but {splits.name} has {len(splits.class_names)}"
+        )
     settings |= data_settings(splits)
     settings[CHANGES] = _check_run(training_args, settings)
     # The model's initial weights depend on the seed alone, not on what loading the data drew.

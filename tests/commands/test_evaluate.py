@@ -200,6 +200,23 @@ def test_do_eval_alone_measures_all_of_a_folder_with_the_classes_of_the_model(ru
     }
 
 
+def test_deep_images_have_the_scale_of_their_dataset(run, tmp_path, capsys):
+    """Two thirds of the images hold values up to 960 of 65,535."""
+    for folder, bits in (("deep", np.uint16), ("flat", np.uint8)):
+        for row in range(90):
+            values = DIGITS.images[row] * (4095 if row % 3 == 0 else 60)
+            white = 1 if folder == "deep" else 65535 / 255
+            path = tmp_path / folder / str(DIGITS.target[row]) / f"{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.rint(values / white).astype(bits)).save(path)
+    for folder in ("deep", "flat"):
+        data = str(tmp_path / folder)
+        assert main(["evaluate", str(run), data, "--out", str(tmp_path / f"of {folder}")]) == 0
+    assert "integers to 65535 and floats to 1 become 0 to 255" in capsys.readouterr().err
+    deep, flat = (tmp_path / f"of {folder}" for folder in ("deep", "flat"))
+    assert (deep / "confusion.csv").read_text() == (flat / "confusion.csv").read_text()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -139,6 +139,23 @@ def test_deep_images_are_scaled_as_in_training(run, tmp_path, capsys):
     assert [row["score"] for row in rows[:10]] != [row["score"] for row in rows[10:]]
 
 
+def test_deep_images_have_one_scale_where_training_had_none(run, tmp_path, capsys):
+    values = np.random.default_rng(0).integers(0, 901, (8, 8))
+    for name, highest in (("dark", 900), ("light", 60000)):
+        values[0, 0] = highest
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / f"{name}.png")
+        Image.fromarray(np.rint(values * (255 / 65535)).astype(np.uint8)).save(tmp_path / f"{name}-flat.png")
+    assert main(["predict", str(run), str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    rows = {row["image"].rpartition("/")[2]: (row["class"], row["score"]) for row in rows_of(captured.out)}
+    assert rows["dark.png"] == rows["dark-flat.png"]
+    assert rows["light.png"] == rows["light-flat.png"]
+    assert captured.err.splitlines()[0] == (
+        "hf-lpwd predict: there are images of more than 8 bits (integers to 65535 and floats to 1 become 0 "
+        "to 255)"
+    )
+
+
 def test_links_are_followed_and_a_cycle_is_refused(run, images, tmp_path, capsys):
     (tmp_path / "outside").mkdir()
     Image.fromarray(noise(8, 8, seed=6)).save(tmp_path / "outside" / "linked.png")

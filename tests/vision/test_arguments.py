@@ -17,7 +17,7 @@ from transformers.integrations.deepspeed import (
 from hf_lpwd.messages import BadInputError
 from hf_lpwd.vision.arguments import DIGITS_RUN, arguments_from, make_parser, parse_args
 from hf_lpwd.vision.flag_parser import OLD_FLAGS
-from hf_lpwd.vision.launch import check_settings, set_up_launch
+from hf_lpwd.vision.launch import check_settings, set_up_launch, warn_of_no_effect
 from hf_lpwd.vision.model_args import parse_overrides
 from hf_lpwd.vision.run_facts import RunFacts, num_evaluations
 
@@ -358,6 +358,38 @@ def test_a_warmup_that_the_schedule_does_not_have_is_said(steps, caplog):
         "'constant_with_warmup' has"
         for name in ("constant", "reduce_lr_on_plateau", "greedy")
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"eval_steps": 20}, "eval_steps 20 has no effect: eval_strategy is epoch, not steps"),
+        ({"eval_strategy": "steps", "eval_steps": 20, "save_strategy": "no"}, None),
+        ({"save_steps": 30}, "save_steps 30 has no effect: save_strategy is epoch, not steps"),
+        (
+            {"logging_strategy": "epoch", "logging_steps": 5},
+            "logging_steps 5 has no effect: logging_strategy is epoch, not steps",
+        ),
+        ({"ra_magnitude": 20}, "ra_magnitude 20 has no effect without auto_augment ra"),
+        ({"ra_magnitude": 20, "auto_augment": "ra"}, None),
+        (
+            {"model_type": "vit", "image_processor_name": "a/b"},
+            "image_processor_name has no effect: the model is trained from scratch, without one",
+        ),
+        (
+            {"model_type": "vit", "model_revision": "v2"},
+            "model_revision v2 has no effect: the model is trained from scratch",
+        ),
+        (
+            {"model_name_or_path": "/", "model_revision": "v2"},
+            "model_revision v2 has no effect: / is on this machine",
+        ),
+        ({"model_name_or_path": "a/b", "model_revision": "v2", "image_processor_name": "a/b"}, None),
+    ],
+)
+def test_settings_that_nothing_reads_are_said(settings, said, caplog):
+    warn_of_no_effect(*arguments_from(settings))
+    assert caplog.messages == [said] * (said is not None)
 
 
 @pytest.mark.parametrize(

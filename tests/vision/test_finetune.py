@@ -265,6 +265,10 @@ def test_fine_tuning_a_local_model(digits_run, tmp_path, capsys):
         (["--layer_schedule", "0,0.1"], "layer_schedule lists 2 rates, but the model has 6 layer indices"),
         (["--no_decay_pattern", "nothing"], "no_decay_pattern 'nothing' matches no parameter"),
         (["--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint is 'nowhere'"),
+        (
+            ["--dataset_name", "IMAGES", "--model_type", "vit", "--metric_for_best_model", "top5_accuracy"],
+            "metric_for_best_model is 'top5_accuracy', which takes more than five classes, but ",
+        ),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_no_folder(argv, message, image_folder, tmp_path, capsys):

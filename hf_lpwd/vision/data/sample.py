@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import datasets
 import numpy as np
@@ -17,6 +17,8 @@ from hf_lpwd.vision.data.facts import ImageFacts
 
 if TYPE_CHECKING:
     from hf_lpwd.vision.data.splits import Splits
+
+_Rows: TypeAlias = datasets.Dataset | Sequence[dict[str, Any]]
 
 _SMALL_SIDE = 64
 _SAMPLE = 64
@@ -52,10 +54,10 @@ def look_at_images(
     )
 
 
-def find_scale(files: list[datasets.Dataset], column: str) -> Scale | None:
+def find_scale(files: Sequence[_Rows], column: str) -> Scale | None:
     """Decides from the highest values which values are white; None if no image has more than 8 bits.
 
-    `files` are splits from `undecoded`.
+    `files` are splits from `undecoded`, or lists of such rows.
     """
     if all(deep_highest(cell) is None for cell in _spread(files, column, _SAMPLE)):
         return None
@@ -86,7 +88,7 @@ def undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
     return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
-def _spread(parts: list[datasets.Dataset], column: str, count: int) -> Iterator[dict[str, Any] | None]:
+def _spread(parts: Sequence[_Rows], column: str, count: int) -> Iterator[dict[str, Any] | None]:
     """Yields up to `count` cells of each split, spread evenly over it."""
     for files in parts:
         for row in np.unique(np.linspace(0, len(files) - 1, count).astype(int)).tolist():

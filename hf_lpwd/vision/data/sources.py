@@ -121,6 +121,8 @@ def _load_named(
         files = [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
         if not files:
             raise BadInputError(f"no such file: {name}")
+        if args.dataset_config_name is not None:
+            raise BadInputError(f"{name} is a file without configurations: leave dataset_config_name out")
         if len(files) > 1:
             _refuse_mixed_splits(name, files)
         return Source(name, DatasetDict({"train": _read_tables(name, files, args, cache_dir)}))
@@ -148,13 +150,14 @@ def _load_folder(
     """Loads a folder of images, or of files that hold rows."""
     refuse_run(folder, name, "a dataset")
     saved_files = {"dataset_dict.json", "state.json", "dataset_info.json"} & set(os.listdir(folder))
+    configured = _has_configuration(folder)
+    if args.dataset_config_name is not None and not configured:
+        raise BadInputError(f"{name} is a folder without configurations: leave dataset_config_name out")
     if "dataset_dict.json" in saved_files or len(saved_files) == 2:
         saved = datasets.load_from_disk(str(folder))
         return Source(name, saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved}))
-    if _has_configuration(folder):
+    if configured:
         return _load_dataset(name, str(folder), cache_dir, name=args.dataset_config_name)
-    if args.dataset_config_name is not None:
-        raise BadInputError(f"{name} is a folder without configurations: leave dataset_config_name out")
     listing = list_folder(folder, cache_dir)
     if listing.archives and listing.left_out["file .cls"]:  # WebDataset, in which files of a name are a row
         return _load_dataset(name, str(folder), cache_dir)

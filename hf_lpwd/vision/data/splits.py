@@ -90,6 +90,11 @@ def load_splits(
     sources = _assign_roles(source)
     if args.test_split is not None and "test" in sources:
         raise BadInputError(f"{source.name} has a test split ({sources['test']}): leave test_split out")
+    if args.train_val_split != DataTrainingArguments.train_val_split and "validation" in sources:
+        split = sources["validation"]
+        logger.warning(
+            "train_val_split %g has no effect: the dataset has the split %s", args.train_val_split, split
+        )
     found = {role: source.splits[split] for role, split in sources.items()}
     parts, columns = with_columns(found, args, source.notes)
     class_names, parts, labels = encode_labels(

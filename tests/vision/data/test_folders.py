@@ -797,6 +797,16 @@ def test_a_test_split_is_cut_first_and_is_the_same_for_every_seed(tmp_path):
     assert runs[0].rows["validation"].tolist() != runs[1].rows["validation"].tolist()
 
 
+def test_a_cut_that_is_not_made_is_said(tmp_path, caplog):
+    root = make(tmp_path / "set", *(f"{split}/{name}" for split in ("train", "dev") for name in TWO_EACH))
+    with caplog.at_level(logging.WARNING):
+        load(root)
+        assert caplog.messages == []
+        splits = load(root, train_val_split=0.5)
+    assert caplog.messages == ["train_val_split 0.5 has no effect: the dataset has the split dev"]
+    assert [len(splits.rows[role]) for role in ("train", "validation")] == [4, 4]
+
+
 def test_a_test_split_is_not_cut_twice():
     with pytest.raises(BadInputError, match=r"^digits has a test split \(test\): leave test_split out$"):
         load_splits(DataTrainingArguments(test_split=0.1), seed=0)

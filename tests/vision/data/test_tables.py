@@ -243,6 +243,12 @@ def test_the_test_rows_of_a_table_are_not_trained_on(folder, name, column):
     assert found.facts.notes == [f"The splits are those of the column {column}"]
 
 
+def test_a_table_has_no_configurations(folder):
+    (folder / "a.csv").write_text("\n".join(["image,label", *(line.replace("SEP", ",") for line in LINES)]))
+    with pytest.raises(BadInputError, match=r"a\.csv is a file without configurations: leave dataset_"):
+        load(folder / "a.csv", dataset_config_name="v2")
+
+
 def test_the_splits_of_a_table_may_be_class_labels(folder):
     columns = {"image": PATHS, "label": list("abba"), "split": [0, 1, 0, 2]}
     data = datasets.Dataset.from_dict(columns)
