@@ -145,16 +145,9 @@ def last_complete(run_dir: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def without_optimizer(checkpoint: str | os.PathLike[str]) -> str | None:
-    """Says if a checkpoint holds a model alone, from which a run would go on as another one."""
-    folder = Path(checkpoint)
-    # accelerate's and torch's files and folders, and DeepSpeed's.
-    if any(True for pattern in ("optimizer*", "global_step*") for _ in folder.glob(pattern)):
-        return None
-    return (
-        f"{folder} has no state of the optimizer (save_only_model), so a run cannot go on from it: start "
-        "another one from its weights"
-    )
+def has_optimizer(checkpoint: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint holds more than a model: files or folders of torch, accelerate or DeepSpeed."""
+    return any(True for name in ("optimizer*", "global_step*") for _ in Path(checkpoint).glob(name))
 
 
 def why_not_resumable(checkpoint: str | os.PathLike[str]) -> str | None:

@@ -73,8 +73,11 @@ class CompleteCheckpointsMixin(Trainer):
                 )
         elif resume_from_checkpoint:
             self._refuse_if(partial(folders.why_not_resumable, resume_from_checkpoint))
-        if resume_from_checkpoint:
-            self._refuse_if(partial(folders.without_optimizer, resume_from_checkpoint))
+        if resume_from_checkpoint and not folders.has_optimizer(resume_from_checkpoint):
+            logger.warning(
+                f"{resume_from_checkpoint} has no state of the optimizer (save_only_model), which starts "
+                "afresh: the weights will not be those of a run without interruption"
+            )
         self._resumed_from = os.fspath(resume_from_checkpoint) if resume_from_checkpoint else None
         self._best = self._before = None
         if self._resumed_from and self.args.load_best_model_at_end:
