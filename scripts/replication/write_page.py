@@ -4,9 +4,9 @@
 
 A table of the page stands between ``<!-- NAME -->`` and ``<!-- end -->`` and is replaced; the text around
 them is written by hand. NAME is ``verdicts/QUESTION``; ``secondary``; ``by_amount/METHOD``;
-``rates/CONTEXT``; ``controls/TABLE``, a table of `hf-lpwd report` over C1 and its controls; or another
-function of `page_tables`, of a context if one follows the slash. A context counts from five complete seeds
-on. The same records give the same bytes.
+``rates/CONTEXT``; ``controls/TABLE``, a table of `hf-lpwd report` over C1 and its controls; another function
+of `page_tables`, of the context behind the slash; or one of `page_diagnostics`. A context counts from five
+complete seeds on. The same records give the same bytes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import page_diagnostics
 import page_tables
 import pandas as pd
 import yaml
@@ -82,8 +83,12 @@ def fill(page: str, folder: Path, figures: Path) -> str:
             elif kind == "rates":
                 summary = answers / f"{contexts.index(of_context) + 1}-summary.csv"
                 made = page_tables.rates(of_context, summary)
+            elif which:
+                made = getattr(page_tables, kind)(of_context)
+            elif kind == "progress":
+                made = page_tables.progress(folder)
             else:
-                made = getattr(page_tables, kind)(of_context if which else folder)
+                made = getattr(page_diagnostics, kind)(folder / "diagnostics")
             return match[1] + markdown(made)
 
         filled = _TABLE.sub(table, page)
