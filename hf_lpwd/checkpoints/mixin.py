@@ -73,7 +73,8 @@ class CompleteCheckpointsMixin(Trainer):
                 )
         elif resume_from_checkpoint:
             self._refuse_if(partial(folders.why_not_resumable, resume_from_checkpoint))
-        if resume_from_checkpoint and not folders.has_optimizer(resume_from_checkpoint):
+        first = self.is_world_process_zero()
+        if first and resume_from_checkpoint and not folders.has_optimizer(resume_from_checkpoint):
             logger.warning(
                 f"{resume_from_checkpoint} has no state of the optimizer (save_only_model), which starts "
                 "afresh: the weights will not be those of a run without interruption"

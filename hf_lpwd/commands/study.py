@@ -113,8 +113,8 @@ def _plan(args: Namespace) -> int:
 
     if args.out and args.budget is None:
         raise BadInputError("out is the study that a budget buys: add --budget")
-    if args.out and Path(args.out).exists():
-        raise BadInputError(f"{args.out} is there already: name another file")
+    if args.out:
+        planning.check_new(args.out)
     budget = None if args.budget is None else planning.parse_duration(args.budget)
     study = read_study(args.file)
     # The study that is run next: this one, or that of the budget, which has other runs but these questions.

@@ -59,14 +59,19 @@ class Choice:
     num_runs: int
 
 
+def check_new(path: str) -> None:
+    """Raises a BadInputError if a file is there: a study with its comments would be lost."""
+    if Path(path).exists():
+        raise BadInputError(f"{path} is there already: name another file")
+
+
 def write_study(path: str, flags: Mapping[str, Any]) -> None:
     """Writes the commented example of a study with these flags under `train`.
 
     Raises:
         BadInputError: The file is there.
     """
-    if Path(path).exists():
-        raise BadInputError(f"{path} is there already: name another file")
+    check_new(path)
     example = resources.files("hf_lpwd.study").joinpath("example.yaml").read_text("utf-8").splitlines()
     # A flag that is given takes the place of the comment about it.
     lines = [line for line in example if line.partition(":")[0].removeprefix("  # ") not in flags]

@@ -71,13 +71,12 @@ class Method:
 
     def of_seeds(self, seeds: Container[int]) -> Method:
         """The same with the runs of some seeds; of a setting that was not usable with none."""
-        return Method(
-            self.name,
-            {
-                setting: {s: run for s, run in runs.items() if s in seeds and setting in self.usable}
-                for setting, runs in self.grid.items()
-            },
-        )
+        usable = self.usable
+        grid = {
+            setting: {seed: run for seed, run in runs.items() if seed in seeds} if setting in usable else {}
+            for setting, runs in self.grid.items()
+        }
+        return Method(self.name, grid)
 
     def common_seeds(self) -> list[int]:
         """The seeds that all usable settings have."""
